@@ -1,0 +1,224 @@
+r"""Hyena mixers: gates and long convolutions in place of attention, on an image of tokens.
+
+The operator of order N projects tokens to N + 1 signals $x_0, ..., x_{N-1}, v$, passes each through a short depthwise
+convolution, and then alternates gates with long convolutions whose kernels are implicit filters:
+
+$$v \leftarrow h_i * (v \odot \sigma(x_i)) + d_i\,(v \odot \sigma(x_i)), \quad i = N-1, ..., 1; \qquad
+y = W_o\,(v \odot \sigma_o(x_0))$$
+
+This is the recurrence of the released code: order 2 has two gates and one long convolution.
+"""
+
+import math
+from functools import partial
+
+import torch
+from timm.layers import get_act_layer, get_norm_layer, to_2tuple, trunc_normal_
+from torch import Tensor, nn
+
+from hyena_vision.layers.implicit_filter import ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d
+from hyena_vision.ops import long_conv1d, long_conv2d
+
+
+class _Hyena(nn.Module):
+    """What the 1D and the 2D mixer share: projections, short filter, recurrence."""
+
+    filter: ImplicitFilter
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        rank: int,
+        causal: bool = False,
+        order: int = 2,
+        short_kernel_size: int = 3,
+        qkv_bias: bool = True,
+        short_bias: bool = True,
+        proj_bias: bool = True,
+        gate_act: str | type[nn.Module] | None = None,
+        out_gate_act: str | type[nn.Module] | None = None,
+        value_norm: bool = False,
+        gate_norm: bool = False,
+        out_norm: bool = False,
+        norm_layer: str | type[nn.Module] = "rmsnorm",
+        proj_drop: float = 0.0,
+        film: bool = False,
+        base_grid: int | tuple[int, int] = 14,
+        backend: str | None = None,
+        device=None,
+        dtype=None,
+        **filter_kwargs,
+    ) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        if order < 2:
+            raise ValueError(f"order must be at least 2, got {order}")
+        if short_kernel_size < 1 or (short_kernel_size % 2 == 0 and not causal):
+            expected = "at least 1" if causal else "odd and at least 1"
+            raise ValueError(f"short_kernel_size must be {expected}, got {short_kernel_size}")
+        dd = {"device": device, "dtype": dtype}
+        norm_layer = partial(get_norm_layer(norm_layer), dim, **dd)
+        self.dim = dim
+        self.order = order
+        self.causal = causal
+        self.backend = backend
+        width = (order + 1) * dim
+        self.qkv = nn.Linear(dim, width, bias=qkv_bias, **dd)
+        self.short_filter = (nn.Conv1d if rank == 1 else nn.Conv2d)(
+            width,
+            width,
+            short_kernel_size,
+            padding=short_kernel_size - 1 if causal else short_kernel_size // 2,
+            groups=width,
+            bias=short_bias,
+            **dd,
+        )
+        self.value_norm = norm_layer() if value_norm else nn.Identity()
+        self.gate_norms = nn.ModuleList([norm_layer() if gate_norm else nn.Identity() for _ in range(order - 1)])
+        self.gate_act = _activation(gate_act)
+        self.out_gate_act = _activation(out_gate_act)
+        filter_kwargs = dict(num_filters=order - 1, cond_dim=dim if film else 0, **filter_kwargs, **dd)
+        base_grid = to_2tuple(base_grid)
+        if rank == 1:
+            self.filter = ImplicitFilter1d(dim, causal=causal, base_size=math.prod(base_grid), **filter_kwargs)
+        else:
+            self.filter = ImplicitFilter2d(dim, base_size=base_grid, **filter_kwargs)
+        self.skip = nn.Parameter(torch.empty(order - 1, dim, **dd))
+        self.out_norm = norm_layer() if out_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the projections and skips; the short filter keeps torch's default, the filter draws its own."""
+        # The gates multiply order + 1 signals: with timm's std of 0.02 their product would all but vanish in small models.
+        nn.init.normal_(self.qkv.weight, std=self.dim**-0.5)
+        trunc_normal_(self.proj.weight, std=0.02)
+        for linear in (self.qkv, self.proj):
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        nn.init.normal_(self.skip)
+
+    def extra_repr(self) -> str:
+        """Settings that the sub-modules do not show."""
+        return f"dim={self.dim}, order={self.order}, causal={self.causal}, backend={self.backend!r}"
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must have shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
+
+    def _kernels(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Kernels of all long convolutions, conditioned on the mean token if the mixer was made with `film`."""
+        return self.filter(size, None if self.filter.film is None else x.flatten(1, 2).mean(1))
+
+    def _recurrence(self, signals: Tensor, kernels: Tensor, long_conv) -> Tensor:
+        """Gates and long convolutions on channels-first signals (B, (order + 1) C, *); gives (B, C, *)."""
+        *gates, value = signals.chunk(self.order + 1, dim=1)
+        value = _channels_last(self.value_norm, value)
+        for step in range(self.order - 1):
+            value = value * self.gate_act(gates[self.order - 1 - step])
+            value = _channels_last(self.gate_norms[step], value)
+            value = long_conv(value, kernels[step], self.skip[step], backend=self.backend)
+        return value * self.out_gate_act(gates[0])
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.proj_drop(self.proj(self.out_norm(x)))
+
+
+class Hyena1d(_Hyena):
+    r"""Hyena over the tokens of an image in raster order.
+
+    Args:
+        dim: Channels, C.
+        causal: Whether a token sees only those before it, as in the paper; by default it sees all.
+        order: Number of gates N >= 2; there are N - 1 long convolutions.
+        short_kernel_size: Taps of the short filter >= 1, odd unless causal.
+        qkv_bias: Whether the input projection has a bias.
+        short_bias: Whether the short filter has a bias.
+        proj_bias: Whether the output projection has a bias.
+        gate_act: Activation of the gates before the convolutions, a timm name such as "silu" or a class; None for none.
+        out_gate_act: Activation of the last gate.
+        value_norm: Whether v is normalised over channels before the first gate.
+        gate_norm: Whether the input of each long convolution is normalised over channels.
+        out_norm: Whether the input of the output projection is normalised over channels.
+        norm_layer: Those norms, a timm name or a class.
+        proj_drop: Dropout rate after the output projection.
+        film: Whether the mean token scales and shifts the filter's hidden layers, so that each sample has a filter.
+        base_grid: Tokens (H, W), or one number for both, of the grid on which the filter's relative and absolute
+            coordinates agree; usually that of the training images.
+        backend: Backend of the long convolutions, see `hyena_vision.ops`; None picks.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+        **filter_kwargs: For `ImplicitFilter1d`.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Shape:
+        (B, H, W, C) -> (B, H, W, C), any H and W.
+
+    Cost:
+        O(B C H W (C + log(H W))) time.
+
+    Source:
+        Hyena (arXiv:2302.10866), definition 3.1; the bidirectional form is HyenaPixel's (arXiv:2402.19305).
+    """
+
+    def __init__(self, dim: int, *, causal: bool = False, **kwargs) -> None:
+        super().__init__(dim, rank=1, causal=causal, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens (B, H, W, C)."""
+        self._check_input(x)
+        height, width = x.shape[1:3]
+        signals = self.short_filter(self.qkv(x).flatten(1, 2).transpose(1, 2))[..., : height * width]
+        kernels = self._kernels(x, (height * width,))
+        y = self._recurrence(signals, kernels, partial(long_conv1d, causal=self.causal))
+        return self._project(y.transpose(1, 2).unflatten(1, (height, width)))
+
+
+class Hyena2d(_Hyena):
+    r"""Hyena over the two axes of an image of tokens.
+
+    Args:
+        dim: Channels, C.
+        padding: "linear" (zeros outside the image) or "circular", for the long convolutions.
+        **kwargs: As for `Hyena1d`, less `causal`; what remains is for `ImplicitFilter2d`.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Shape:
+        (B, H, W, C) -> (B, H, W, C), any H and W.
+
+    Cost:
+        O(B C H W (C + log(H W))) time.
+
+    Source:
+        HyenaPixel (arXiv:2402.19305), section 3.
+    """
+
+    def __init__(self, dim: int, *, padding: str = "linear", **kwargs) -> None:
+        if padding not in ("linear", "circular"):
+            raise ValueError(f"padding must be 'linear' or 'circular', got {padding!r}")
+        super().__init__(dim, rank=2, **kwargs)
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens (B, H, W, C)."""
+        self._check_input(x)
+        signals = self.short_filter(self.qkv(x).permute(0, 3, 1, 2))
+        kernels = self._kernels(x, (x.shape[1], x.shape[2]))
+        y = self._recurrence(signals, kernels, partial(long_conv2d, padding=self.padding))
+        return self._project(y.permute(0, 2, 3, 1))
+
+
+def _activation(act: str | type[nn.Module] | None) -> nn.Module:
+    return nn.Identity() if act is None else get_act_layer(act)()
+
+
+def _channels_last(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a norm over the channels of (B, C, *)."""
+    return x if isinstance(norm, nn.Identity) else norm(x.movedim(1, -1)).movedim(-1, 1)

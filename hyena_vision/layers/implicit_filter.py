@@ -1,0 +1,352 @@
+r"""Implicit filters: long kernels that a small network computes from position.
+
+$$k_c(u) = g \cdot \mathrm{MLP}(\phi(u))_c \cdot (w_c(u) + s_c)$$
+
+u is the displacement between two tokens on each axis, $\phi$ its position features, the MLP has sine activations
+$\sin(\omega \odot (W z + b))$ with learnt $\omega$, and w is a window that falls off with distance. The filter is a function
+and not a table, so it is evaluated on whatever grid is at hand, with the same parameters.
+
+Coordinates. With `coords="relative"` u is measured in image extents (a displacement of H tokens in an image of H rows is
+1) and the gain g is $\prod_a n^0_a / n_a$ for a grid n and the base grid $n^0$: the sum over tokens then approximates one and
+the same integral over the image at every resolution. With `coords="absolute"` u is measured in base grids of a fixed
+number of tokens and g = 1: a filter means the same number of tokens at every resolution, and larger images continue it.
+Both are equal on the base grid.
+"""
+
+import math
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEATURES = ("fourier", "sinusoid", "coords")
+WINDOWS = ("exponential", "radial", "gaussian", "none")
+COORDS = ("relative", "absolute")
+
+
+class ImplicitFilter(nn.Module):
+    r"""Base of `ImplicitFilter1d` and `ImplicitFilter2d`, which differ in the number of axes and in defaults.
+
+    Args:
+        rank: Number of axes of the signal.
+        dim: Channels of the signal, C.
+        num_filters: Kernels per channel, >= 1; they share the MLP up to its last layer.
+        causal: Whether the kernel covers displacements 0..n-1 instead of -(n-1)..n-1 on each axis.
+        filter_dim: Width of the MLP, >= 1.
+        filter_emb_dim: Number of position features: rank * (1 + 2 * bands) for "fourier", a multiple of 2 * rank for
+            "sinusoid", rank for "coords". None picks a usual number.
+        num_inner_layers: Hidden layers of the MLP after the first one, >= 0.
+        omega_0: Initial frequency of the first layer's sine; None is 1, and 10 for "coords". Other layers begin at 1.
+        features: "fourier": u and `bands` cosines and sines of it per axis, of 0 to bands - 1 periods over the kernel
+            (Hyena). "sinusoid": sines and cosines of the position in base-grid tokens, wavelengths 2 pi to 20000 pi
+            (HyenaPixel). "coords": u itself (SIREN, as in nvSubquadratic).
+        learn_features: Whether the features are a learnt table on the base grid (it starts at the values above). With
+            relative coordinates other grids interpolate it; with absolute ones they take its middle (its beginning if
+            causal), and a kernel is never larger than the table.
+        window: "exponential": $\exp(-\delta_c \sum_a |u_a|)$. "radial": $\exp(-\delta_c \lVert u \rVert_2)$. "gaussian":
+            $\exp(-\sum_a u_a^2 / 2 \sigma_{c,a}^2)$. "none": 1.
+        learn_window: Whether $\delta$ and the shift s, or $\log \sigma$, are parameters. None does as the papers do: fixed
+            for "exponential", learnt for "radial" and "gaussian".
+        window_shift: Initial shift s of the exponential and radial windows, a constant unless they are learnt.
+        slow_decay: Distance in units of u at which the exponential of the first channel reaches 0.01.
+        fast_decay: The same for the last channel; those between are spaced linearly in $\delta$.
+        coords: "relative" or "absolute", see the module's text.
+        base_size: Tokens per axis (one number, or one per axis) of the base grid. It sets no shape unless
+            `learn_features`.
+        cond_dim: Width of a per-sample vector that scales and shifts the hidden activations (FiLM), 0 for none.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: An argument is out of its range; the message has both.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        dim: int,
+        *,
+        num_filters: int = 1,
+        causal: bool = False,
+        filter_dim: int = 64,
+        filter_emb_dim: int | None = None,
+        num_inner_layers: int = 2,
+        omega_0: float | None = None,
+        features: str = "fourier",
+        learn_features: bool = False,
+        window: str = "exponential",
+        learn_window: bool | None = None,
+        window_shift: float = 0.0,
+        slow_decay: float = 1.5,
+        fast_decay: float = 0.3,
+        coords: str = "relative",
+        base_size: int | tuple[int, ...] = 14,
+        cond_dim: int = 0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        for name, value, known in (("features", features, FEATURES), ("window", window, WINDOWS)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {known}, got {value!r}")
+        if coords not in COORDS:
+            raise ValueError(f"coords must be one of {COORDS}, got {coords!r}")
+        at_least = dict(dim=(dim, 1), num_filters=(num_filters, 1), filter_dim=(filter_dim, 1), cond_dim=(cond_dim, 0))
+        at_least["num_inner_layers"] = (num_inner_layers, 0)
+        for name, (value, least) in at_least.items():
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if min(slow_decay, fast_decay) <= 0:
+            raise ValueError(f"slow_decay and fast_decay must be positive, got {slow_decay} and {fast_decay}")
+        dd = {"device": device, "dtype": dtype}
+        self.rank = rank
+        self.dim = dim
+        self.num_filters = num_filters
+        self.causal = causal
+        self.features = features
+        self.window = window
+        self.coords = coords
+        self.base_size = self._to_size(base_size)
+        self.slow_decay = slow_decay
+        self.fast_decay = fast_decay
+        self.window_shift = window_shift
+        learn_window = window in ("radial", "gaussian") if learn_window is None else learn_window
+        self.filter_emb_dim = self._check_emb_dim(filter_emb_dim)
+        self.omega_0 = omega_0 if omega_0 is not None else (10.0 if features == "coords" else 1.0)
+
+        channels = num_filters * dim
+        widths = [self.filter_emb_dim] + [filter_dim] * (num_inner_layers + 1)
+        self.hidden = nn.ModuleList([nn.Linear(i, o, **dd) for i, o in zip(widths[:-1], widths[1:], strict=True)])
+        self.omega = nn.ParameterList([nn.Parameter(torch.empty(filter_dim, **dd)) for _ in self.hidden])
+        self.out = nn.Linear(filter_dim, channels, bias=False, **dd)
+        self.film = nn.Linear(cond_dim, 2 * filter_dim * len(self.hidden), **dd) if cond_dim else None
+        shape = (self.filter_emb_dim, *self._extents(self.base_size))
+        self.z = nn.Parameter(torch.empty(shape, **dd)) if learn_features else None
+
+        def window_tensor(shape: tuple[int, ...]) -> Tensor:
+            tensor = torch.empty(shape, **dd)
+            return nn.Parameter(tensor) if learn_window else nn.Buffer(tensor)
+
+        exponential = window in ("exponential", "radial")
+        self.decay = window_tensor((channels,)) if exponential else None
+        self.log_sigma = window_tensor((rank, channels)) if window == "gaussian" else None
+        self.shift = nn.Parameter(torch.empty(channels, **dd)) if exponential and learn_window else None
+        self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        """Settings that the sub-modules do not show."""
+        return (
+            f"dim={self.dim}, num_filters={self.num_filters}, causal={self.causal}, features={self.features!r}, "
+            f"window={self.window!r}, coords={self.coords!r}, base_size={self.base_size}"
+        )
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all parameters; each kernel then has unit energy (sum of squares) on the base grid, on average.
+
+        Hidden layers follow SIREN (Sitzmann et al. 2020, arXiv:2006.09661): activations keep their spread with depth.
+        """
+        for index, (linear, omega) in enumerate(zip(self.hidden, self.omega, strict=True)):
+            raw_coordinates = index == 0 and self.features == "coords"
+            bound = 2 * math.pi / self.rank if raw_coordinates else math.sqrt(6 / linear.in_features)
+            nn.init.uniform_(linear.weight, -bound, bound)
+            nn.init.uniform_(linear.bias, -1 / math.sqrt(linear.in_features), 1 / math.sqrt(linear.in_features))
+            nn.init.constant_(omega, self.omega_0 if index == 0 else 1.0)
+        if self.film is not None:
+            # Not zero: FiLM that begins as the identity was seen to stay there (nvSubquadratic, with LAMB).
+            nn.init.trunc_normal_(self.film.weight, std=0.02)
+            nn.init.zeros_(self.film.bias)
+        ramp = torch.linspace(0, 1, self.dim, device=self.out.weight.device).repeat(self.num_filters)
+        if self.decay is not None:
+            slow, fast = -math.log(0.01) / self.slow_decay, -math.log(0.01) / self.fast_decay
+            self.decay.copy_(slow + (fast - slow) * ramp)
+        if self.log_sigma is not None:
+            # The narrowest Gaussian falls to 0.1 within one token of the base grid, the widest at the image's extent.
+            per_unit = 1 / math.sqrt(2 * math.log(10))
+            for sigma, size in zip(self.log_sigma, self.base_size, strict=True):
+                sigma.copy_(math.log(per_unit) + math.log(size) * (ramp - 1))
+        if self.shift is not None:
+            nn.init.constant_(self.shift, self.window_shift)
+        coordinates = self._coordinates(self.base_size)
+        if self.z is not None:
+            self.z.copy_(self._position_features(coordinates).T.reshape(self.z.shape))
+        energy = self._window(coordinates).square().sum(-1)
+        nn.init.normal_(self.out.weight, std=math.sqrt(2 / self.out.in_features))
+        self.out.weight.div_(energy.sqrt()[:, None].clamp_min(1e-12))
+
+    def forward(self, size: int | tuple[int, ...], cond: Tensor | None = None) -> Tensor:
+        """Evaluate the kernels for a grid of tokens.
+
+        The computation runs in float32 at least, under autocast too: in half precision neighbouring positions merge.
+
+        Args:
+            size: Tokens per axis, (H, W) or (L,); one number stands for all axes.
+            cond: (B, cond_dim), a vector per sample, if and only if `cond_dim` was set.
+
+        Returns:
+            (num_filters, C, *K), or (num_filters, B, C, *K) with `cond`. K is n per axis if causal, else 2n - 1.
+
+        Raises:
+            ValueError: `size` has the wrong number of axes, or `cond` does not fit `cond_dim`.
+        """
+        size = self._to_size(size)
+        self._check_cond(cond)
+        device = self.out.weight.device
+        autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
+        with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
+            coordinates = self._coordinates(size)
+            if self.z is None:
+                features, extents = self._position_features(coordinates), self._extents(size)
+            else:
+                features, coordinates, extents = self._table_features(size, coordinates)
+            kernel = self._mlp(features, cond) * self._window(coordinates)
+            if self.coords == "relative":
+                kernel = kernel * math.prod(base / n for base, n in zip(self.base_size, size, strict=True))
+        kernel = kernel.unflatten(-1, extents).unflatten(-1 - self.rank, (self.num_filters, self.dim))
+        return kernel.movedim(-2 - self.rank, 0)
+
+    def _to_size(self, size: int | tuple[int, ...]) -> tuple[int, ...]:
+        size = tuple(size) if isinstance(size, (tuple, list, torch.Size)) else (size,) * self.rank
+        if len(size) != self.rank:
+            raise ValueError(f"size must have {self.rank} axes, got {size}")
+        if min(size) < 1:
+            raise ValueError(f"every axis must have at least 1 token, got {size}")
+        return size
+
+    def _extents(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return size if self.causal else tuple(2 * n - 1 for n in size)
+
+    def _check_emb_dim(self, emb_dim: int | None) -> int:
+        usual = {"fourier": 33 if self.rank == 1 else 34, "sinusoid": 32, "coords": self.rank}
+        emb_dim = usual[self.features] if emb_dim is None else emb_dim
+        fits, rule = {
+            "fourier": (emb_dim % (2 * self.rank) == self.rank, f"{self.rank} * (1 + 2 * bands)"),
+            "sinusoid": (emb_dim % (2 * self.rank) == 0, f"a multiple of {2 * self.rank}"),
+            "coords": (emb_dim == self.rank, f"{self.rank}"),
+        }[self.features]
+        if not fits or emb_dim < 1:
+            raise ValueError(f"filter_emb_dim of {self.features!r} features must be {rule}, got {emb_dim}")
+        return emb_dim
+
+    def _check_cond(self, cond: Tensor | None) -> None:
+        if (cond is None) != (self.film is None):
+            raise ValueError(f"cond must be given if and only if cond_dim is set: cond is {cond}, film is {self.film}")
+        if cond is not None and (cond.ndim != 2 or cond.shape[1] != self.film.in_features):
+            raise ValueError(f"cond must have shape (B, {self.film.in_features}), got {tuple(cond.shape)}")
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.promote_types(self.out.weight.dtype, torch.float32)
+
+    def _coordinates(self, size: tuple[int, ...]) -> Tensor:
+        """Displacement of every tap, (rank, P): in image extents or in base grids."""
+        scales = size if self.coords == "relative" else self.base_size
+        axes = [
+            torch.arange(0 if self.causal else 1 - n, n, device=self.out.weight.device, dtype=self._dtype) / scale
+            for n, scale in zip(size, scales, strict=True)
+        ]
+        return torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")])
+
+    def _position_features(self, coordinates: Tensor) -> Tensor:
+        """Features (P, filter_emb_dim) of displacements (rank, P)."""
+        if self.features == "coords":
+            return coordinates.T
+        if self.features == "fourier":
+            bands = (self.filter_emb_dim // self.rank - 1) // 2
+            frequency = torch.linspace(1e-4, max(bands - 1, 1e-4), bands).to(coordinates)
+            # Once round over the kernel, which is as long as the image if causal and twice as long if centred.
+            angle = (2 if self.causal else 1) * math.pi * coordinates[..., None] * frequency
+            parts = torch.cat([coordinates[..., None], angle.cos(), -angle.sin()], dim=-1)
+        else:
+            per_axis = self.filter_emb_dim // self.rank
+            exponent = torch.arange(0, per_axis, 2).to(coordinates) / per_axis
+            middles = [0 if self.causal else base - 1 for base in self.base_size]
+            index = torch.stack(
+                [u * base + middle for u, base, middle in zip(coordinates, self.base_size, middles, strict=True)]
+            )
+            angle = index[..., None] * 10000.0**-exponent
+            # Columns before rows, as in HyenaPixel.
+            parts = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2).flip(0)
+        return parts.transpose(0, 1).flatten(1)
+
+    def _table_features(self, size: tuple[int, ...], coordinates: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Learnt features (P, filter_emb_dim), with the displacements and extents that they stand for."""
+        table = self.z.to(self._dtype)
+        if self.coords == "relative":
+            extents = self._extents(size)
+            if extents != tuple(table.shape[1:]):
+                if self.rank == 1:
+                    table = F.interpolate(table[None], size=extents, mode="linear", align_corners=True)[0]
+                else:
+                    table = F.interpolate(table[None], size=extents, mode="bicubic", antialias=True)[0]
+        else:
+            size = tuple(min(n, base) for n, base in zip(size, self.base_size, strict=True))
+            extents = self._extents(size)
+            for axis, (extent, base) in enumerate(zip(extents, self._extents(self.base_size), strict=True), start=1):
+                table = table.narrow(axis, 0 if self.causal else (base - extent) // 2, extent)
+            coordinates = self._coordinates(size)
+        return table.flatten(1).T, coordinates, extents
+
+    def _mlp(self, features: Tensor, cond: Tensor | None) -> Tensor:
+        """Network values (channels, P), or (B, channels, P) with `cond`."""
+        dtype = self._dtype
+        hidden = features
+        modulation = None
+        if cond is not None:
+            film = F.linear(cond.to(dtype), self.film.weight.to(dtype), self.film.bias.to(dtype))
+            modulation = film.unflatten(-1, (len(self.hidden), 2, 1, -1))
+        for index, (linear, omega) in enumerate(zip(self.hidden, self.omega, strict=True)):
+            hidden = F.linear(hidden, linear.weight.to(dtype), linear.bias.to(dtype))
+            hidden = torch.sin(omega.to(dtype) * hidden)
+            if modulation is not None:
+                hidden = (1 + modulation[:, index, 0]) * hidden + modulation[:, index, 1]
+        return self.out.weight.to(dtype) @ hidden.transpose(-1, -2)
+
+    def _window(self, coordinates: Tensor) -> Tensor:
+        """Window plus shift, (channels, P)."""
+        dtype = self._dtype
+        if self.window == "none":
+            return torch.ones(self.num_filters * self.dim, 1, device=coordinates.device, dtype=dtype)
+        if self.window == "gaussian":
+            precision = torch.exp(-2 * self.log_sigma.to(dtype))
+            return torch.exp(-0.5 * precision.T @ coordinates.square())
+        distance = coordinates.abs().sum(0) if self.window == "exponential" else coordinates.square().sum(0).sqrt()
+        window = torch.exp(-self.decay.to(dtype).abs()[:, None] * distance)
+        return window + (self.window_shift if self.shift is None else self.shift.to(dtype)[:, None])
+
+
+class ImplicitFilter1d(ImplicitFilter):
+    """Implicit filter of a sequence; by default Hyena's: 33 Fourier features, two inner layers, fixed exponential.
+
+    Args:
+        dim: Channels of the signal.
+        **kwargs: As for `ImplicitFilter`.
+
+    Source:
+        Hyena (arXiv:2302.10866), section 3.3 and appendix D.3; two inner layers are its authors' correction to the
+        released ImageNet recipe.
+    """
+
+    def __init__(self, dim: int, **kwargs) -> None:
+        super().__init__(1, dim, **kwargs)
+
+
+class ImplicitFilter2d(ImplicitFilter):
+    """Implicit filter of an image; by default a learnt radial window as in HyenaPixel, on Fourier features of each axis.
+
+    Args:
+        dim: Channels of the signal.
+        window: As for `ImplicitFilter`.
+        slow_decay: As for `ImplicitFilter`; the default is HyenaPixel's, which counts in kernel extents.
+        fast_decay: As `slow_decay`.
+        **kwargs: As for `ImplicitFilter`.
+
+    Source:
+        HyenaPixel (arXiv:2402.19305), section 3.2.
+    """
+
+    def __init__(
+        self, dim: int, *, window: str = "radial", slow_decay: float = 3.0, fast_decay: float = 0.6, **kwargs
+    ) -> None:
+        super().__init__(2, dim, window=window, slow_decay=slow_decay, fast_decay=fast_decay, **kwargs)
