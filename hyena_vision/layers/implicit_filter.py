@@ -202,7 +202,7 @@ class ImplicitFilter(nn.Module):
                 features, coordinates, extents = self._table_features(size, coordinates)
             kernel = self._mlp(features, cond) * self._window(coordinates)
             if self.coords == "relative":
-                kernel = kernel * math.prod(base / n for base, n in zip(self.base_size, size, strict=True))
+                kernel = kernel * math.prod([base / n for base, n in zip(self.base_size, size, strict=True)])
         kernel = kernel.unflatten(-1, extents).unflatten(-1 - self.rank, (self.num_filters, self.dim))
         return kernel.movedim(-2 - self.rank, 0)
 

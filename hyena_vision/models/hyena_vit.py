@@ -35,6 +35,7 @@ from timm.models import (
     checkpoint_seq,
     generate_default_cfgs,
     register_model,
+    register_notrace_function,
     register_notrace_module,
 )
 from timm.models._features import feature_take_indices
@@ -54,6 +55,29 @@ MIXERS: dict[str, type[nn.Module]] = {
     "hyena1d": register_notrace_module(Hyena1d),
     "hyena2d": register_notrace_module(Hyena2d),
 }
+
+
+@register_notrace_function
+def _check_divisible(x: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    if x.shape[-2] % patch_size[0] or x.shape[-1] % patch_size[1]:
+        raise ValueError(
+            f"height and width of the input must be multiples of the patch size {tuple(patch_size)}, "
+            f"got {tuple(x.shape[-2:])}; dynamic_img_pad=True pads them"
+        )
+    return x
+
+
+class DynamicPatchEmbed(PatchEmbed):
+    """timm's `PatchEmbed` to NHWC, with a check of free sizes that leaves them free under torch.compile.
+
+    The original's messages name the size, for which a graph is bound to that size and compiled again for every other.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed images (B, in_chans, H, W) as tokens (B, H', W', C)."""
+        if self.strict_img_size or self.dynamic_img_pad:
+            return super().forward(x)
+        return self.norm(self.proj(_check_divisible(x, self.patch_size)).permute(0, 2, 3, 1))
 
 
 class Block(nn.Module):
@@ -177,7 +201,7 @@ class HyenaViT(nn.Module):
         self.output_fmt = "NHWC"
         self.grad_checkpointing = False
 
-        self.patch_embed = PatchEmbed(
+        self.patch_embed = DynamicPatchEmbed(
             img_size=img_size,
             patch_size=patch_size,
             in_chans=in_chans,

@@ -30,12 +30,7 @@ def long_conv2d(x: Tensor, kernel: Tensor, skip: Tensor | None, padding: str) ->
 
 
 def transform_size(length: int) -> int:
-    """Smallest 2, 3, 5, 7-smooth number that is at least `length`; under torch.compile and export, multiple of 4.
-
-    A search for factors would tie a graph traced for dynamic shapes to the sizes it was traced with.
-    """
-    if torch.compiler.is_compiling():
-        return (length + 3) // 4 * 4
+    """Smallest 2, 3, 5, 7-smooth number that is at least `length`."""
     while True:
         rest = length
         for prime in (2, 3, 5, 7):
@@ -62,7 +57,11 @@ def _fft_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: tuple[int,
             kernel = kernel.narrow(axis, first, min(kernel.shape[axis], middle + size) - first)
             middle = middle - first
             starts.append(middle)
-            transforms.append(transform_size(max(size + kernel.shape[axis] - 1 - middle, middle + size)))
+            if torch.compiler.is_compiling():
+                # Always enough, and free of a search that would tie a graph of dynamic shapes to one size.
+                transforms.append(2 * size)
+            else:
+                transforms.append(transform_size(max(size + kernel.shape[axis] - 1 - middle, middle + size)))
     spectrum = _forward(xs, transforms) * _forward(kernel, transforms)
     for axis, start, length in zip(range(-rank, -1), starts, transforms, strict=False):
         spectrum = torch.fft.ifft(spectrum, n=length, dim=axis).narrow(axis, start, x.shape[axis])
@@ -82,7 +81,8 @@ def _forward(signal: Tensor, transforms: list[int]) -> Tensor:
 
 def _fold(kernel: Tensor, axis: int, size: int, centre: int) -> Tensor:
     """Kernel of period `size` whose tap 0 is the centre: taps a whole period apart act on the same value."""
-    periods = (kernel.shape[axis] + size - 1) // size
+    # Two are enough for the global kernel, and a constant keeps graphs of dynamic shapes simple.
+    periods = 2 if kernel.shape[axis] <= 2 * size else (kernel.shape[axis] + size - 1) // size
     padding = periods * size - kernel.shape[axis]
     kernel = torch.nn.functional.pad(kernel, (0, 0) * (-axis - 1) + (0, padding))
     return kernel.unflatten(axis, (periods, size)).sum(axis - 1).roll(-centre, axis)

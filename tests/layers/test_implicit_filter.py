@@ -1,0 +1,198 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from hyena_vision.layers import ImplicitFilter1d, ImplicitFilter2d
+
+Filter1d = partial(ImplicitFilter1d, filter_dim=8, dtype=torch.float64)
+Filter2d = partial(ImplicitFilter2d, filter_dim=8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("window", ["exponential", "radial", "gaussian", "none"])
+@pytest.mark.parametrize("features", ["fourier", "sinusoid", "coords"])
+@pytest.mark.parametrize("coords", ["relative", "absolute"])
+@pytest.mark.parametrize("learn_features", [False, True])
+def test_runs_at_any_size_with_every_option(window, features, coords, learn_features):
+    settings = dict(window=window, features=features, coords=coords, learn_features=learn_features, num_filters=2)
+    for size in (1, 4, 6):
+        kernel = Filter1d(5, base_size=6, **settings)(size)
+        assert kernel.shape == (2, 5, 2 * size - 1)
+        assert Filter1d(5, base_size=6, causal=True, **settings)(size).shape == (2, 5, size)
+        assert kernel.isfinite().all()
+    for size in ((1, 1), (4, 6), (6, 3)):
+        kernel = Filter2d(5, base_size=6, **settings)(size)
+        assert kernel.shape == (2, 5, 2 * size[0] - 1, 2 * size[1] - 1)
+        assert kernel.isfinite().all()
+
+
+def test_1d_value_by_the_formula():
+    torch.manual_seed(3)
+    module = Filter1d(2, filter_emb_dim=5, num_inner_layers=1, window_shift=0.25, omega_0=3.0)
+    displacement, size = -2, 7
+    u = displacement / size
+    z = torch.tensor([u, *(math.cos(math.pi * f * u) for f in (1e-4, 1)), *(-math.sin(math.pi * f * u) for f in (1e-4, 1))])
+    hidden = torch.sin(3.0 * (module.hidden[0].weight @ z.double() + module.hidden[0].bias))
+    hidden = torch.sin(module.hidden[1].weight @ hidden + module.hidden[1].bias)
+    window = torch.exp(-module.decay * abs(u)) + 0.25
+    expected = module.out.weight @ hidden * window * 14 / size
+    torch.testing.assert_close(module(size)[0, :, size - 1 + displacement], expected)
+
+
+def test_causal_angles_go_round_once_over_the_sequence():
+    module = Filter1d(2, filter_emb_dim=7, causal=True)
+    features = module._position_features(module._coordinates((8,)))
+    torch.testing.assert_close(features[:, 2], torch.cos(2 * math.pi * torch.arange(8).double() / 8))
+
+
+def test_sinusoid_features_are_those_of_hyenapixel():
+    module = Filter2d(2, features="sinusoid", filter_emb_dim=8, base_size=3, learn_features=True)
+    row, column, rate = 3, 1, 10000 ** (-2 / 4)
+    expected = []
+    for index in (column, row):
+        expected += [math.sin(index), math.cos(index), math.sin(index * rate), math.cos(index * rate)]
+    torch.testing.assert_close(module.z[:, row, column], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_gaussian_widths_go_from_one_token_to_the_image():
+    module = Filter2d(3, window="gaussian", base_size=8)
+    window = module._window(module._coordinates((8, 8))).unflatten(-1, (15, 15))
+    torch.testing.assert_close(window[0, 7, 8], torch.tensor(0.1, dtype=torch.float64))
+    edge = torch.exp(-0.5 * torch.exp(-2 * module.log_sigma[0, -1]))
+    torch.testing.assert_close(edge, torch.tensor(0.1, dtype=torch.float64))
+
+
+def test_windows_fall_to_a_hundredth_where_they_should():
+    module = Filter1d(4, slow_decay=2.0, fast_decay=0.5)
+    window = torch.exp(-module.decay * torch.tensor([2.0, 1, 1, 0.5]))
+    torch.testing.assert_close(window[[0, 3]], torch.full((2,), 0.01, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("filter_cls", "window", "learnt"),
+    [
+        (Filter1d, "exponential", set()),
+        (Filter2d, "radial", {"decay", "shift"}),
+        (Filter2d, "gaussian", {"log_sigma"}),
+        (Filter2d, "none", set()),
+    ],
+)
+def test_windows_are_learnt_as_in_the_papers(filter_cls, window, learnt):
+    names = {name for name, _ in filter_cls(3, window=window).named_parameters()}
+    assert names & {"decay", "shift", "log_sigma"} == learnt
+
+
+def test_relative_coordinates_keep_the_integral_at_every_resolution():
+    """A constant image gives the same value whatever the number of tokens, as the sum approximates one integral."""
+    module = Filter2d(6, coords="relative")
+    sums = [module((n, n)).sum((-2, -1)) for n in (64, 128)]
+    torch.testing.assert_close(sums[0], sums[1], rtol=0, atol=0.02 * sums[0].abs().max().item())
+
+
+def test_absolute_coordinates_keep_each_tap_at_every_resolution():
+    module = Filter2d(6, coords="absolute")
+    small, large = module((5, 7)), module((9, 8))
+    torch.testing.assert_close(large[..., 4:-4, 1:-1], small)
+
+
+def test_coordinates_are_relative_by_default_and_agree_on_the_base_grid():
+    torch.manual_seed(0)
+    default = Filter2d(6, base_size=5)
+    absolute = Filter2d(6, base_size=5, coords="absolute")
+    absolute.load_state_dict(default.state_dict())
+    assert default.coords == "relative"
+    torch.testing.assert_close(absolute((5, 5)), default((5, 5)))
+    assert not torch.allclose(absolute((8, 8))[..., 3:-3, 3:-3], default((8, 8))[..., 3:-3, 3:-3])
+
+
+def test_learnt_features_begin_as_the_function():
+    torch.manual_seed(0)
+    function = Filter2d(4, base_size=5)
+    table = Filter2d(4, base_size=5, learn_features=True)
+    table.load_state_dict({**function.state_dict(), "z": table.z})
+    torch.testing.assert_close(table((5, 5)), function((5, 5)))
+    # Smooth features survive interpolation.
+    torch.testing.assert_close(table((7, 7)), function((7, 7)), rtol=0, atol=0.2 * function((7, 7)).abs().max().item())
+
+
+def test_learnt_features_with_absolute_coordinates_stop_at_the_table():
+    module = Filter1d(4, base_size=5, learn_features=True, coords="absolute")
+    assert module(9).shape == (1, 4, 9)
+    torch.testing.assert_close(module(3), module(5)[..., 2:-2])
+
+
+def test_kernels_begin_with_unit_energy():
+    for module in (Filter1d(256, base_size=196, filter_dim=32), Filter2d(256, filter_dim=32)):
+        energy = module(module.base_size).square().flatten(2).sum(-1)
+        assert 0.5 < energy.mean() < 2
+
+
+def test_film_gives_each_sample_its_own_filter():
+    module = Filter2d(4, cond_dim=3, num_filters=2)
+    cond = torch.randn(5, 3, dtype=torch.float64)
+    kernels = module((4, 6), cond)
+    assert kernels.shape == (2, 5, 4, 7, 11)
+    assert not torch.allclose(kernels[:, 0], kernels[:, 1])
+    torch.testing.assert_close(module((4, 6), cond[1:2])[:, 0], kernels[:, 1])
+
+
+@pytest.mark.parametrize("device_dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_are_evaluated_in_float32(device_dtype):
+    module = ImplicitFilter2d(4, filter_dim=8).to(device_dtype)
+    kernel = module((32, 32))
+    assert kernel.dtype == torch.float32
+    torch.testing.assert_close(kernel, module.float()((32, 32)))
+
+
+def test_autocast_does_not_reach_the_filter():
+    module = ImplicitFilter2d(4, filter_dim=8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kernel = module((8, 8))
+    assert torch.equal(kernel, module((8, 8)))
+
+
+def test_every_parameter_gets_a_gradient():
+    for features in ("fourier", "sinusoid", "coords"):
+        module = Filter2d(4, features=features, learn_features=True, cond_dim=3, base_size=4)
+        module((4, 4), torch.randn(2, 3, dtype=torch.float64)).square().sum().backward()
+        for name, parameter in module.named_parameters():
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_parameters_do_not_depend_on_the_base_grid():
+    assert [p.shape for p in Filter2d(4, base_size=7).parameters()] == [p.shape for p in Filter2d(4).parameters()]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(filter_dim=0), "filter_dim must be at least 1, got 0"),
+        (dict(filter_dim=-3), "filter_dim must be at least 1, got -3"),
+        (dict(num_filters=0), "num_filters must be at least 1, got 0"),
+        (dict(num_inner_layers=-1), "num_inner_layers must be at least 0, got -1"),
+        (dict(filter_emb_dim=33), r"must be 2 \* \(1 \+ 2 \* bands\), got 33"),
+        (dict(filter_emb_dim=6, features="sinusoid"), "must be a multiple of 4, got 6"),
+        (dict(filter_emb_dim=3, features="coords"), "must be 2, got 3"),
+        (dict(features="rff"), "features must be one of .*, got 'rff'"),
+        (dict(window="hann"), "window must be one of .*, got 'hann'"),
+        (dict(coords="pixels"), "coords must be one of .*, got 'pixels'"),
+        (dict(base_size=0), r"at least 1 token, got \(0, 0\)"),
+        (dict(base_size=(1, 2, 3)), r"size must have 2 axes, got \(1, 2, 3\)"),
+        (dict(slow_decay=0.0), "must be positive, got 0.0 and 0.6"),
+    ],
+)
+def test_bad_arguments_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ImplicitFilter2d(4, **kwargs)
+
+
+def test_bad_sizes_and_conditions_are_refused():
+    with pytest.raises(ValueError, match=r"size must have 2 axes, got \(4,\)"):
+        Filter2d(4)((4,))
+    with pytest.raises(ValueError, match=r"at least 1 token, got \(4, 0\)"):
+        Filter2d(4)((4, 0))
+    with pytest.raises(ValueError, match=r"cond must have shape \(B, 3\), got \(2, 5\)"):
+        Filter2d(4, cond_dim=3)((4, 4), torch.zeros(2, 5))
+    with pytest.raises(ValueError, match="if and only if cond_dim"):
+        Filter2d(4)((4, 4), torch.zeros(2, 5))

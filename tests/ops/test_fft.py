@@ -1,0 +1,154 @@
+"""The FFT backend against the direct sum: every dtype, every gradient, every shape."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyena_vision.ops import long_conv1d, long_conv2d
+from hyena_vision.ops.fft import transform_size
+from hyena_vision.testing import LAYOUTS, TOLERANCES, Problem, assert_within_tolerance, problems_1d, problems_2d
+
+OPERATORS = {
+    "causal": (long_conv1d, dict(causal=True)),
+    "centred": (long_conv1d, dict(causal=False)),
+    "linear": (long_conv2d, dict(padding="linear")),
+    "circular": (long_conv2d, dict(padding="circular")),
+}
+CASES = [
+    pytest.param(name, problem, id=f"{name}-{problem.size}-{problem.kernel_size}")
+    for name in OPERATORS
+    for problem in (problems_1d() if name in ("causal", "centred") else problems_2d())
+]
+random_problems = settings(max_examples=200, deadline=None, derandomize=True)
+
+
+def values_and_gradients(name, tensors, backend=None):
+    """Output, and gradients with respect to x, kernel and skip, for a cotangent that half precision can hold."""
+    op, kwargs = OPERATORS[name]
+    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+    y = op(*leaves, **kwargs, backend=backend)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    y.backward(cotangent.to(y.dtype))
+    return [y, *[leaf.grad for leaf in leaves if leaf is not None]]
+
+
+def check(name, problem, dtype):
+    tensors = problem.tensors(dtype)
+    truths = values_and_gradients(name, [None if t is None else t.double() for t in tensors], "reference")
+    for what, value, truth in zip(("y", "dx", "dkernel", "dskip"), values_and_gradients(name, tensors), truths):
+        assert value.dtype == dtype
+        assert_within_tolerance(value, truth, dtype, what)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(("name", "problem"), CASES)
+def test_matches_direct_sum(name, problem, dtype):
+    check(name, problem, dtype)
+
+
+@random_problems
+@given(
+    name=st.sampled_from(["causal", "centred"]),
+    length=st.integers(1, 20),
+    taps=st.integers(1, 43),
+    per_sample=st.booleans(),
+    skip=st.booleans(),
+    layout=st.sampled_from(LAYOUTS),
+)
+def test_random_sequences(name, length, taps, per_sample, skip, layout):
+    check(name, Problem((length,), (taps,), per_sample=per_sample, skip=skip, layout=layout), torch.float64)
+
+
+@random_problems
+@given(
+    name=st.sampled_from(["linear", "circular"]),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    taps=st.tuples(st.integers(1, 27), st.integers(1, 27)),
+    per_sample=st.booleans(),
+    skip=st.booleans(),
+    layout=st.sampled_from(LAYOUTS),
+)
+def test_random_images(name, size, taps, per_sample, skip, layout):
+    check(name, Problem(size, taps, per_sample=per_sample, skip=skip, layout=layout), torch.float64)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_gradcheck(name):
+    op, kwargs = OPERATORS[name]
+    size, taps = ((5,), (11,)) if op is long_conv1d else ((3, 4), (7, 2))
+    tensors = [t.requires_grad_() for t in Problem(size, taps).tensors()]
+    assert torch.autograd.gradcheck(lambda *t: op(*t, **kwargs), tensors)
+    assert torch.autograd.gradgradcheck(lambda *t: op(*t, **kwargs), tensors)
+
+
+@pytest.mark.parametrize("length", [1, 2, 27, 97, 1021, 65537])
+def test_transform_size_is_smooth_and_near(length):
+    size = rest = transform_size(length)
+    for prime in (2, 3, 5, 7):
+        while rest % prime == 0:
+            rest //= prime
+    assert rest == 1
+    assert length <= size <= 1.2 * length + 1
+
+
+def test_values_do_not_depend_on_repetition_or_threads(nan_filled_empties):
+    x, kernel, skip = Problem((13, 11), (25, 21), channels=8).tensors(torch.float32)
+    expected = values_and_gradients("linear", [x, kernel, skip])
+    for threads in [1, 2] * 5:
+        torch.set_num_threads(threads)
+        for value, first in zip(values_and_gradients("linear", [x, kernel, skip]), expected, strict=True):
+            assert torch.equal(value, first)
+
+
+def test_kernel_in_float32_under_half_precision_input():
+    """As under autocast, where filters stay in float32."""
+    x, kernel, skip = Problem((9, 9), (17, 17)).tensors(torch.float32)
+    y = long_conv2d(x.bfloat16(), kernel, skip)
+    assert y.dtype == torch.bfloat16
+    truth = long_conv2d(x.bfloat16().double(), kernel.double(), skip.double(), backend="reference")
+    assert_within_tolerance(y, truth, torch.bfloat16)
+
+
+def test_autocast_leaves_the_sums_in_float32():
+    x, kernel, skip = Problem((9, 9), (17, 17)).tensors(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = long_conv2d(x, kernel, skip)
+    assert torch.equal(y, long_conv2d(x, kernel, skip))
+
+
+class GlobalConv(torch.nn.Module):
+    """A long convolution whose kernel covers whatever grid comes, as those of the mixers do."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.op, self.kwargs = OPERATORS[name]
+
+    def forward(self, x):
+        extents = [n if self.kwargs.get("causal") else 2 * n - 1 for n in x.shape[2:]]
+        ramp = torch.arange(math.prod(extents), dtype=x.dtype).reshape(1, *extents) / math.prod(extents)
+        return self.op(x, ramp.expand(x.shape[1], *extents), **self.kwargs)
+
+
+def test_compiles_to_one_graph_for_all_sizes():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    conv = GlobalConv("linear")
+    compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
+    for n in (6, 9, 13):
+        x = torch.randn(2, 3, n, n + 1)
+        torch.testing.assert_close(compiled(x), conv(x), rtol=0, atol=1e-4)
+    # One for the first size, one for all others.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_exports_with_a_dynamic_size(name):
+    conv = GlobalConv(name)
+    rank = 1 if conv.op is long_conv1d else 2
+    length = torch.export.Dim("length", min=4, max=512)
+    program = torch.export.export(conv, (torch.randn(2, 3, *[8] * rank),), dynamic_shapes=({2: length},)).module()
+    x = torch.randn(2, 3, 21, *[8] * (rank - 1))
+    torch.testing.assert_close(program(x), conv(x), rtol=0, atol=1e-4)
