@@ -3,18 +3,19 @@ r"""Implicit filters: long kernels that a small network computes from position.
 $$k_c(u) = g \cdot \mathrm{MLP}(\phi(u))_c \cdot (w_c(u) + s_c)$$
 
 u is the displacement between two tokens on each axis, $\phi$ its position features, the MLP has sine activations
-$\sin(\omega \odot (W z + b))$ with learnt $\omega$, and w is a window that falls off with distance. The filter is a function
-and not a table, so it is evaluated on whatever grid is at hand, with the same parameters.
+$\sin(\omega \odot (W z + b))$ with learnt $\omega$, and w is a window that falls off with distance. The filter is a
+function and not a table, so it is evaluated on whatever grid is at hand, with the same parameters.
 
-Coordinates. With `coords="relative"` u is measured in image extents (a displacement of H tokens in an image of H rows is
-1) and the gain g is $\prod_a n^0_a / n_a$ for a grid n and the base grid $n^0$: the sum over tokens then approximates one and
-the same integral over the image at every resolution. With `coords="absolute"` u is measured in base grids of a fixed
-number of tokens and g = 1: a filter means the same number of tokens at every resolution, and larger images continue it.
-Both are equal on the base grid.
+Coordinates. With `coords="relative"` u is measured in image extents (a displacement of H tokens in an image of H rows
+is 1) and the gain g is $\prod_a n^0_a / n_a$ for a grid n and the base grid $n^0$: the sum over tokens then
+approximates one and the same integral over the image at every resolution. With `coords="absolute"` u is measured in
+base grids of a fixed number of tokens and g = 1: a filter means the same number of tokens at every resolution, and
+larger images continue it. Both are equal on the base grid.
 """
 
 import math
 from contextlib import nullcontext
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -44,10 +45,10 @@ class ImplicitFilter(nn.Module):
         learn_features: Whether the features are a learnt table on the base grid (it starts at the values above). With
             relative coordinates other grids interpolate it; with absolute ones they take its middle (its beginning if
             causal), and a kernel is never larger than the table.
-        window: "exponential": $\exp(-\delta_c \sum_a |u_a|)$. "radial": $\exp(-\delta_c \lVert u \rVert_2)$. "gaussian":
-            $\exp(-\sum_a u_a^2 / 2 \sigma_{c,a}^2)$. "none": 1.
-        learn_window: Whether $\delta$ and the shift s, or $\log \sigma$, are parameters. None does as the papers do: fixed
-            for "exponential", learnt for "radial" and "gaussian".
+        window: "exponential": $\exp(-\delta_c \sum_a |u_a|)$. "radial": $\exp(-\delta_c \lVert u \rVert_2)$.
+            "gaussian": $\exp(-\sum_a u_a^2 / 2 \sigma_{c,a}^2)$. "none": 1.
+        learn_window: Whether $\delta$ and the shift s, or $\log \sigma$, are parameters. None does as the papers do:
+            fixed for "exponential", learnt for "radial" and "gaussian".
         window_shift: Initial shift s of the exponential and radial windows, a constant unless they are learnt.
         slow_decay: Distance in units of u at which the exponential of the first channel reaches 0.01.
         fast_decay: The same for the last channel; those between are spaced linearly in $\delta$.
@@ -117,7 +118,7 @@ class ImplicitFilter(nn.Module):
 
         channels = num_filters * dim
         widths = [self.filter_emb_dim] + [filter_dim] * (num_inner_layers + 1)
-        self.hidden = nn.ModuleList([nn.Linear(i, o, **dd) for i, o in zip(widths[:-1], widths[1:], strict=True)])
+        self.hidden = nn.ModuleList([nn.Linear(i, o, **dd) for i, o in pairwise(widths)])
         self.omega = nn.ParameterList([nn.Parameter(torch.empty(filter_dim, **dd)) for _ in self.hidden])
         self.out = nn.Linear(filter_dim, channels, bias=False, **dd)
         self.film = nn.Linear(cond_dim, 2 * filter_dim * len(self.hidden), **dd) if cond_dim else None
@@ -277,7 +278,7 @@ class ImplicitFilter(nn.Module):
             extents = self._extents(size)
             if extents != tuple(table.shape[1:]):
                 if self.rank == 1:
-                    table = F.interpolate(table[None], size=extents, mode="linear", align_corners=True)[0]
+                    table = F.interpolate(table[None], size=extents, mode="linear")[0]
                 else:
                     table = F.interpolate(table[None], size=extents, mode="bicubic", antialias=True)[0]
         else:
@@ -333,7 +334,7 @@ class ImplicitFilter1d(ImplicitFilter):
 
 
 class ImplicitFilter2d(ImplicitFilter):
-    """Implicit filter of an image; by default a learnt radial window as in HyenaPixel, on Fourier features of each axis.
+    """Implicit filter of an image; by default a learnt radial window (HyenaPixel) on Fourier features of each axis.
 
     Args:
         dim: Channels of the signal.

@@ -4,8 +4,8 @@ Papers:
 * Hyena Hierarchy: Towards Larger Convolutional Language Models (arXiv:2302.10866), section 4.5: ViT with 1D Hyena
 * HyenaPixel: Global Image Context with Convolutions (arXiv:2402.19305): the 2D and the bidirectional operator
 
-As in the first, there is no class token and no position embedding, and features are averaged over tokens. Tokens keep the
-shape of the image, (B, H, W, C), so the grid need not be remembered and every size and rectangle runs with the same
+As in the first, there is no class token and no position embedding, and features are averaged over tokens. Tokens keep
+the shape of the image, (B, H, W, C), so the grid need not be remembered and every size and rectangle runs with the same
 weights. Names and shapes of the parts that ViT has too are those of timm's `VisionTransformer`.
 """
 
@@ -58,7 +58,8 @@ MIXERS: dict[str, type[nn.Module]] = {
 
 
 @register_notrace_function
-def _check_divisible(x: Tensor, patch_size: tuple[int, int]) -> Tensor:
+def check_divisible(x: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Give back images (B, C, H, W) if the patch size divides them; fx takes the call as one node."""
     if x.shape[-2] % patch_size[0] or x.shape[-1] % patch_size[1]:
         raise ValueError(
             f"height and width of the input must be multiples of the patch size {tuple(patch_size)}, "
@@ -77,7 +78,7 @@ class DynamicPatchEmbed(PatchEmbed):
         """Embed images (B, in_chans, H, W) as tokens (B, H', W', C)."""
         if self.strict_img_size or self.dynamic_img_pad:
             return super().forward(x)
-        return self.norm(self.proj(_check_divisible(x, self.patch_size)).permute(0, 2, 3, 1))
+        return self.norm(self.proj(check_divisible(x, self.patch_size)).permute(0, 2, 3, 1))
 
 
 class Block(nn.Module):
@@ -229,9 +230,7 @@ class HyenaViT(nn.Module):
             ]
         )
         reduction = self.patch_embed.feat_ratio()
-        self.feature_info = [
-            dict(module=f"blocks.{i}", num_chs=embed_dim, reduction=reduction) for i in range(depth)
-        ]
+        self.feature_info = [dict(module=f"blocks.{i}", num_chs=embed_dim, reduction=reduction) for i in range(depth)]
         self.norm = norm_layer(embed_dim, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
@@ -402,8 +401,8 @@ _FRESH_OF_MIXER = r"\.mixer\.(short_filter|filter|skip|value_norm|gate_norms|out
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HyenaViT) -> dict[str, Tensor]:
     """Fit a checkpoint of this family, or of timm's ViT of the same size, to a model.
 
-    From a ViT everything is taken that has the same part here: patch embedding, norms, MLPs, head, and the projections of
-    attention as those of the mixer. The rest keeps its initial values and is reported.
+    From a ViT everything is taken that has the same part here: patch embedding, norms, MLPs, head, and the projections
+    of attention as those of the mixer. The rest keeps its initial values and is reported.
 
     Args:
         state_dict: Weights by name.
@@ -413,8 +412,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HyenaViT) -> dict
         A complete state dict of `model`.
 
     Raises:
-        ValueError: The checkpoint belongs to another architecture or size; the message names the first weight that does
-            not fit.
+        ValueError: The checkpoint belongs to another architecture or size; the message names the first weight that
+            does not fit.
     """
     state_dict = state_dict.get("model", state_dict)
     own = model.state_dict()
@@ -442,7 +441,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HyenaViT) -> dict
         else:
             raise ValueError(_misfit(key, value, given))
     unused = [key for key in renamed if key not in own]
-    strangers = [key for key in unused if not (is_vit and re.search(_UNUSED_OF_VIT, key)) and not key.startswith("head")]
+    strangers = [key for key in unused if not key.startswith("head")]
+    if is_vit:
+        strangers = [key for key in strangers if not re.search(_UNUSED_OF_VIT, key)]
     if strangers:
         raise ValueError(
             f"the checkpoint has weights that {type(model).__name__} with {len(model.blocks)} blocks has no place for, "

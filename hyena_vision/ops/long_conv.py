@@ -72,8 +72,8 @@ def long_conv2d(
 
     Args:
         x: (B, C, H, W), float16 / bfloat16 / float32 / float64, any strides.
-        kernel: (C, Kh, Kw) shared by the batch, or (B, C, Kh, Kw) one per sample; any Kh, Kw >= 1, floating point. It is
-            cast to the dtype of the sums.
+        kernel: (C, Kh, Kw) shared by the batch, or (B, C, Kh, Kw) one per sample; any Kh, Kw >= 1, floating point. It
+            is cast to the dtype of the sums.
         skip: (C,) weight $d$ of the unconvolved input (the papers call it bias), or None.
         padding: "linear" (zeros outside) or "circular" (periodic).
         backend: Name of the implementation, None for the fastest that can run; see

@@ -26,15 +26,17 @@ def test_recurrence_step_by_step(name, order):
     mixer = MIXERS[name](order=order, gate_act="silu", out_gate_act="sigmoid")
     x = tokens(2, 3, 5, 6)
     signals = mixer.qkv(x).permute(0, 3, 1, 2)
+    # Weight, bias, stride, padding, dilation, groups.
+    short = (mixer.short_filter.weight, mixer.short_filter.bias, 1, 0, 1, signals.shape[1])
     one_d = name.startswith("1d")
     if one_d:
         signals = signals.flatten(2)
         kernels, conv = mixer.filter(15), partial(long_conv1d, causal=mixer.causal)
         pad = (2, 0) if mixer.causal else (1, 1)
-        signals = F.conv1d(F.pad(signals, pad), mixer.short_filter.weight, mixer.short_filter.bias, groups=signals.shape[1])
+        signals = F.conv1d(F.pad(signals, pad), *short)
     else:
         kernels, conv = mixer.filter((3, 5)), partial(long_conv2d, padding=mixer.padding)
-        signals = F.conv2d(signals, mixer.short_filter.weight, mixer.short_filter.bias, padding=1, groups=signals.shape[1])
+        signals = F.conv2d(F.pad(signals, (1, 1, 1, 1)), *short)
     *gates, v = signals.split(6, dim=1)
     for step, gate in enumerate(reversed(gates[1:])):
         v = conv(v * F.silu(gate), kernels[step], mixer.skip[step], backend="reference")

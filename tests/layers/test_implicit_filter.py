@@ -32,8 +32,9 @@ def test_1d_value_by_the_formula():
     module = Filter1d(2, filter_emb_dim=5, num_inner_layers=1, window_shift=0.25, omega_0=3.0)
     displacement, size = -2, 7
     u = displacement / size
-    z = torch.tensor([u, *(math.cos(math.pi * f * u) for f in (1e-4, 1)), *(-math.sin(math.pi * f * u) for f in (1e-4, 1))])
-    hidden = torch.sin(3.0 * (module.hidden[0].weight @ z.double() + module.hidden[0].bias))
+    angles = [math.pi * 1e-4 * u, math.pi * u]
+    z = torch.tensor([u, *map(math.cos, angles), *(-math.sin(a) for a in angles)], dtype=torch.float64)
+    hidden = torch.sin(3.0 * (module.hidden[0].weight @ z + module.hidden[0].bias))
     hidden = torch.sin(module.hidden[1].weight @ hidden + module.hidden[1].bias)
     window = torch.exp(-module.decay * abs(u)) + 0.25
     expected = module.out.weight @ hidden * window * 14 / size
@@ -43,7 +44,7 @@ def test_1d_value_by_the_formula():
 def test_causal_angles_go_round_once_over_the_sequence():
     module = Filter1d(2, filter_emb_dim=7, causal=True)
     features = module._position_features(module._coordinates((8,)))
-    torch.testing.assert_close(features[:, 2], torch.cos(2 * math.pi * torch.arange(8).double() / 8))
+    torch.testing.assert_close(features[:, 3], torch.cos(2 * 2 * math.pi * torch.arange(8).double() / 8))
 
 
 def test_sinusoid_features_are_those_of_hyenapixel():
@@ -108,12 +109,13 @@ def test_coordinates_are_relative_by_default_and_agree_on_the_base_grid():
 
 def test_learnt_features_begin_as_the_function():
     torch.manual_seed(0)
-    function = Filter2d(4, base_size=5)
-    table = Filter2d(4, base_size=5, learn_features=True)
+    function = Filter2d(4, base_size=14)
+    table = Filter2d(4, base_size=14, learn_features=True)
     table.load_state_dict({**function.state_dict(), "z": table.z})
-    torch.testing.assert_close(table((5, 5)), function((5, 5)))
+    torch.testing.assert_close(table((14, 14)), function((14, 14)))
     # Smooth features survive interpolation.
-    torch.testing.assert_close(table((7, 7)), function((7, 7)), rtol=0, atol=0.2 * function((7, 7)).abs().max().item())
+    interpolated, exact = table((16, 15)).flatten(), function((16, 15)).flatten()
+    assert torch.cosine_similarity(interpolated, exact, dim=0) > 0.95
 
 
 def test_learnt_features_with_absolute_coordinates_stop_at_the_table():

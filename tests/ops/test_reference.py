@@ -55,9 +55,7 @@ def test_even_kernel_has_its_centre_at_half_its_extent():
 def test_1d_matches_scipy(length, taps, causal):
     x, kernel = draw(2, 3, length), draw(3, taps)
     start = 0 if causal else taps // 2
-    expected = np.stack(
-        [[np.convolve(x[b, c], kernel[c])[start : start + length] for c in range(3)] for b in range(2)]
-    )
+    expected = np.stack([[np.convolve(x[b, c], kernel[c])[start : start + length] for c in range(3)] for b in range(2)])
     np.testing.assert_allclose(conv1d(x, kernel, causal=causal), expected, rtol=0, atol=1e-13)
 
 

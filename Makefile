@@ -1,0 +1,47 @@
+# `make train` and `make test` work on a fresh clone: each makes .venv first if it is not there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUTPUT ?= output/digits
+
+.PHONY: help train test test-floor lint clean
+
+help:
+	@echo "make train       train Hyena and the attention ViT on real images, print the comparison"
+	@echo "make test        lint and all tests"
+	@echo "make test-floor  the tests with the oldest supported versions (Python 3.10)"
+	@echo "make lint        ruff and the direction of imports"
+
+$(VENV)/.train: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, got " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[train]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.train
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,lint]"
+	touch $@
+
+train: $(VENV)/.train
+	$(BIN)/python train_imagenet.py -c configs/digits.yaml --output $(OUTPUT)
+	$(BIN)/python train_imagenet.py -c configs/digits_vit.yaml --output $(OUTPUT)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+# Kept in step with the lower bounds in pyproject.toml.
+FLOOR := torch==2.6.0 torchvision==0.21.0 timm==1.0.27 einops==0.8.0
+.venv-floor/.test: pyproject.toml
+	test -x .venv-floor/bin/python || python3.10 -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check $(FLOOR) --editable ".[test]"
+	touch $@
+
+test-floor: .venv-floor/.test
+	.venv-floor/bin/python -m pytest
+
+clean:
+	rm -rf $(VENV) .venv-floor output build dist *.egg-info

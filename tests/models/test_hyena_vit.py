@@ -1,0 +1,294 @@
+"""What timm asks of a model, for every registered one; numerics on small ones."""
+
+import fnmatch
+import inspect
+
+import pytest
+import timm
+import torch
+from timm.layers import create_feature_extractor
+from timm.models import group_parameters, save_for_hf
+from torch import nn
+
+import hyena_vision  # noqa: F401  registers the models
+from hyena_vision.layers import ImplicitFilter
+from hyena_vision.models import HyenaViT
+
+NAMES = [*timm.list_models("hyena*vit*"), "hyena2d_iso_tiny"]
+SMALL = dict(embed_dim=32, depth=4, filter_dim=8, img_size=64)
+
+
+@pytest.fixture(params=["hyena_vit_tiny", "hyena2d_vit_tiny"])
+def name(request):
+    return request.param
+
+
+def small_model(name, **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, **{**SMALL, "num_classes": 7, **kwargs}).eval()
+
+
+def images(*shape, **kwargs):
+    return torch.randn(*(shape or (2, 3, 64, 64)), **kwargs)
+
+
+def test_all_promised_models_are_registered():
+    sizes = ["tiny", "small", "base", "large", "tiny_patch8", "small_patch8", "base_patch8"]
+    assert set(NAMES) == {f"hyena{d}_vit_{size}" for d in ("", "2d") for size in sizes} | {"hyena2d_iso_tiny"}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "iso" not in n])
+def test_parameter_count_is_that_of_the_vit(name):
+    size = name.split("_vit_")[1].removesuffix("_patch8")
+    ours, vit = (timm.create_model(n, device="meta") for n in (name, f"vit_{size}_patch16_224"))
+    assert ours.embed_dim == vit.embed_dim and len(ours.blocks) == len(vit.blocks)
+    count, expected = (sum(p.numel() for p in m.parameters()) for m in (ours, vit))
+    assert abs(count / expected - 1) < 0.03
+
+
+def test_isotropic_model_has_a_fifth_of_a_million_parameters():
+    model = timm.create_model("hyena2d_iso_tiny")
+    assert 0.15e6 < sum(p.numel() for p in model.parameters()) < 0.25e6
+    assert model(images(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_and_heads(name):
+    """Shapes, dtype, device and names for every model, on the meta device."""
+    model = timm.create_model(name, device="meta", dtype=torch.float32).eval()
+    cfg = model.default_cfg
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    assert all(t.device.type == "meta" for _, t in tensors)
+    assert not any(t.is_complex() for _, t in tensors)
+    x = torch.empty(1, *cfg["input_size"], device="meta")
+    features = model.forward_features(x)
+    grid = tuple(cfg["pool_size"])
+    assert model.output_fmt == "NHWC" and features.shape == (1, *grid, model.num_features)
+    assert model.forward_head(features, pre_logits=True).shape == (1, model.head_hidden_size)
+    assert model(x).shape == (1, cfg["num_classes"])
+    keys = model.state_dict()
+    assert cfg["first_conv"] + ".weight" in keys and cfg["classifier"] + ".weight" in keys
+    assert model.in_chans == cfg["input_size"][0]
+    model.reset_classifier(0)
+    assert model.num_classes == 0 and model(x).shape == (1, model.num_features)
+    model.reset_classifier(0, "")
+    assert model(x).shape == (1, *grid, model.num_features)
+    for kwargs, shape in ((dict(), (1, model.num_features)), (dict(global_pool=""), (1, *grid, model.num_features))):
+        assert timm.create_model(name, num_classes=0, device="meta", **kwargs)(x).shape == shape
+    half = timm.create_model(name, device="meta", dtype=torch.bfloat16)
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="not_a_model_arg"):
+        timm.create_model(name, not_a_model_arg=1, device="meta")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameter_groups(name):
+    model = timm.create_model(name, device="meta")
+    names = [n for n, _ in model.named_parameters()]
+    assert set(model.feature_info[0]) >= {"module", "num_chs", "reduction"} and len(model.feature_info) >= 3
+    assert len(set(group_parameters(model, model.group_matcher(coarse=False), reverse=True).values())) > 2
+    for pattern in model.no_weight_decay():
+        assert fnmatch.filter(names, pattern), pattern
+    filters = {id(p) for m in model.modules() if isinstance(m, ImplicitFilter) for p in m.parameters()}
+    patterns = model.no_weight_decay()
+    undecayed = {id(p) for n, p in model.named_parameters() if any(fnmatch.fnmatch(n, g) for g in patterns)}
+    assert filters and filters <= undecayed
+    assert inspect.signature(model.reset_classifier).parameters["global_pool"].default is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pretrained_without_weights_fails(name):
+    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
+        timm.create_model(name, pretrained=True, device="meta")
+
+
+def test_forward_and_backward(name):
+    model = small_model(name).train()
+    logits = model(images())
+    assert logits.shape == (2, 7) and logits.isfinite().all()
+    logits.square().mean().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, key
+
+
+def test_any_size_and_rectangle_with_the_same_weights(name):
+    model = small_model(name)
+    for size in ((64, 64), (32, 96), (16, 16), (160, 48)):
+        assert model(images(1, 3, *size)).shape == (1, 7)
+    with pytest.raises(ValueError, match=r"multiples of the patch size \(16, 16\), got \(65, 64\)"):
+        model(images(1, 3, 65, 64))
+
+
+def test_other_inputs(name):
+    assert small_model(name, patch_size=8, in_chans=1)(images(1, 1, 64, 64)).shape == (1, 7)
+    assert small_model(name, img_size=(32, 64))(images(1, 3, 32, 64)).shape == (1, 7)
+    assert small_model(name, dynamic_img_pad=True)(images(1, 3, 65, 40)).shape == (1, 7)
+    with pytest.raises(AssertionError, match=r"Input height \(32\) doesn't match model \(64\)"):
+        small_model(name, dynamic_img_size=False)(images(1, 3, 32, 64))
+
+
+def test_mixer_options_reach_mixer_and_filter(name):
+    model = small_model(name, order=3, short_kernel_size=5, gate_act="silu", window="gaussian", coords="absolute")
+    mixer = model.blocks[0].mixer
+    assert mixer.order == 3 and mixer.short_filter.kernel_size[0] == 5
+    assert mixer.filter.window == "gaussian" and mixer.filter.coords == "absolute"
+    assert model(images()).isfinite().all()
+
+
+def test_gradient_checkpointing_changes_nothing(name):
+    results = []
+    for enable in (False, True):
+        model = small_model(name, drop_path_rate=0.0).train()
+        model.set_grad_checkpointing(enable)
+        x = images(generator=torch.Generator().manual_seed(1))
+        logits = model(x)
+        logits.sum().backward()
+        results.append([logits, *[p.grad for p in model.parameters()]])
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_reset_classifier_keeps_device_dtype_mode_and_pooling(name):
+    model = small_model(name, global_pool="max").double().train()
+    expected = model.forward_head(model.forward_features(images().double()), pre_logits=True).shape
+    model.reset_classifier(3)
+    assert model.head.weight.dtype == torch.float64 and model.head.training and model.global_pool == "max"
+    assert model.get_classifier() is model.head and model(images().double()).shape == (2, 3)
+    assert expected == (2, 32)
+    frozen = small_model(name).requires_grad_(False)
+    frozen.reset_classifier(0)
+    frozen.set_input_size(img_size=128)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    with pytest.raises(ValueError, match="got 'token'"):
+        model.reset_classifier(3, "token")
+
+
+def test_set_input_size(name):
+    model = small_model(name)
+    x = images(1, 3, 96, 96)
+    expected = model(x)
+    model.set_input_size(img_size=96)
+    assert model.patch_embed.img_size == (96, 96)
+    torch.testing.assert_close(model(x), expected)
+    model.set_input_size(patch_size=8)
+    assert model.patch_embed.proj.weight.shape[-1] == 8 and model.feature_info[0]["reduction"] == 8
+    assert model(images(1, 3, 32, 32)).shape == (1, 7)
+
+
+def test_features_only(name):
+    model = timm.create_model(name, features_only=True, **SMALL)
+    assert len(model(images(1, 3, 64, 96))) == 3
+    model = timm.create_model(name, features_only=True, out_indices=(0, 2), **SMALL)
+    for features, channels, reduction in zip(
+        model(images(1, 3, 64, 96)), model.feature_info.channels(), model.feature_info.reduction(), strict=True
+    ):
+        assert features.shape == (1, channels, 64 // reduction, 96 // reduction)
+
+
+def test_intermediates_agree_with_the_forward_pass(name):
+    model = small_model(name)
+    x = images()
+    final, intermediates = model.forward_intermediates(x, norm=True)
+    assert len(intermediates) == 4
+    torch.testing.assert_close(final, model.forward_features(x))
+    torch.testing.assert_close(intermediates[-1].permute(0, 2, 3, 1), final)
+    two = model.forward_intermediates(x, indices=[0, 2], output_fmt="NHWC", stop_early=True, intermediates_only=True)
+    _, plain = model.forward_intermediates(x)
+    torch.testing.assert_close(two, [plain[i].permute(0, 2, 3, 1) for i in (0, 2)])
+
+
+def test_pruning_leaves_what_the_features_need(name):
+    model, x = small_model(name), images()
+    expected = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True)
+    assert model.prune_intermediate_layers([0, 1], prune_norm=True) == [0, 1]
+    assert len(model.blocks) == 2 and isinstance(model.norm, nn.Identity) and isinstance(model.head, nn.Identity)
+    torch.testing.assert_close(model.forward_intermediates(x, indices=[0, 1], intermediates_only=True), expected)
+    model.forward_features(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_fx_tracing(name):
+    model, x = small_model(name), images()
+    traced = create_feature_extractor(model, ["blocks.1", "head"])
+    torch.testing.assert_close(traced(x)["head"], model(x))
+    assert traced(x)["blocks.1"].shape == (2, 4, 4, 32)
+
+
+def test_save_for_hf_and_back(name, tmp_path):
+    model = small_model(name, order=3)
+    save_for_hf(model, tmp_path, model_args=dict(**SMALL, order=3), safe_serialization=True)
+    assert not list(tmp_path.glob("*.bin"))
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = images()
+    assert loaded.num_classes == 7
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_init_weights_after_to_empty(name):
+    model = timm.create_model(name, device="meta", dtype=torch.float64, **SMALL).to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(float("nan"))
+    model.init_weights()
+    for key, tensor in model.state_dict().items():
+        assert tensor.isfinite().all(), key
+    torch.manual_seed(0)
+    fresh = timm.create_model(name, dtype=torch.float64, **SMALL)
+    for key, tensor in fresh.state_dict().items():
+        given = model.state_dict()[key]
+        torch.testing.assert_close(given.std(), tensor.std(), rtol=0.5, atol=0.2, msg=key, equal_nan=True)
+
+
+def test_dtype_change_after_a_forward_pass(name):
+    model = small_model(name)
+    model(images())
+    assert model.to(torch.bfloat16)(images().bfloat16()).dtype == torch.bfloat16
+
+
+def test_compiles_without_breaks_to_two_graphs_for_all_sizes(name):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = small_model(name, depth=2)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for size in ((64, 64), (96, 96), (160, 160), (32, 128)):
+            x = images(1, 3, *size)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_inductor_gives_the_same_outputs_and_gradients():
+    torch._dynamo.reset()
+    model = small_model("hyena2d_vit_tiny", depth=1).train()
+    x = images()
+    values = []
+    for call in (model, torch.compile(model, fullgraph=True)):
+        model.zero_grad()
+        logits = call(x)
+        logits.square().sum().backward()
+        values.append([logits, *[p.grad.clone() for p in model.parameters()]])
+    torch.testing.assert_close(values[1], values[0], rtol=1e-4, atol=1e-5)
+
+
+def test_exports_with_free_height_and_width(name):
+    model = small_model(name, depth=1)
+    height, width = (torch.export.Dim(d, min=2, max=64) for d in ("height", "width"))
+    shapes = ({2: 16 * height, 3: 16 * width},)
+    program = torch.export.export(model, (images(2, 3, 96, 64),), dynamic_shapes=shapes).module()
+    x = images(2, 3, 160, 128)
+    torch.testing.assert_close(program(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(mixer_layer="attention"), r"mixer_layer must be one of \['hyena1d', 'hyena2d'\], got 'attention'"),
+        (dict(depth=0), "depth must be at least 1, got 0"),
+        (dict(embed_dim=0), "embed_dim must be at least 1, got 0"),
+        (dict(global_pool="token"), "got 'token'"),
+        (dict(order=1), "order must be at least 2, got 1"),
+        (dict(filter_dim=0), "filter_dim must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        HyenaViT(**{**SMALL, **kwargs})
