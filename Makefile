@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-OUTPUT ?= output/digits
+# A new folder for every `make train`: nothing that was saved is written over.
+RUN := $(shell date +%Y%m%d-%H%M%S)
+OUTPUT ?= output/digits-$(RUN)
 
 .PHONY: help train test test-floor lint clean
 
@@ -23,18 +25,20 @@ $(VENV)/.test: $(VENV)/.train
 	touch $@
 
 train: $(VENV)/.train
-	$(BIN)/python train_imagenet.py -c configs/digits.yaml --output $(OUTPUT)
-	$(BIN)/python train_imagenet.py -c configs/digits_vit.yaml --output $(OUTPUT)
+	$(BIN)/python train_imagenet.py -c configs/digits.yaml --output $(OUTPUT) --experiment hyena2d
+	$(BIN)/python train_imagenet.py -c configs/digits_vit.yaml --output $(OUTPUT) --experiment attention
+	$(BIN)/python -m hyena_vision.training.report $(OUTPUT)/hyena2d $(OUTPUT)/attention
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
 test: lint
 	$(BIN)/python -m pytest
 
 # Kept in step with the lower bounds in pyproject.toml.
-FLOOR := torch==2.6.0 torchvision==0.21.0 timm==1.0.27 einops==0.8.0
+FLOOR := torch==2.8.0 torchvision==0.23.0 timm==1.0.27 einops==0.8.0
 .venv-floor/.test: pyproject.toml
 	test -x .venv-floor/bin/python || python3.10 -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check $(FLOOR) --editable ".[test]"

@@ -90,11 +90,11 @@ def relative_errors(given: Tensor, truth: Tensor) -> tuple[float, float]:
     """RMS error over the RMS of the truth, and worst error over the same.
 
     Args:
-        given: Any dtype.
+        given: Any dtype, not empty.
         truth: float64, same shape.
 
     Returns:
-        Both numbers; 0 where the truth is empty or zero and met exactly.
+        Both numbers; 0 where the truth is zero and met exactly.
     """
     error = (given.detach().double() - truth.detach()).flatten()
     scale = truth.detach().square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)

@@ -1,9 +1,12 @@
 """Weights of other projects' Hyena operators, as modules of this one.
 
-Each function reads the original's state dict, infers the settings from its shapes, and gives a mixer that computes the
-same function on the grid that the weights were made for. The position features come along as learnt tables.
+Each function reads the original's state dict, infers sizes from its shapes, and gives a mixer that computes the same
+function on the grid that the weights were made for. What a state dict does not tell is taken to be the originals'
+default: no activation after the gates, a window shift of 0 in 1D, no normalisation of the filter. The position features
+come along as learnt tables.
 """
 
+import re
 from collections.abc import Mapping
 from functools import partial
 
@@ -27,7 +30,7 @@ def hyena1d_from_safari(state_dict: Mapping[str, Tensor], *, filter_layout: str 
 
     Raises:
         KeyError: A weight is missing.
-        ValueError: The layout is unknown.
+        ValueError: The layout is unknown, or there are weights that this operator does not have.
 
     Source:
         HazyResearch/safari (Apache-2.0), the code of arXiv:2302.10866.
@@ -46,6 +49,7 @@ def hyena1d_from_hyenapixel(state_dict: Mapping[str, Tensor]) -> Hyena1d:
 
     Raises:
         KeyError: A weight is missing.
+        ValueError: There are weights that this operator does not have.
 
     Source:
         spravil/HyenaPixel (Apache-2.0), the code of arXiv:2402.19305.
@@ -64,7 +68,8 @@ def hyena2d_from_hyenapixel(state_dict: Mapping[str, Tensor]) -> Hyena2d:
 
     Raises:
         KeyError: A weight is missing.
-        ValueError: K is even.
+        ValueError: K is even, the distances are no multiple of those in pixels, or there are weights that this operator
+            does not have.
 
     Source:
         spravil/HyenaPixel (Apache-2.0), the code of arXiv:2402.19305.
@@ -89,6 +94,7 @@ def hyena2d_from_hyenapixel(state_dict: Mapping[str, Tensor]) -> Hyena2d:
         learn_features=True,
         window="radial" if decay else "none",
         base_grid=(extent + 1) // 2,
+        dtype=state_dict["long_conv.z"].dtype,
     )
     # The original multiplies chunks 0 and 1 before the convolution and chunk 2 after it.
     weights = {
@@ -104,13 +110,32 @@ def hyena2d_from_hyenapixel(state_dict: Mapping[str, Tensor]) -> Hyena2d:
     weights.update(_filter_weights(hidden, out))
     if decay:
         # Theirs is per pixel of displacement, ours per image extent.
-        weights["filter.decay"] = state_dict["long_conv.deltas"].flatten() * mixer.filter.base_size[0]
+        scale = _distance_scale(state_dict["long_conv.distance_map"]) * mixer.filter.base_size[0]
+        weights["filter.decay"] = state_dict["long_conv.deltas"].flatten() * scale
         weights["filter.shift"] = state_dict["long_conv.shift"].flatten()
     if norm:
         weights["gate_norms.0.weight"] = state_dict["qk_norm.weight"]
         weights["out_norm.weight"] = state_dict["out_norm.weight"]
+    _check_known(state_dict, r"(pointwise_conv|depthwise_conv|out_proj|qk_norm|out_norm)\.\w+|long_conv\..+")
     mixer.load_state_dict(weights)
     return mixer
+
+
+def _distance_scale(distance_map: Tensor) -> float:
+    """Factor of a map (1, 1, K, K) over the distances from its middle in pixels; one fine-tuned at 384 px has 1.16."""
+    radius = distance_map.shape[-1] // 2
+    axis = torch.arange(-radius, radius + 1).to(distance_map)
+    pixels = torch.hypot(axis[:, None], axis)
+    scale = (distance_map.sum() / pixels.sum()).item() if radius else 1.0
+    if not torch.allclose(distance_map[0, 0], scale * pixels, rtol=1e-3, atol=1e-3):
+        raise ValueError("long_conv.distance_map must be a multiple of the distances in pixels from the centre")
+    return scale
+
+
+def _check_known(state_dict: Mapping[str, Tensor], pattern: str) -> None:
+    unknown = [key for key in state_dict if not re.fullmatch(pattern, key)]
+    if unknown:
+        raise ValueError(f"the state dict has weights that this operator does not have, such as {unknown[0]!r}")
 
 
 def _hyena1d(state_dict: Mapping[str, Tensor], filter_layout: str, causal: bool) -> Hyena1d:
@@ -137,6 +162,7 @@ def _hyena1d(state_dict: Mapping[str, Tensor], filter_layout: str, causal: bool)
         window="exponential",
         coords="absolute" if causal else "relative",
         base_grid=(1, length if causal else (length + 1) // 2),
+        dtype=table.dtype,
     )
 
     def by_order(channels: Tensor) -> Tensor:
@@ -160,6 +186,7 @@ def _hyena1d(state_dict: Mapping[str, Tensor], filter_layout: str, causal: bool)
         for index in range(order - 1):
             weights[f"gate_norms.{index}.weight"] = state_dict[f"qk_norm.{index}.weight"]
         weights["out_norm.weight"] = state_dict["out_norm.weight"]
+    _check_known(state_dict, r"(in_proj|short_filter|out_proj|out_norm|qk_norm\.\d+)\.\w+|filter_fn\..+")
     mixer.load_state_dict(weights)
     return mixer
 

@@ -10,7 +10,9 @@ This is the recurrence of the released code: order 2 has two gates and one long 
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from timm.layers import get_act_layer, get_norm_layer, to_2tuple, trunc_normal_
@@ -18,6 +20,26 @@ from torch import Tensor, nn
 
 from hyena_vision.layers.implicit_filter import ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d
 from hyena_vision.ops import long_conv1d, long_conv2d
+
+
+def named_layer(getter: Callable, argument: str, value: Any) -> Any:
+    """Look a layer up with timm's getter of activations or norms.
+
+    Args:
+        getter: `timm.layers.get_act_layer` or `get_norm_layer`.
+        argument: Name of the argument that the value was given for.
+        value: A name, a class, or None.
+
+    Returns:
+        The class, None for None.
+
+    Raises:
+        ValueError: timm knows no layer of that name.
+    """
+    try:
+        return getter(value)
+    except KeyError:
+        raise ValueError(f"{argument} must be a class or the name of a layer of timm, got {value!r}") from None
 
 
 class _Hyena(nn.Module):
@@ -59,7 +81,7 @@ class _Hyena(nn.Module):
             expected = "at least 1" if causal else "odd and at least 1"
             raise ValueError(f"short_kernel_size must be {expected}, got {short_kernel_size}")
         dd = {"device": device, "dtype": dtype}
-        norm_layer = partial(get_norm_layer(norm_layer), dim, **dd)
+        norm_layer = partial(named_layer(get_norm_layer, "norm_layer", norm_layer), dim, **dd)
         self.dim = dim
         self.order = order
         self.causal = causal
@@ -77,8 +99,10 @@ class _Hyena(nn.Module):
         )
         self.value_norm = norm_layer() if value_norm else nn.Identity()
         self.gate_norms = nn.ModuleList([norm_layer() if gate_norm else nn.Identity() for _ in range(order - 1)])
-        self.gate_act = _activation(gate_act)
-        self.out_gate_act = _activation(out_gate_act)
+        self.gate_act = nn.Identity() if gate_act is None else named_layer(get_act_layer, "gate_act", gate_act)()
+        self.out_gate_act = (
+            nn.Identity() if out_gate_act is None else named_layer(get_act_layer, "out_gate_act", out_gate_act)()
+        )
         filter_kwargs = dict(num_filters=order - 1, cond_dim=dim if film else 0, **filter_kwargs, **dd)
         base_grid = to_2tuple(base_grid)
         if rank == 1:
@@ -147,7 +171,8 @@ class Hyena1d(_Hyena):
         proj_drop: Dropout rate after the output projection.
         film: Whether the mean token scales and shifts the filter's hidden layers, so that each sample has a filter.
         base_grid: Tokens (H, W), or one number for both, of the grid on which the filter's relative and absolute
-            coordinates agree; usually that of the training images.
+            coordinates agree and its kernels begin with unit energy; usually that of the training images. It is not in
+            the state dict: load weights with the base grid that they were trained with.
         backend: Backend of the long convolutions, see `hyena_vision.ops`; None picks.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -213,10 +238,6 @@ class Hyena2d(_Hyena):
         kernels = self._kernels(x, (x.shape[1], x.shape[2]))
         y = self._recurrence(signals, kernels, partial(long_conv2d, padding=self.padding))
         return self._project(y.permute(0, 2, 3, 1))
-
-
-def _activation(act: str | type[nn.Module] | None) -> nn.Module:
-    return nn.Identity() if act is None else get_act_layer(act)()
 
 
 def _channels_last(norm: nn.Module, x: Tensor) -> Tensor:

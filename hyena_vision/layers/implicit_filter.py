@@ -43,8 +43,9 @@ class ImplicitFilter(nn.Module):
             (Hyena). "sinusoid": sines and cosines of the position in base-grid tokens, wavelengths 2 pi to 20000 pi
             (HyenaPixel). "coords": u itself (SIREN, as in nvSubquadratic).
         learn_features: Whether the features are a learnt table on the base grid (it starts at the values above). With
-            relative coordinates other grids interpolate it; with absolute ones they take its middle (its beginning if
-            causal), and a kernel is never larger than the table.
+            relative coordinates other grids interpolate it: linearly at the exact positions in 1D, and in 2D as
+            HyenaPixel does, bicubically and antialiased from one kernel's extent to the other's. With absolute
+            coordinates they take its middle (its beginning if causal), and a kernel is never larger than the table.
         window: "exponential": $\exp(-\delta_c \sum_a |u_a|)$. "radial": $\exp(-\delta_c \lVert u \rVert_2)$.
             "gaussian": $\exp(-\sum_a u_a^2 / 2 \sigma_{c,a}^2)$. "none": 1.
         learn_window: Whether $\delta$ and the shift s, or $\log \sigma$, are parameters. None does as the papers do:
@@ -53,8 +54,9 @@ class ImplicitFilter(nn.Module):
         slow_decay: Distance in units of u at which the exponential of the first channel reaches 0.01.
         fast_decay: The same for the last channel; those between are spaced linearly in $\delta$.
         coords: "relative" or "absolute", see the module's text.
-        base_size: Tokens per axis (one number, or one per axis) of the base grid. It sets no shape unless
-            `learn_features`.
+        base_size: Tokens per axis (one number, or one per axis) of the base grid, usually that of the training
+            images. It sets no shape unless `learn_features`, and like all settings it is not in the state dict: weights
+            mean what they meant only with the base size that they were trained with.
         cond_dim: Width of a per-sample vector that scales and shifts the hidden activations (FiLM), 0 for none.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -232,7 +234,9 @@ class ImplicitFilter(nn.Module):
 
     def _check_cond(self, cond: Tensor | None) -> None:
         if (cond is None) != (self.film is None):
-            raise ValueError(f"cond must be given if and only if cond_dim is set: cond is {cond}, film is {self.film}")
+            given = "None" if cond is None else f"a tensor of shape {tuple(cond.shape)}"
+            cond_dim = 0 if self.film is None else self.film.in_features
+            raise ValueError(f"cond must be given if and only if cond_dim is set: cond is {given}, cond_dim {cond_dim}")
         if cond is not None and (cond.ndim != 2 or cond.shape[1] != self.film.in_features):
             raise ValueError(f"cond must have shape (B, {self.film.in_features}), got {tuple(cond.shape)}")
 
@@ -278,7 +282,7 @@ class ImplicitFilter(nn.Module):
             extents = self._extents(size)
             if extents != tuple(table.shape[1:]):
                 if self.rank == 1:
-                    table = F.interpolate(table[None], size=extents, mode="linear")[0]
+                    table = self._sample_table(table, coordinates[0])
                 else:
                     table = F.interpolate(table[None], size=extents, mode="bicubic", antialias=True)[0]
         else:
@@ -289,6 +293,15 @@ class ImplicitFilter(nn.Module):
             coordinates = self._coordinates(size)
         return table.flatten(1).T, coordinates, extents
 
+    def _sample_table(self, table: Tensor, coordinates: Tensor) -> Tensor:
+        """Features (filter_emb_dim, P) between those of a table (filter_emb_dim, K), linearly; its ends continue."""
+        length = table.shape[1]
+        position = coordinates * self.base_size[0] + (0 if self.causal else self.base_size[0] - 1)
+        position = position.clamp(0, length - 1)
+        below = position.floor().long().clamp_max(max(length - 2, 0))
+        above = (below + 1).clamp_max(length - 1)
+        return torch.lerp(table[:, below], table[:, above], position - below)
+
     def _mlp(self, features: Tensor, cond: Tensor | None) -> Tensor:
         """Network values (channels, P), or (B, channels, P) with `cond`."""
         dtype = self._dtype
@@ -297,9 +310,9 @@ class ImplicitFilter(nn.Module):
         if cond is not None:
             film = F.linear(cond.to(dtype), self.film.weight.to(dtype), self.film.bias.to(dtype))
             modulation = film.unflatten(-1, (len(self.hidden), 2, 1, -1))
-        for index, (linear, omega) in enumerate(zip(self.hidden, self.omega, strict=True)):
+        for index, linear in enumerate(self.hidden):
             hidden = F.linear(hidden, linear.weight.to(dtype), linear.bias.to(dtype))
-            hidden = torch.sin(omega.to(dtype) * hidden)
+            hidden = torch.sin(self.omega[index].to(dtype) * hidden)
             if modulation is not None:
                 hidden = (1 + modulation[:, index, 0]) * hidden + modulation[:, index, 1]
         return self.out.weight.to(dtype) @ hidden.transpose(-1, -2)

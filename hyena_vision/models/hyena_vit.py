@@ -42,6 +42,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, _assert, nn
 
 from hyena_vision.layers import Hyena1d, Hyena2d
+from hyena_vision.layers.hyena import named_layer
 
 try:
     from timm.models._input import update_model_input_size
@@ -152,10 +153,13 @@ class HyenaViT(nn.Module):
         dynamic_img_pad: Whether other sizes are padded at the right and bottom.
         act_layer: Activation of the MLPs, a timm name or a class.
         norm_layer: Norm, a timm name or a class; LayerNorm with eps 1e-6 by default.
+        mixer_norm_layer: Norm inside the mixers, where `value_norm`, `gate_norm` or `out_norm` ask for one.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
         **mixer_kwargs: For the mixer (`hyena_vision.layers.Hyena1d`, `Hyena2d`) and its filter: `order`,
-            `short_kernel_size`, `gate_act`, `filter_dim`, `window`, `coords`, `base_grid`, ...
+            `short_kernel_size`, `gate_act`, `filter_dim`, `window`, `coords`, ... `base_grid` does not follow from
+            `img_size` and `patch_size`, so that weights keep their meaning at other sizes: give it when a model is
+            trained from scratch on a grid far from 14 x 14 tokens (28 x 28 for the `_patch8` models).
 
     Raises:
         ValueError: Unknown mixer or pooling, or an argument out of range.
@@ -181,6 +185,7 @@ class HyenaViT(nn.Module):
         dynamic_img_pad: bool = False,
         act_layer: str | type[nn.Module] | None = None,
         norm_layer: str | type[nn.Module] | None = None,
+        mixer_norm_layer: str | type[nn.Module] | None = None,
         device=None,
         dtype=None,
         **mixer_kwargs,
@@ -192,8 +197,10 @@ class HyenaViT(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         dd = {"device": device, "dtype": dtype}
-        norm_layer = get_norm_layer(norm_layer) or partial(nn.LayerNorm, eps=1e-6)
-        act_layer = get_act_layer(act_layer) or nn.GELU
+        norm_layer = named_layer(get_norm_layer, "norm_layer", norm_layer) or partial(nn.LayerNorm, eps=1e-6)
+        act_layer = named_layer(get_act_layer, "act_layer", act_layer) or nn.GELU
+        if mixer_norm_layer is not None:
+            mixer_kwargs["norm_layer"] = mixer_norm_layer
         mixer_layer = MIXERS[mixer_layer] if isinstance(mixer_layer, str) else mixer_layer
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
@@ -285,10 +292,10 @@ class HyenaViT(nn.Module):
             num_classes: Classes of the new head, 0 for no head.
             global_pool: New pooling, None to keep the present one.
         """
+        if global_pool not in (None, "", "avg", "max", "avgmax"):
+            raise ValueError(f"global_pool must be '', 'avg', 'max' or 'avgmax', got {global_pool!r}")
         self.num_classes = num_classes
         if global_pool is not None:
-            if global_pool not in ("", "avg", "max", "avgmax"):
-                raise ValueError(f"global_pool must be '', 'avg', 'max' or 'avgmax', got {global_pool!r}")
             self.global_pool = global_pool
             self.pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=global_pool != "", input_fmt="NHWC")
         like = self.patch_embed.proj.weight
@@ -393,7 +400,7 @@ class HyenaViT(nn.Module):
 
 
 # Of a ViT: class and position embeddings and their like have no place here.
-_UNUSED_OF_VIT = r"^(cls_token|dist_token|reg_token|mask_token|pos_embed|norm_pre\.|head_dist\.|pre_logits\.)"
+_UNUSED_OF_VIT = r"^(cls_token|dist_token|reg_token|mask_token|pos_embed|head_dist\.|pre_logits\.)"
 # Of ours: a ViT has nothing that plays their part.
 _FRESH_OF_MIXER = r"\.mixer\.(short_filter|filter|skip|value_norm|gate_norms|out_norm)\b"
 
@@ -429,13 +436,15 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HyenaViT) -> dict
     fitted, fresh = {}, []
     for key, value in own.items():
         given = renamed.get(key)
-        in_head = key.startswith("head.")
-        if given is not None and (given.shape == value.shape or key == "patch_embed.proj.weight" or in_head):
-            # timm adapts the input channels and drops a head of other classes after this function.
-            if key == "patch_embed.proj.weight" and given.shape[0] != value.shape[0]:
-                raise ValueError(_misfit(key, value, given))
+        fits = given is not None and given.shape == value.shape
+        if given is not None and key == "patch_embed.proj.weight" and given.ndim == 4:
+            # timm adapts the input channels after this function.
+            fits = given[:, 0].shape == value[:, 0].shape
+        if fits:
             fitted[key] = given
-        elif in_head or (is_vit and (re.search(_FRESH_OF_MIXER, key) or _is_optional(key, model, given))):
+        elif key.startswith("head.") or (
+            is_vit and (re.search(_FRESH_OF_MIXER, key) or _is_optional(key, model, given))
+        ):
             fitted[key] = value
             fresh.append(key)
         else:
@@ -449,9 +458,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HyenaViT) -> dict
             f"the checkpoint has weights that {type(model).__name__} with {len(model.blocks)} blocks has no place for, "
             f"such as {strangers[0]!r}"
         )
-    if is_vit:
+    if is_vit or fresh:
         _logger.warning(
-            f"Warm start from a ViT: took {len(fitted) - len(fresh)} of {len(own)} tensors. "
+            f"Warm start{' from a ViT' if is_vit else ''}: took {len(fitted) - len(fresh)} of {len(own)} tensors. "
             f"Initialised afresh: {_summarise(fresh)}. Not used: {_summarise(unused)}."
         )
     return fitted

@@ -7,8 +7,8 @@ that reach no signal value removed first, this needs a transform of
 $$F \ge \max(L + K - 1 - s,\; s + L)$$
 
 so 2 L - 1 both for the causal kernel (K = L, s = 0) and for the centred one (K = 2 L - 1, s = L - 1), where a careless
-length would be 3 L - 2. In 2D the rows are transformed before the columns are padded, and cropped before the rows are
-transformed back, which leaves out a quarter to a half of the work of `rfft2`.
+length would be 3 L - 2. In 2D the rows of the image are transformed before its columns are padded, and columns are
+cropped before the rows are transformed back: half of the row transforms of `rfft2` would be of zeros, or thrown away.
 
 `torch.fft` takes no bfloat16, and float16 only at powers of two on CUDA, so transforms run in float32 (float64 for
 float64 input).
@@ -62,9 +62,12 @@ def _fft_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: tuple[int,
                 transforms.append(2 * size)
             else:
                 transforms.append(transform_size(max(size + kernel.shape[axis] - 1 - middle, middle + size)))
+    if torch.compiler.is_compiling():
+        # Up to torch 2.8 at least, inductor expects contiguous spectra where strided signals give strided ones.
+        xs = xs.contiguous()
     spectrum = _forward(xs, transforms) * _forward(kernel, transforms)
-    for axis, start, length in zip(range(-rank, -1), starts, transforms, strict=False):
-        spectrum = torch.fft.ifft(spectrum, n=length, dim=axis).narrow(axis, start, x.shape[axis])
+    for axis in range(-rank, -1):
+        spectrum = torch.fft.ifft(spectrum, n=transforms[axis], dim=axis).narrow(axis, starts[axis], x.shape[axis])
     y = torch.fft.irfft(spectrum, n=transforms[-1], dim=-1).narrow(-1, starts[-1], x.shape[-1])
     if skip is not None:
         y = y + skip.to(dtype).reshape(-1, *[1] * rank) * xs
@@ -74,8 +77,8 @@ def _fft_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: tuple[int,
 def _forward(signal: Tensor, transforms: list[int]) -> Tensor:
     """Real transform of the last axis, then complex ones of those before it: each pads only when its turn comes."""
     spectrum = torch.fft.rfft(signal, n=transforms[-1], dim=-1)
-    for axis, length in zip(range(-len(transforms), -1), transforms, strict=False):
-        spectrum = torch.fft.fft(spectrum, n=length, dim=axis)
+    for axis in range(-len(transforms), -1):
+        spectrum = torch.fft.fft(spectrum, n=transforms[axis], dim=axis)
     return spectrum
 
 

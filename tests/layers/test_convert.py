@@ -66,6 +66,32 @@ def test_converted_filters_run_on_other_grids():
     assert mixer(torch.randn(1, 7, 5, 6)).shape == (1, 7, 5, 6)
 
 
+def test_scaled_distances_are_folded_into_the_window():
+    state_dict, x, _ = load("hyenapixel_2d_norm1")
+    stretched = {**state_dict, "long_conv.distance_map": 1.16 * state_dict["long_conv.distance_map"]}
+    faster = {**state_dict, "long_conv.deltas": 1.16 * state_dict["long_conv.deltas"]}
+    first, second = (hyena2d_from_hyenapixel(weights).double()(x) for weights in (stretched, faster))
+    assert relative_error(first, second) < 1e-6
+    assert relative_error(first, hyena2d_from_hyenapixel(state_dict).double()(x)) > 1e-4
+    with pytest.raises(ValueError, match="distance_map must be a multiple"):
+        hyena2d_from_hyenapixel({**state_dict, "long_conv.distance_map": torch.rand(1, 1, 7, 7)})
+
+
+def test_float64_weights_stay_exact():
+    state_dict, _, _ = load("hyenapixel_2d_norm1")
+    mixer = hyena2d_from_hyenapixel({key: value.double() + 1e-12 for key, value in state_dict.items()})
+    assert mixer.proj.weight.dtype == torch.float64
+    assert torch.equal(mixer.proj.bias, state_dict["out_proj.bias"].double() + 1e-12)
+
+
+def test_foreign_weights_are_refused():
+    converters = {"safari_package_order2": hyena1d_from_safari, "hyenapixel_2d_norm0": hyena2d_from_hyenapixel}
+    for name, convert in converters.items():
+        state_dict, _, _ = load(name)
+        with pytest.raises(ValueError, match="does not have, such as 'ord_proj_w'"):
+            convert({**state_dict, "ord_proj_w": torch.zeros(1)})
+
+
 def test_unknown_layout_and_missing_weight_are_named():
     state_dict, _, _ = load("safari_package_order2")
     with pytest.raises(ValueError, match="filter_layout must be .* got 'rows'"):

@@ -20,10 +20,18 @@ def tokens(*shape):
     return torch.randn(shape, dtype=torch.float64)
 
 
+def over_channels(norm, x):
+    return F.rms_norm(x.movedim(1, -1), (6,), norm.weight, norm.eps).movedim(-1, 1)
+
+
 @pytest.mark.parametrize("name", MIXERS)
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_recurrence_step_by_step(name, order):
-    mixer = MIXERS[name](order=order, gate_act="silu", out_gate_act="sigmoid")
+    norms = dict(value_norm=True, gate_norm=True, out_norm=True)
+    mixer = MIXERS[name](order=order, gate_act="silu", out_gate_act="sigmoid", **norms)
+    norms = [mixer.value_norm, *mixer.gate_norms, mixer.out_norm]
+    for norm in norms:
+        torch.nn.init.normal_(norm.weight)
     x = tokens(2, 3, 5, 6)
     signals = mixer.qkv(x).permute(0, 3, 1, 2)
     # Weight, bias, stride, padding, dilation, groups.
@@ -38,11 +46,25 @@ def test_recurrence_step_by_step(name, order):
         kernels, conv = mixer.filter((3, 5)), partial(long_conv2d, padding=mixer.padding)
         signals = F.conv2d(F.pad(signals, (1, 1, 1, 1)), *short)
     *gates, v = signals.split(6, dim=1)
+    v = over_channels(norms[0], v)
     for step, gate in enumerate(reversed(gates[1:])):
-        v = conv(v * F.silu(gate), kernels[step], mixer.skip[step], backend="reference")
-    y = v * torch.sigmoid(gates[0])
+        v = over_channels(norms[1 + step], v * F.silu(gate))
+        v = conv(v, kernels[step], mixer.skip[step], backend="reference")
+    y = over_channels(norms[-1], v * torch.sigmoid(gates[0]))
     y = y.unflatten(2, (3, 5)) if one_d else y
     torch.testing.assert_close(mixer(x), mixer.proj(y.permute(0, 2, 3, 1)))
+
+
+def test_biases_can_be_left_out():
+    mixer = Hyena2d(6, qkv_bias=False, short_bias=False, proj_bias=False)
+    assert mixer.qkv.bias is None and mixer.short_filter.bias is None and mixer.proj.bias is None
+
+
+def test_projections_begin_at_unit_scale():
+    mixer = Hyena2d(64)
+    torch.testing.assert_close(mixer.qkv.weight.std(), torch.tensor(0.125), rtol=0.05, atol=0)
+    torch.testing.assert_close(mixer.proj.weight.std(), torch.tensor(0.02), rtol=0.05, atol=0)
+    assert not mixer.qkv.bias.any() and not mixer.proj.bias.any()
 
 
 @pytest.mark.parametrize("name", ["1d", "2d", "2d-circular"])
@@ -101,7 +123,7 @@ def test_film_filters_depend_on_the_sample():
     mixer = MIXERS["2d"](film=True)
     x = tokens(2, 4, 4, 6)
     torch.testing.assert_close(mixer(x)[1:], mixer(x[1:]))
-    assert mixer._kernels(x, (4, 4)).shape == (1, 2, 6, 7, 7)
+    torch.testing.assert_close(mixer._kernels(x, (4, 4)), mixer.filter((4, 4), x.mean((1, 2))))
 
 
 def test_circular_mixer_commutes_with_shifts():
@@ -148,6 +170,8 @@ def test_projections_have_the_shapes_of_attention():
         (lambda: Hyena1d(4, short_kernel_size=0, causal=True), "short_kernel_size must be at least 1, got 0"),
         (lambda: Hyena2d(4, filter_dim=0), "filter_dim must be at least 1, got 0"),
         (lambda: Hyena2d(4, padding="same"), "'linear' or 'circular', got 'same'"),
+        (lambda: Hyena2d(4, gate_act="nope"), "gate_act must be a class or the name of a layer of timm, got 'nope'"),
+        (lambda: Hyena2d(4, norm_layer="nope"), "norm_layer must be .* got 'nope'"),
         (lambda: Hyena2d(4)(torch.zeros(1, 3, 3, 5)), r"x must have shape \(B, H, W, 4\), got \(1, 3, 3, 5\)"),
         (lambda: Hyena1d(4)(torch.zeros(1, 9, 4)), r"x must have shape \(B, H, W, 4\), got \(1, 9, 4\)"),
         (lambda: Hyena2d(4, backend="nope")(torch.zeros(1, 3, 3, 4)), "unknown backend 'nope'"),

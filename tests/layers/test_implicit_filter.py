@@ -41,6 +41,58 @@ def test_1d_value_by_the_formula():
     torch.testing.assert_close(module(size)[0, :, size - 1 + displacement], expected)
 
 
+@pytest.mark.parametrize("coords", ["relative", "absolute"])
+@pytest.mark.parametrize("window", ["exponential", "radial", "gaussian"])
+def test_2d_value_by_the_formula(coords, window):
+    torch.manual_seed(3)
+    size, base, displacement = (3, 5), (4, 7), (2, -1)
+    settings = dict(filter_emb_dim=6, num_inner_layers=0, window=window, window_shift=0.25)
+    module = Filter2d(2, coords=coords, base_size=base, **settings)
+    if window == "gaussian":
+        torch.nn.init.uniform_(module.log_sigma, -1, 1)
+    else:
+        torch.nn.init.normal_(module.decay)
+    scale = size if coords == "relative" else base
+    u, v = displacement[0] / scale[0], displacement[1] / scale[1]
+    features = [part for c in (u, v) for part in (c, math.cos(math.pi * 1e-4 * c), -math.sin(math.pi * 1e-4 * c))]
+    hidden = torch.sin(module.hidden[0](torch.tensor(features, dtype=torch.float64)))
+    if window == "gaussian":
+        sigma = module.log_sigma.exp()
+        values = torch.exp(-0.5 * ((u / sigma[0]) ** 2 + (v / sigma[1]) ** 2))
+    else:
+        distance = abs(u) + abs(v) if window == "exponential" else math.hypot(u, v)
+        values = torch.exp(-module.decay.abs() * distance) + 0.25
+    gain = (4 / 3) * (7 / 5) if coords == "relative" else 1
+    given = module(size)[0, :, 2 + displacement[0], 4 + displacement[1]]
+    torch.testing.assert_close(given, module.out(hidden) * values * gain)
+
+
+def test_film_by_the_formula():
+    torch.manual_seed(3)
+    module = Filter1d(2, features="coords", cond_dim=3, num_inner_layers=1, window="none", base_size=4)
+    torch.nn.init.normal_(module.film.weight)
+    cond = torch.randn(1, 3, dtype=torch.float64)
+    first, second = module.film(cond)[0].reshape(2, 2, 8)  # layer, then scale and shift
+    hidden = torch.sin(10 * module.hidden[0](torch.tensor([0.25], dtype=torch.float64)))
+    hidden = torch.sin(module.hidden[1]((1 + first[0]) * hidden + first[1]))
+    expected = module.out((1 + second[0]) * hidden + second[1])
+    torch.testing.assert_close(module(4, cond)[0, 0, :, 4], expected)
+
+
+def test_defaults_are_the_published_ones():
+    hyena = ImplicitFilter1d(4)
+    assert (hyena.filter_emb_dim, len(hyena.hidden), hyena.omega_0, hyena.window) == (33, 3, 1.0, "exponential")
+    torch.testing.assert_close(hyena.decay[[0, -1]], -math.log(0.01) / torch.tensor([1.5, 0.3]))
+    pixel = ImplicitFilter2d(4)
+    assert (pixel.filter_emb_dim, len(pixel.hidden), pixel.omega_0, pixel.window) == (34, 3, 1.0, "radial")
+    torch.testing.assert_close(pixel.decay[[0, -1]], -math.log(0.01) / torch.tensor([3.0, 0.6]))
+    siren = ImplicitFilter2d(4, features="coords", filter_dim=512)
+    assert siren.omega_0 == 10.0 and siren.omega[0][0] == 10.0 and siren.omega[1][0] == 1.0
+    # SIREN: uniform within pi on two raw coordinates, within sqrt(6 / width) in the layers after them.
+    torch.testing.assert_close(siren.hidden[0].weight.abs().max(), torch.tensor(math.pi), rtol=0.02, atol=0)
+    torch.testing.assert_close(siren.hidden[1].weight.abs().max(), torch.tensor((6 / 512) ** 0.5), rtol=0.02, atol=0)
+
+
 def test_causal_angles_go_round_once_over_the_sequence():
     module = Filter1d(2, filter_emb_dim=7, causal=True)
     features = module._position_features(module._coordinates((8,)))
@@ -57,9 +109,10 @@ def test_sinusoid_features_are_those_of_hyenapixel():
 
 
 def test_gaussian_widths_go_from_one_token_to_the_image():
-    module = Filter2d(3, window="gaussian", base_size=8)
-    window = module._window(module._coordinates((8, 8))).unflatten(-1, (15, 15))
-    torch.testing.assert_close(window[0, 7, 8], torch.tensor(0.1, dtype=torch.float64))
+    module = Filter2d(3, window="gaussian", base_size=(8, 5))
+    window = module._window(module._coordinates((8, 5))).unflatten(-1, (15, 9))
+    torch.testing.assert_close(window[0, 7, 5], torch.tensor(0.1, dtype=torch.float64))
+    torch.testing.assert_close(window[0, 8, 4], torch.tensor(0.1, dtype=torch.float64))
     edge = torch.exp(-0.5 * torch.exp(-2 * module.log_sigma[0, -1]))
     torch.testing.assert_close(edge, torch.tensor(0.1, dtype=torch.float64))
 
@@ -116,6 +169,18 @@ def test_learnt_features_begin_as_the_function():
     # Smooth features survive interpolation.
     interpolated, exact = table((16, 15)).flatten(), function((16, 15)).flatten()
     assert torch.cosine_similarity(interpolated, exact, dim=0) > 0.95
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_1d_tables_are_read_at_the_exact_positions(causal):
+    torch.manual_seed(0)
+    function = Filter1d(4, base_size=100, causal=causal)
+    table = Filter1d(4, base_size=100, causal=causal, learn_features=True)
+    table.load_state_dict({**function.state_dict(), "z": table.z})
+    for size in (25, 50, 100):  # every position of these lies on a row of the table
+        torch.testing.assert_close(table(size), function(size))
+    interpolated, exact = table(130).flatten(), function(130).flatten()
+    assert (interpolated - exact).norm() < 0.05 * exact.norm()
 
 
 def test_learnt_features_with_absolute_coordinates_stop_at_the_table():

@@ -86,13 +86,18 @@ def test_parameter_groups(name):
     model = timm.create_model(name, device="meta")
     names = [n for n, _ in model.named_parameters()]
     assert set(model.feature_info[0]) >= {"module", "num_chs", "reduction"} and len(model.feature_info) >= 3
-    assert len(set(group_parameters(model, model.group_matcher(coarse=False), reverse=True).values())) > 2
+    layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    order = ["patch_embed.proj.weight", *(f"blocks.{i}.mixer.qkv.weight" for i in range(len(model.blocks)))]
+    assert sorted({layers[n] for n in order}) == [layers[n] for n in order]
+    # As in timm's ViT the final norm goes with the last block.
+    assert layers["head.weight"] > layers["norm.weight"] == layers[order[-1]]
     for pattern in model.no_weight_decay():
         assert fnmatch.filter(names, pattern), pattern
     filters = {id(p) for m in model.modules() if isinstance(m, ImplicitFilter) for p in m.parameters()}
     patterns = model.no_weight_decay()
     undecayed = {id(p) for n, p in model.named_parameters() if any(fnmatch.fnmatch(n, g) for g in patterns)}
-    assert filters and filters <= undecayed
+    skips = {id(p) for n, p in model.named_parameters() if n.endswith(".skip")}
+    assert filters and skips and filters | skips <= undecayed
     assert inspect.signature(model.reset_classifier).parameters["global_pool"].default is None
 
 
@@ -127,6 +132,44 @@ def test_other_inputs(name):
         small_model(name, dynamic_img_size=False)(images(1, 3, 32, 64))
 
 
+def test_block_is_two_residual_branches(name):
+    block = small_model(name).blocks[0]
+    x = torch.randn(2, 4, 4, 32)
+    mixed = x + block.mixer(block.norm1(x))
+    torch.testing.assert_close(block(x), mixed + block.mlp(block.norm2(mixed)))
+    torch.testing.assert_close(block.norm1(1e-3 * x), torch.nn.functional.layer_norm(1e-3 * x, (32,), eps=1e-6))
+
+
+def test_every_argument_reaches_its_part(name):
+    rates = dict(drop_rate=0.1, proj_drop_rate=0.2, drop_path_rate=0.3)
+    norms = dict(out_norm=True, mixer_norm_layer="layernorm", norm_layer="rmsnorm", init_values=0.5)
+    model = small_model(name, mlp_ratio=3, act_layer="relu", **rates, **norms)
+    first, last = model.blocks[0], model.blocks[-1]
+    assert first.mlp.fc1.out_features == 96 and isinstance(first.mlp.act, nn.ReLU)
+    assert model.head_drop.p == 0.1 and first.mixer.proj_drop.p == 0.2 and first.mlp.drop1.p == 0.2
+    assert isinstance(first.drop_path1, nn.Identity)
+    assert last.drop_path1.drop_prob == last.drop_path2.drop_prob == pytest.approx(0.3)
+    assert (first.ls1.gamma == 0.5).all() and (first.ls2.gamma == 0.5).all()
+    assert isinstance(first.mixer.out_norm, nn.LayerNorm) and not isinstance(first.norm1, nn.LayerNorm)
+
+
+def test_weights_begin_as_in_vit(name):
+    ours = timm.create_model(name, embed_dim=64, depth=1, img_size=64)
+    for part in ("blocks.0.mlp.fc1", "blocks.0.mlp.fc2", "head"):
+        torch.testing.assert_close(ours.get_parameter(f"{part}.weight").std(), torch.tensor(0.02), rtol=0.1, atol=0)
+        assert not ours.get_parameter(f"{part}.bias").any()
+    fan_in = ours.patch_embed.proj.weight[0].numel()
+    torch.testing.assert_close(ours.patch_embed.proj.weight.std(), torch.tensor(fan_in**-0.5), rtol=0.05, atol=0)
+    assert not ours.patch_embed.proj.bias.any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_base_grid_is_that_of_the_default_input(name):
+    model = timm.create_model(name, device="meta")
+    grid = tuple(model.default_cfg["pool_size"])
+    assert model.blocks[0].mixer.filter.base_size == (grid if "2d" in name else (grid[0] * grid[1],))
+
+
 def test_mixer_options_reach_mixer_and_filter(name):
     model = small_model(name, order=3, short_kernel_size=5, gate_act="silu", window="gaussian", coords="absolute")
     mixer = model.blocks[0].mixer
@@ -140,10 +183,14 @@ def test_gradient_checkpointing_changes_nothing(name):
     for enable in (False, True):
         model = small_model(name, drop_path_rate=0.0).train()
         model.set_grad_checkpointing(enable)
+        calls = []
+        model.blocks[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         x = images(generator=torch.Generator().manual_seed(1))
         logits = model(x)
-        logits.sum().backward()
+        (logits.sum() + model.forward_intermediates(x, intermediates_only=True)[-1].sum()).backward()
         results.append([logits, *[p.grad for p in model.parameters()]])
+        # With it each of the two passes runs a block again for its gradient.
+        assert len(calls) == (4 if enable else 2)
     torch.testing.assert_close(results[0], results[1])
 
 
@@ -159,7 +206,11 @@ def test_reset_classifier_keeps_device_dtype_mode_and_pooling(name):
     frozen.set_input_size(img_size=128)
     assert not any(p.requires_grad for p in frozen.parameters())
     with pytest.raises(ValueError, match="got 'token'"):
-        model.reset_classifier(3, "token")
+        model.reset_classifier(5, "token")
+    assert model.num_classes == 3
+    evaluated = small_model(name)
+    evaluated.reset_classifier(3, "max")
+    assert not any(m.training for m in evaluated.modules())
 
 
 def test_set_input_size(name):
@@ -168,6 +219,8 @@ def test_set_input_size(name):
     expected = model(x)
     model.set_input_size(img_size=96)
     assert model.patch_embed.img_size == (96, 96)
+    if hasattr(model, "_traits"):  # timm 1.0.31 and later keep a record
+        assert model._traits["img_size"] == (96, 96)
     torch.testing.assert_close(model(x), expected)
     model.set_input_size(patch_size=8)
     assert model.patch_embed.proj.weight.shape[-1] == 8 and model.feature_info[0]["reduction"] == 8
@@ -191,7 +244,11 @@ def test_intermediates_agree_with_the_forward_pass(name):
     assert len(intermediates) == 4
     torch.testing.assert_close(final, model.forward_features(x))
     torch.testing.assert_close(intermediates[-1].permute(0, 2, 3, 1), final)
+    calls = []
+    handle = model.blocks[3].register_forward_hook(lambda *_: calls.append(1))
     two = model.forward_intermediates(x, indices=[0, 2], output_fmt="NHWC", stop_early=True, intermediates_only=True)
+    assert not calls
+    handle.remove()
     _, plain = model.forward_intermediates(x)
     torch.testing.assert_close(two, [plain[i].permute(0, 2, 3, 1) for i in (0, 2)])
 
@@ -285,6 +342,7 @@ def test_exports_with_free_height_and_width(name):
         (dict(depth=0), "depth must be at least 1, got 0"),
         (dict(embed_dim=0), "embed_dim must be at least 1, got 0"),
         (dict(global_pool="token"), "got 'token'"),
+        (dict(act_layer="nope"), "act_layer must be a class or the name of a layer of timm, got 'nope'"),
         (dict(order=1), "order must be at least 2, got 1"),
         (dict(filter_dim=0), "filter_dim must be at least 1, got 0"),
     ],

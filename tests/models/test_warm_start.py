@@ -95,9 +95,23 @@ def test_own_checkpoint_loads_whole_and_silently(tmp_path, caplog):
         assert torch.equal(model.state_dict()[key], value), key
 
 
+def test_checkpoint_without_a_head_says_that_the_head_is_fresh(tmp_path, caplog):
+    load(save(tmp_path, timm.create_model("hyena2d_vit_tiny", **{**HYENA, "num_classes": 0})))
+    assert "Initialised afresh: head.weight, head.bias" in caplog.text
+
+
+def test_head_of_other_classes_is_fresh_even_if_unannounced(tmp_path, caplog):
+    assert load(save(tmp_path, vit(num_classes=9)), num_classes=7).head.weight.shape == (7, 32)
+    assert "head.weight" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        (
+            lambda: vit(pre_norm=True),
+            r"patch_embed.proj.bias has shape \(32,\), the checkpoint has nothing of that name",
+        ),
         (lambda: vit(embed_dim=48), r"patch_embed.proj.weight has shape \(32, 3, 16, 16\), the checkpoint .*\(48, 3"),
         (lambda: vit(mlp_ratio=2), r"mlp.fc1.weight has shape \(128, 32\), the checkpoint has shape \(64, 32\)"),
         (lambda: vit(depth=2), r"blocks.2.norm1.weight has shape \(32,\), the checkpoint has nothing of that name"),

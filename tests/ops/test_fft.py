@@ -111,6 +111,9 @@ def test_kernel_in_float32_under_half_precision_input():
     assert y.dtype == torch.bfloat16
     truth = long_conv2d(x.bfloat16().double(), kernel.double(), skip.double(), backend="reference")
     assert_within_tolerance(y, truth, torch.bfloat16)
+    # Rounded to bfloat16 the tap would be 1, and the product 192.
+    x = torch.full((1, 1, 1, 1), 192.0, dtype=torch.bfloat16)
+    assert long_conv2d(x, torch.full((1, 1, 1), 1 + 2**-8 - 2**-10)).item() == 193
 
 
 def test_autocast_leaves_the_sums_in_float32():

@@ -1,0 +1,96 @@
+"""The model of a run, from its arguments."""
+
+import argparse
+import logging
+import os
+
+import timm
+import torch
+from timm.data import resolve_data_config
+
+from hyena_vision.training.arguments import nearest
+from hyena_vision.training.checkpoint import load_weights, read_checkpoint
+from hyena_vision.training.errors import ConfigError, UserError, one_line
+
+_logger = logging.getLogger("train")
+
+
+def create_model(args: argparse.Namespace) -> torch.nn.Module:
+    """Create the model that the arguments describe, with its weights, on the CPU.
+
+    `args.num_classes`, where not given, is set to the model's own.
+
+    Args:
+        args: Parsed arguments.
+
+    Raises:
+        ConfigError: Unknown model, or arguments that it refuses.
+        UserError: Weights that cannot be read or do not fit; the message names the file.
+    """
+    if ":" not in args.model and not timm.is_model(args.model):
+        near = nearest(args.model, timm.list_models(), count=3)
+        raise ConfigError(f"argument --model: unknown model {args.model!r}{near}")
+    if args.model.startswith("local-dir:") and not os.path.isdir(args.model.removeprefix("local-dir:")):
+        raise ConfigError(f"argument --model: {args.model.removeprefix('local-dir:')} is not a folder")
+
+    kwargs = {
+        "in_chans": _in_chans(args),
+        "num_classes": args.num_classes,
+        "drop_rate": args.drop,
+        "drop_path_rate": args.drop_path,
+        "global_pool": args.gp,
+        **args.model_kwargs,
+    }
+    overlay = {}
+    if args.pretrained_path:
+        read_checkpoint(args.pretrained_path)  # a file that cannot be read gets its own message
+        overlay["pretrained_cfg_overlay"] = {"file": args.pretrained_path, "num_classes": -1}  # -1: adapt the head
+    pretrained = args.pretrained or bool(args.pretrained_path)
+    try:
+        model = timm.create_model(args.model, pretrained=pretrained, **kwargs, **overlay)
+    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError, OSError) as error:
+        if pretrained and not isinstance(error, TypeError):
+            source = args.pretrained_path or "its pretrained weights"
+            raise UserError(f"cannot load {source} into model {args.model}: {one_line(error)}") from error
+        if not args.model_kwargs and not args.gp:
+            raise
+        raise ConfigError(f"model {args.model} refuses its arguments {args.model_kwargs}: {one_line(error)}") from error
+
+    if (args.img_size or args.input_size) and "img_size" not in args.model_kwargs and hasattr(model, "set_input_size"):
+        size = tuple(args.input_size[1:]) if args.input_size else (args.img_size, args.img_size)
+        try:
+            model.set_input_size(img_size=size)
+        except (ValueError, AssertionError) as error:
+            raise ConfigError(f"model {args.model} cannot take images of {size}: {one_line(error)}") from error
+    if args.initial_checkpoint:
+        load_weights(model, args.initial_checkpoint)
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    args.num_classes = args.num_classes or model.num_classes
+    return model
+
+
+def data_config(args: argparse.Namespace, model: torch.nn.Module) -> dict:
+    """Return timm's data configuration (input size, mean, std, interpolation, crop) of a model under the arguments.
+
+    Beyond timm's own resolution, an image size among the model's arguments counts, and so do its input channels.
+
+    Raises:
+        ConfigError: A mean or std for another number of channels.
+    """
+    values = dict(vars(args))
+    channels, img_size = _in_chans(args), args.img_size or args.model_kwargs.get("img_size")
+    for name in ("mean", "std"):
+        if values[name] and len(values[name]) not in (1, channels):
+            raise ConfigError(f"argument --{name}: expected 1 or {channels} values, got {values[name]}")
+    if not args.input_size and img_size:
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        values["input_size"] = (channels, height, width)
+    elif not args.input_size:
+        size = resolve_data_config(values, model=model)["input_size"]
+        values["input_size"] = (channels, *size[1:])
+    return resolve_data_config(values, model=model)
+
+
+def _in_chans(args: argparse.Namespace) -> int:
+    return args.in_chans or (args.input_size[0] if args.input_size else args.model_kwargs.get("in_chans", 3))

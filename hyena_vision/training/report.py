@@ -1,0 +1,147 @@
+"""Learning curves of a run, and a table that compares runs.
+
+Usage: python -m hyena_vision.training.report RUN [RUN ...] [--output FILE]
+"""
+
+import argparse
+import csv
+import json
+import logging
+import os
+import statistics
+from collections.abc import Sequence
+
+from hyena_vision.training.errors import UserError
+
+_logger = logging.getLogger("train")
+
+
+def write_results(folder: str, **values) -> None:
+    """Write `results.json` of a run: what the comparison needs beside `summary.csv`."""
+    path = os.path.join(folder, "results.json")
+    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")
+    os.replace(f"{path}.tmp", path)
+
+
+def read_summary(folder: str) -> list[dict[str, float]]:
+    """Return the rows of a run's `summary.csv`.
+
+    Raises:
+        UserError: The file is missing or empty.
+    """
+    path = os.path.join(folder, "summary.csv")
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not the folder of a run: it has no summary.csv") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not rows:
+        raise UserError(f"{path} has no finished epoch")
+    return rows
+
+
+def plot_curves(runs: dict[str, list[dict[str, float]]], path: str) -> bool:
+    """Draw loss and accuracy over epochs, one colour per run.
+
+    Args:
+        runs: Rows of `summary.csv` by the name of the run.
+        path: PNG file to write.
+
+    Returns:
+        Whether it was written: False, after one log line, where matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        _logger.warning(f'No matplotlib, so no {path}: pip install "hyena-vision[train]"')
+        return False
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for index, (name, rows) in enumerate(runs.items()):
+        color = f"C{index}"
+        epochs = [row["epoch"] + 1 for row in rows]
+        # A single epoch makes no line
+        style = {"color": color, "marker": "o" if len(rows) == 1 else None}
+        loss.plot(epochs, [row["train_loss"] for row in rows], "--", label=f"{name}, training", **style)
+        if "eval_loss" in rows[0]:
+            loss.plot(epochs, [row["eval_loss"] for row in rows], label=f"{name}, validation", **style)
+            accuracy.plot(epochs, [row["eval_top1"] for row in rows], label=name, **style)
+    loss.set(xlabel="epoch", ylabel="loss (nats)", title="Loss")
+    accuracy.set(xlabel="epoch", ylabel="validation top-1 (%)", title="Accuracy")
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def compare(folders: Sequence[str]) -> str:
+    """Return a Markdown table of runs: model, parameters, top-1 and training speed.
+
+    Args:
+        folders: Folders of finished runs.
+
+    Raises:
+        UserError: A folder without `summary.csv` or `results.json`.
+    """
+    header = ("model", "parameters", "top-1 last epoch (%)", "top-1 best epoch (%)", "training images/s")
+    table = [header]
+    for folder in folders:
+        rows, results = read_summary(folder), _read_results(folder)
+        accuracy = [row["eval_top1"] for row in rows if "eval_top1" in row]
+        table.append(
+            (
+                results["model"],
+                f"{results['parameters']:,}",
+                f"{accuracy[-1]:.2f}" if accuracy else "-",
+                f"{max(accuracy):.2f}" if accuracy else "-",
+                f"{results['images_per_second']:.0f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    lines = [_row([cell.ljust(width) for cell, width in zip(row, widths, strict=True)]) for row in table]
+    rule = _row(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def images_per_second(speeds: Sequence[float]) -> float:
+    """Return the median speed of the epochs, without the first one where there are others (it warms up)."""
+    return statistics.median(speeds[1:] or speeds)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table of the runs and draw their curves in one PNG."""
+    parser = argparse.ArgumentParser(prog="hyena_vision.training.report", description="Compare finished runs.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument("--output", metavar="FILE", help="PNG to write (default: comparison.png beside the first run)")
+    args = parser.parse_args(argv)
+    output = args.output or os.path.join(os.path.dirname(os.path.abspath(args.runs[0])), "comparison.png")
+    try:
+        table = compare(args.runs)
+        names = [os.path.basename(os.path.normpath(folder)) for folder in args.runs]
+        if plot_curves({name: read_summary(run) for name, run in zip(names, args.runs, strict=True)}, output):
+            table += f"\n\nLearning curves: {os.path.relpath(output)}"
+    except UserError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
+    print(table)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _read_results(folder: str) -> dict:
+    try:
+        with open(os.path.join(folder, "results.json"), encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not the folder of a finished run: it has no results.json") from None
+
+
+if __name__ == "__main__":
+    main()

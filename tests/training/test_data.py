@@ -1,0 +1,53 @@
+import random
+
+import pytest
+import torch
+from PIL import Image
+
+from hyena_vision.data import create_dataset
+from hyena_vision.training.config import parse_args
+from hyena_vision.training.data import create_loaders, create_loss
+
+CONFIG = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
+
+
+def loaders(*argv: str):
+    args = parse_args(["--device", "cpu", "--dataset", "sklearn/digits", "-j", "0", "--num-classes", "10", *argv])
+    args.distributed, args.world_size = False, 1
+    datasets = [create_dataset("sklearn/digits", split=split, input_img_mode="RGB") for split in ("train", "val")]
+    return create_loaders(args, CONFIG, datasets, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("aa", ["rand-m10-n12-inc1", "rand-m0-n12", "original-mstd0.5", "augmix-m10", "3a"])
+def test_every_strength_of_augmentation_runs(aa):
+    random.seed(0)
+    transform = loaders("--aa", aa).train.dataset.transform
+    image = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
+    for _ in range(60):
+        assert transform(image).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("prefetch", [[], ["--no-prefetcher"]])
+def test_mixed_targets_are_smoothed_once(prefetch):
+    made = loaders("--mixup", "0.8", "--cutmix", "1", "--smoothing", "0.1", "-b", "16", *prefetch)
+    images, targets = next(iter(made.train))
+    if prefetch:
+        images, targets = made.mixup(images, targets)
+    assert (made.mixup is None) == (not prefetch)
+    assert images.shape == (16, 3, 32, 32)
+    torch.testing.assert_close(targets.sum(1), torch.ones(16))
+    assert targets.min().item() == pytest.approx(0.01) and targets.max().item() <= 0.9 + 0.01 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        ([], "LabelSmoothingCrossEntropy"),
+        (["--smoothing", "0"], "CrossEntropyLoss"),
+        (["--mixup", "0.8"], "SoftTargetCrossEntropy"),
+        (["--cutmix-minmax", "0.2", "0.8"], "SoftTargetCrossEntropy"),
+        (["--bce-loss", "--mixup", "0.8"], "BinaryCrossEntropy"),
+    ],
+)
+def test_loss_follows_the_targets(argv, name):
+    assert type(create_loss(parse_args(["--device", "cpu", *argv]))).__name__ == name
