@@ -92,7 +92,9 @@ def train(args: argparse.Namespace) -> dict:
     model = create_model(args)
     random_seed(args.seed, args.rank)
     config = data_config(args, model)
-    loaders = create_loaders(args, config, create_datasets(args, config), device)
+    datasets = create_datasets(args, config, model.num_classes)
+    args.num_classes = model.num_classes
+    loaders = create_loaders(args, config, datasets, device)
     model.to(device=device, dtype=getattr(torch, args.model_dtype or "float32"))
     if args.channels_last:
         model.to(memory_format=torch.channels_last)

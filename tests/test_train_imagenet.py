@@ -253,9 +253,11 @@ def test_weights_of_a_run_start_another(run, tmp_path):
     frozen = ["--opt", "momentum", "--momentum", "0", "--weight-decay", "0", "--lr", "1e-30", "--sched", "none"]
     exact = run("exact", "--initial-checkpoint", f"{folder}/last.pth.tar", *frozen)["folder"]
     assert_equal(load(exact)["state_dict"], best)
-    adapted = run("adapted", "--pretrained-path", f"{folder}/last.pth.tar", *frozen, "--num-classes", "4")["folder"]
+    five_classes = {**best, "head.weight": torch.zeros(5, 16), "head.bias": torch.zeros(5)}
+    torch.save({"state_dict": five_classes}, tmp_path / "five.pth")
+    adapted = run("adapted", "--pretrained-path", f"{tmp_path}/five.pth", *frozen)["folder"]
     adapted = load(adapted)["state_dict"]
-    assert adapted["head.weight"].shape == (4, 16)
+    assert adapted["head.weight"].shape == (3, 16)
     assert torch.equal(adapted["patch_embed.proj.weight"], best["patch_embed.proj.weight"])
 
 
@@ -293,7 +295,8 @@ USER_ERRORS = {
     "no data": (["--data-dir", ""], 2, ["--data-dir"]),
     "no split": (["--val-split", "holdout"], 2, ["holdout"]),
     "data set": (["--dataset", "sklearn/iris"], 2, ["sklearn/iris", "sklearn/digits"]),
-    "classes": (["--num-classes", "2"], 2, ["2", "3 classes"]),
+    "more classes": (["--num-classes", "2"], 2, ["--num-classes", "has 3 classes, the model 2"]),
+    "fewer classes": (["--num-classes", "4"], 2, ["--num-classes", "has 3 classes, the model 4"]),
     "batch": (["-b", "25"], 2, ["25", "24"]),
     "resume": (["--resume", "/no/such.pth.tar"], 1, ["/no/such.pth.tar"]),
     "initial": (["--initial-checkpoint", "/no/such.pth"], 1, ["/no/such.pth"]),

@@ -62,9 +62,6 @@ def _fft_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: tuple[int,
                 transforms.append(2 * size)
             else:
                 transforms.append(transform_size(max(size + kernel.shape[axis] - 1 - middle, middle + size)))
-    if torch.compiler.is_compiling():
-        # Up to torch 2.8 at least, inductor expects contiguous spectra where strided signals give strided ones.
-        xs = xs.contiguous()
     spectrum = _forward(xs, transforms) * _forward(kernel, transforms)
     for axis in range(-rank, -1):
         spectrum = torch.fft.ifft(spectrum, n=transforms[axis], dim=axis).narrow(axis, starts[axis], x.shape[axis])

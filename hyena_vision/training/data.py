@@ -25,15 +25,17 @@ class Loaders(NamedTuple):
     mixup: Mixup | None
 
 
-def create_datasets(args: argparse.Namespace, data_config: dict) -> tuple:
+def create_datasets(args: argparse.Namespace, data_config: dict, model_classes: int) -> tuple:
     """Create the data sets to train and to validate on; the second is None without `--val-split`.
 
     Args:
-        args: Parsed arguments, `num_classes` resolved.
+        args: Parsed arguments.
         data_config: timm's data configuration of the model.
+        model_classes: Classes of the model's head.
 
     Raises:
-        ConfigError: A missing or empty folder, different classes in the splits, or more classes than the model has.
+        ConfigError: A missing or empty folder, different classes in the splits, more classes than the model has, or
+            other than `--num-classes` says.
     """
     common = dict(
         class_map=args.class_map,
@@ -60,10 +62,11 @@ def create_datasets(args: argparse.Namespace, data_config: dict) -> tuple:
             if _root(dataset) is not None and os.path.samefile(_root(dataset), args.data_dir):
                 raise ConfigError(f"no folder for the split {split!r} in {args.data_dir}")
         _check_same_classes(train, val)
-    classes = _num_classes(train)
-    if classes is not None and classes > args.num_classes:
-        name = args.dataset or args.data_dir
-        raise ConfigError(f"argument --num-classes: {args.num_classes} is fewer than the {classes} classes of {name}")
+    classes, name = _num_classes(train), args.dataset or args.data_dir
+    if classes is not None and classes != model_classes:
+        if args.num_classes is not None or classes > model_classes:
+            raise ConfigError(f"argument --num-classes: {name} has {classes} classes, the model {model_classes}")
+        _logger.warning(f"{name} has {classes} classes, {args.model} {model_classes}: --num-classes {classes} fits it.")
     return train, val
 
 

@@ -18,8 +18,6 @@ _logger = logging.getLogger("train")
 def create_model(args: argparse.Namespace) -> torch.nn.Module:
     """Create the model that the arguments describe, with its weights, on the CPU.
 
-    `args.num_classes`, where not given, is set to the model's own.
-
     Args:
         args: Parsed arguments.
 
@@ -66,7 +64,6 @@ def create_model(args: argparse.Namespace) -> torch.nn.Module:
         load_weights(model, args.initial_checkpoint)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
-    args.num_classes = args.num_classes or model.num_classes
     return model
 
 

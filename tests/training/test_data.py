@@ -6,7 +6,7 @@ from PIL import Image
 
 from hyena_vision.data import create_dataset
 from hyena_vision.training.config import parse_args
-from hyena_vision.training.data import create_loaders, create_loss
+from hyena_vision.training.data import create_datasets, create_loaders, create_loss
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 
@@ -25,6 +25,13 @@ def test_every_strength_of_augmentation_runs(aa):
     image = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
     for _ in range(60):
         assert transform(image).shape == (3, 32, 32)
+
+
+def test_head_larger_than_the_data_set_is_pointed_out(caplog):
+    args = parse_args(["--device", "cpu", "--dataset", "sklearn/digits"])
+    train, val = create_datasets(args, CONFIG, model_classes=1000)
+    assert (len(train), len(val)) == (1442, 355)
+    assert "sklearn/digits has 10 classes, resnet50 1000: --num-classes 10 fits it" in caplog.text
 
 
 @pytest.mark.parametrize("prefetch", [[], ["--no-prefetcher"]])
