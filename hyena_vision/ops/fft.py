@@ -12,21 +12,30 @@ cropped before the rows are transformed back: half of the row transforms of `rff
 
 `torch.fft` takes no bfloat16, and float16 only at powers of two on CUDA, so transforms run in float32 (float64 for
 float64 input).
+
+Eager mode and torch.export see the plain torch calls, which can be differentiated any number of times and need nothing
+of this package where the exported program runs. torch.compile sees one custom operator with its own backward pass: the
+compiler has nothing to fuse in an FFT, and up to torch 2.11 at least it mistakes the strides of spectra. It keeps
+nothing of the transform's size for the backward pass.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def long_conv1d(x: Tensor, kernel: Tensor, skip: Tensor | None, causal: bool) -> Tensor:
     """FFT form of `hyena_vision.ops.long_conv1d`."""
-    return _fft_conv(x, kernel, skip, (0 if causal else kernel.shape[-1] // 2,), circular=False)
+    return _dispatch(x, kernel, skip, (0 if causal else kernel.shape[-1] // 2,), circular=False)
 
 
 def long_conv2d(x: Tensor, kernel: Tensor, skip: Tensor | None, padding: str) -> Tensor:
     """FFT form of `hyena_vision.ops.long_conv2d`."""
     centre = (kernel.shape[-2] // 2, kernel.shape[-1] // 2)
-    return _fft_conv(x, kernel, skip, centre, circular=padding == "circular")
+    return _dispatch(x, kernel, skip, centre, circular=padding == "circular")
 
 
 def transform_size(length: int) -> int:
@@ -41,42 +50,109 @@ def transform_size(length: int) -> int:
         length += 1
 
 
-def _fft_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: tuple[int, ...], circular: bool) -> Tensor:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    xs, kernel = x.to(dtype), kernel.to(dtype)
-    rank = len(centre)
-    starts, transforms = [], []
-    for axis, middle in zip(range(-rank, 0), centre, strict=True):
-        size = x.shape[axis]
-        if circular:
-            kernel = _fold(kernel, axis, size, middle)
-            starts.append(0)
-            transforms.append(size)
-        else:
-            first = max(0, middle - size + 1)
-            kernel = kernel.narrow(axis, first, min(kernel.shape[axis], middle + size) - first)
-            middle = middle - first
-            starts.append(middle)
-            if torch.compiler.is_compiling():
-                # Always enough, and free of a search that would tie a graph of dynamic shapes to one size.
-                transforms.append(2 * size)
-            else:
-                transforms.append(transform_size(max(size + kernel.shape[axis] - 1 - middle, middle + size)))
-    spectrum = _forward(xs, transforms) * _forward(kernel, transforms)
-    for axis in range(-rank, -1):
-        spectrum = torch.fft.ifft(spectrum, n=transforms[axis], dim=axis).narrow(axis, starts[axis], x.shape[axis])
-    y = torch.fft.irfft(spectrum, n=transforms[-1], dim=-1).narrow(-1, starts[-1], x.shape[-1])
+class _Axis(NamedTuple):
+    """How one axis is transformed."""
+
+    first: int  # taps first .. first + taps - 1 reach a signal value
+    taps: int
+    start: int  # of the kept values among those of the transform
+    transform: int
+
+
+def _dispatch(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: tuple[int, ...], circular: bool) -> Tensor:
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return _compiled(x, kernel, skip, list(centre), circular)
+    return _fft_conv(x, kernel, skip, centre, circular)
+
+
+def _fft_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
+    dtype = _sum_dtype(x)
+    xs, axes = x.to(dtype), _plan(x, kernel, centre, circular)
+    spectrum = _forward(xs, axes) * _forward(_taps(kernel.to(dtype), x, axes, centre, circular), axes)
+    y = _inverse(spectrum, axes, [axis.start for axis in axes], x.shape)
     if skip is not None:
-        y = y + skip.to(dtype).reshape(-1, *[1] * rank) * xs
+        y = y + skip.to(dtype).reshape(-1, *[1] * len(axes)) * xs
     return y.to(x.dtype)
 
 
-def _forward(signal: Tensor, transforms: list[int]) -> Tensor:
+def _fft_conv_gradients(
+    grad: Tensor, x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `_fft_conv`: two correlations, by the same transforms; that of no skip is empty."""
+    dtype, rank = _sum_dtype(x), len(centre)
+    xs, axes = x.to(dtype), _plan(x, kernel, centre, circular)
+    dy = grad.to(dtype)
+    padding = []  # of the last axis first, as F.pad has it
+    for axis in reversed(range(-rank, 0)):
+        padding += [axes[axis].start, axes[axis].transform - axes[axis].start - x.shape[axis]]
+    spectrum = _forward(F.pad(dy, padding), axes)
+    taps = _forward(_taps(kernel.to(dtype), x, axes, centre, circular), axes)
+    dx = _inverse(spectrum * taps.conj(), axes, [0] * rank, x.shape)
+    products = spectrum * _forward(xs, axes).conj()
+    products = products.sum(0) if kernel.ndim < x.ndim else products
+    dtaps = _inverse(products, axes, [0] * rank, [a.taps for a in axes])
+    for axis, a, middle in zip(range(-rank, 0), axes, centre, strict=True):
+        if circular:
+            index = torch.arange(kernel.shape[axis], device=x.device).sub(middle).remainder(x.shape[axis])
+            dtaps = dtaps.index_select(axis, index)
+        else:
+            rest = kernel.shape[axis] - a.first - a.taps
+            dtaps = F.pad(dtaps, (0, 0) * (-axis - 1) + (a.first, rest))
+    if skip is None:
+        dskip = x.new_empty(0)
+    else:
+        dx = dx + skip.to(dtype).reshape(-1, *[1] * rank) * dy
+        dskip = (dy * xs).sum([0, *range(-rank, 0)]).to(skip.dtype)
+    return dx.to(x.dtype), dtaps.to(kernel.dtype), dskip
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _plan(x: Tensor, kernel: Tensor, centre: Sequence[int], circular: bool) -> list[_Axis]:
+    axes = []
+    for axis, middle in zip(range(-len(centre), 0), centre, strict=True):
+        size = x.shape[axis]
+        if circular:
+            axes.append(_Axis(0, size, 0, size))
+            continue
+        first = max(0, middle - size + 1)
+        taps = min(kernel.shape[axis], middle + size) - first
+        start = middle - first
+        if torch.compiler.is_compiling():
+            # Always enough, and free of a search that would tie an exported program to one size.
+            transform = 2 * size
+        else:
+            transform = transform_size(max(size + taps - 1 - start, start + size))
+        axes.append(_Axis(first, taps, start, transform))
+    return axes
+
+
+def _taps(kernel: Tensor, x: Tensor, axes: list[_Axis], centre: Sequence[int], circular: bool) -> Tensor:
+    """The taps that matter: a window of the kernel, or the kernel folded into the period of the signal."""
+    rank = len(axes)
+    for axis in range(-rank, 0):
+        if circular:
+            kernel = _fold(kernel, axis, x.shape[axis], centre[axis])
+        else:
+            kernel = kernel.narrow(axis, axes[axis].first, axes[axis].taps)
+    return kernel
+
+
+def _forward(signal: Tensor, axes: list[_Axis]) -> Tensor:
     """Real transform of the last axis, then complex ones of those before it: each pads only when its turn comes."""
-    spectrum = torch.fft.rfft(signal, n=transforms[-1], dim=-1)
-    for axis in range(-len(transforms), -1):
-        spectrum = torch.fft.fft(spectrum, n=transforms[axis], dim=axis)
+    spectrum = torch.fft.rfft(signal, n=axes[-1].transform, dim=-1)
+    for axis in range(-len(axes), -1):
+        spectrum = torch.fft.fft(spectrum, n=axes[axis].transform, dim=axis)
     return spectrum
+
+
+def _inverse(spectrum: Tensor, axes: list[_Axis], starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Values from `starts` on, `sizes` of them, of the inverse transform: each axis is cropped before the next."""
+    for axis in range(-len(axes), -1):
+        spectrum = torch.fft.ifft(spectrum, n=axes[axis].transform, dim=axis).narrow(axis, starts[axis], sizes[axis])
+    return torch.fft.irfft(spectrum, n=axes[-1].transform, dim=-1).narrow(-1, starts[-1], sizes[-1])
 
 
 def _fold(kernel: Tensor, axis: int, size: int, centre: int) -> Tensor:
@@ -84,5 +160,53 @@ def _fold(kernel: Tensor, axis: int, size: int, centre: int) -> Tensor:
     # Two are enough for the global kernel, and a constant keeps graphs of dynamic shapes simple.
     periods = 2 if kernel.shape[axis] <= 2 * size else (kernel.shape[axis] + size - 1) // size
     padding = periods * size - kernel.shape[axis]
-    kernel = torch.nn.functional.pad(kernel, (0, 0) * (-axis - 1) + (0, padding))
+    kernel = F.pad(kernel, (0, 0) * (-axis - 1) + (0, padding))
     return kernel.unflatten(axis, (periods, size)).sum(axis - 1).roll(-centre, axis)
+
+
+@torch.library.custom_op("hyena_vision::fft_conv", mutates_args=())
+def _compiled(
+    x: Tensor,
+    kernel: Tensor,
+    skip: Optional[Tensor],  # noqa: UP045  torch reads the schema from this spelling
+    centre: Sequence[int],
+    circular: bool,
+) -> Tensor:
+    return _fft_conv(x, kernel, skip, centre, circular).contiguous()
+
+
+@_compiled.register_fake
+def _(x, kernel, skip, centre, circular):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("hyena_vision::fft_conv_backward", mutates_args=())
+def _compiled_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel: Tensor,
+    skip: Optional[Tensor],  # noqa: UP045  as above
+    centre: Sequence[int],
+    circular: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(t.contiguous() for t in _fft_conv_gradients(grad, x, kernel, skip, centre, circular))
+
+
+@_compiled_backward.register_fake
+def _(grad, x, kernel, skip, centre, circular):
+    dskip = x.new_empty(0) if skip is None else skip.new_empty(skip.shape)
+    return x.new_empty(x.shape), kernel.new_empty(kernel.shape), dskip
+
+
+def _keep(ctx, inputs, output) -> None:
+    x, kernel, skip, ctx.centre, ctx.circular = inputs
+    ctx.save_for_backward(x, kernel, skip)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, kernel, skip = ctx.saved_tensors
+    dx, dkernel, dskip = _compiled_backward(grad, x, kernel, skip, ctx.centre, ctx.circular)
+    return dx, dkernel, None if skip is None else dskip, None, None
+
+
+_compiled.register_autograd(_backward, setup_context=_keep)

@@ -22,23 +22,27 @@ CASES = [
     for name in OPERATORS
     for problem in (problems_1d() if name in ("causal", "centred") else problems_2d())
 ]
-random_problems = settings(max_examples=200, deadline=None, derandomize=True)
+random_problems = settings(max_examples=400, deadline=None, derandomize=True)
 
 
 def values_and_gradients(name, tensors, backend=None):
     """Output, and gradients with respect to x, kernel and skip, for a cotangent that half precision can hold."""
     op, kwargs = OPERATORS[name]
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
-    y = op(*leaves, **kwargs, backend=backend)
+    if backend == "compiled":
+        centre = [0 if name == "causal" else taps // 2 for taps in tensors[1].shape[2 - tensors[0].ndim :]]
+        y = torch.ops.hyena_vision.fft_conv(*leaves, centre, name == "circular")
+    else:
+        y = op(*leaves, **kwargs, backend=backend)
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     y.backward(cotangent.to(y.dtype))
     return [y, *[leaf.grad for leaf in leaves if leaf is not None]]
 
 
-def check(name, problem, dtype):
+def check(name, problem, dtype, backend=None):
     tensors = problem.tensors(dtype)
     truths = values_and_gradients(name, [None if t is None else t.double() for t in tensors], "reference")
-    values = values_and_gradients(name, tensors)
+    values = values_and_gradients(name, tensors, backend)
     for what, value, truth in zip(("y", "dx", "dkernel", "dskip")[: len(values)], values, truths, strict=True):
         assert value.dtype == dtype
         assert_within_tolerance(value, truth, dtype, what)
@@ -50,6 +54,29 @@ def test_matches_direct_sum(name, problem, dtype):
     check(name, problem, dtype)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(("name", "problem"), CASES)
+def test_operator_for_the_compiler_matches_direct_sum(name, problem, dtype):
+    check(name, problem, dtype, "compiled")
+
+
+@pytest.mark.parametrize("problem", [Problem((6, 5), (11, 9)), Problem((7,), (9,), per_sample=True, skip=False)])
+@pytest.mark.parametrize("circular", [False, True])
+def test_operator_for_the_compiler_is_registered_as_torch_asks(problem, circular):
+    tensors = [None if t is None else t.requires_grad_() for t in problem.tensors(torch.float32)]
+    centre = [taps // 2 for taps in problem.kernel_size]
+    torch.library.opcheck(torch.ops.hyena_vision.fft_conv, (*tensors, centre, circular))
+
+
+def test_operator_for_the_compiler_keeps_no_spectra():
+    """What is saved for the backward pass is what came in."""
+    x, kernel, skip = (t.requires_grad_() for t in Problem((16, 16), (31, 31)).tensors(torch.float32))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        torch.ops.hyena_vision.fft_conv(x, kernel, skip, [15, 15], False)
+    assert {t.data_ptr() for t in saved} <= {t.data_ptr() for t in (x, kernel, skip)}
+
+
 @random_problems
 @given(
     name=st.sampled_from(["causal", "centred"]),
@@ -58,9 +85,11 @@ def test_matches_direct_sum(name, problem, dtype):
     per_sample=st.booleans(),
     skip=st.booleans(),
     layout=st.sampled_from(LAYOUTS),
+    backend=st.sampled_from([None, "compiled"]),
 )
-def test_random_sequences(name, length, taps, per_sample, skip, layout):
-    check(name, Problem((length,), (taps,), per_sample=per_sample, skip=skip, layout=layout), torch.float64)
+def test_random_sequences(name, length, taps, per_sample, skip, layout, backend):
+    problem = Problem((length,), (taps,), per_sample=per_sample, skip=skip, layout=layout)
+    check(name, problem, torch.float64, backend)
 
 
 @random_problems
@@ -71,9 +100,11 @@ def test_random_sequences(name, length, taps, per_sample, skip, layout):
     per_sample=st.booleans(),
     skip=st.booleans(),
     layout=st.sampled_from(LAYOUTS),
+    backend=st.sampled_from([None, "compiled"]),
 )
-def test_random_images(name, size, taps, per_sample, skip, layout):
-    check(name, Problem(size, taps, per_sample=per_sample, skip=skip, layout=layout), torch.float64)
+def test_random_images(name, size, taps, per_sample, skip, layout, backend):
+    problem = Problem(size, taps, per_sample=per_sample, skip=skip, layout=layout)
+    check(name, problem, torch.float64, backend)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
