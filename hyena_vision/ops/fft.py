@@ -60,7 +60,7 @@ class _Axis(NamedTuple):
 
 
 def _dispatch(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: tuple[int, ...], circular: bool) -> Tensor:
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_dynamo_compiling():
         return _compiled(x, kernel, skip, list(centre), circular)
     return _fft_conv(x, kernel, skip, centre, circular)
 
