@@ -45,7 +45,7 @@ def long_conv1d(
         RuntimeError: The named backend cannot run here.
 
     Cost:
-        `fft`: O(B C F log F) time with F about L + min(K, L), and 2 L for any K under torch.compile and torch.export.
+        `fft`: O(B C F log F) time with F about L + min(K, L), and 2 L for any K in exported programs.
         `reference`: O(B C L K) time.
 
     Source:
