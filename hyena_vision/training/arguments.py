@@ -1,13 +1,55 @@
 """Command-line arguments, with the names, groups and defaults of timm's training script."""
 
 import argparse
+import ast
 import difflib
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from timm.utils import ParseKwargs
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random", "")  # "": the model's
 
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
+# Flags of timm that only their default is accepted for, by name in the namespace, and why
+LEFT_OUT = {
+    "torchscript": "TorchScript is retired by PyTorch; use --torchcompile",
+    "fuser": "it chooses a fuser of TorchScript, which is retired by PyTorch; use --torchcompile",
+    "naflex_loader": "NaFlex packs the patches of several images into masked sequences, and Hyena mixers and the "
+    "loaders here work on whole grids; use --train-img-sizes for several resolutions",
+}
+
+# Keys of older timm files: those with another name today, and those without, with the value that asks for nothing
+RENAMED = {
+    "apex_amp": "amp",
+    "aug_repeat": "aug_repeats",
+    "dynamo": "torchcompile",
+    "iters_to_accum": "grad_accum_steps",
+    "jsd": "jsd_loss",
+    "milestones": "decay_milestones",
+    "native_amp": "amp",
+    "use_wandb": "log_wandb",
+    "wandb_project_name": "wandb_project",
+}
+RETIRED = {
+    "alpha_kd": 5,
+    "amp_impl": "native",
+    "aot_autograd": False,
+    "bn_tf": False,
+    "dynamo_backend": None,
+    "initial_batch_size": 0,
+    "mixup_elem": False,
+    "num_gpu": 1,
+    "reduce_bn": False,
+    "repp": False,
+    "use_kd_only_loss": False,
+    "use_ml_decoder_head": 0,
+    "validation_batch_size_multiplier": 1,
+}
+
+# What `--eval` does not take over from a checkpoint: where and how its run went, and consent to run foreign code
+NOT_FROM_CHECKPOINT = {
+    *("config", "data", "dataset_trust_remote_code", "device", "device_modules", "eval", "experiment", "fsdp"),
+    *("initial_checkpoint", "local_rank", "log_tensorboard", "log_wandb", "output", "pretrained", "pretrained_path"),
+    *("resume", "resume_force", "start_epoch", "stop_epoch", "wandb_resume_id", *LEFT_OUT),
+}
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
@@ -32,15 +74,26 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
-class KeyValues(ParseKwargs):
-    """timm's `key=value` arguments; a word without `=` is an error instead of a traceback."""
+class KeyValues(argparse.Action):
+    """Arguments `key=value`, stored as a dict; a value that is a Python literal becomes what it says."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        """Store the pairs as a dict."""
-        for value in values:
-            if value and "=" not in value:
-                parser.error(f"argument {option_string}: expected key=value, got {value!r}")
-        super().__call__(parser, namespace, values, option_string)
+        """Store the pairs."""
+        pairs = {}
+        for text in filter(None, values):
+            key, equals, value = text.partition("=")
+            if not equals:
+                parser.error(f"argument {option_string}: expected key=value, got {text!r}")
+            pairs[key] = literal(value)
+        setattr(namespace, self.dest, pairs)
+
+
+def literal(text: str) -> Any:
+    """Return the value of a Python literal, or the text itself if it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def positive_int(text: str) -> int:
@@ -60,8 +113,9 @@ def natural_int(text: str) -> int:
 def create_parser() -> Parser:
     """Create the parser of `train_imagenet.py`."""
     parser = Parser(prog="train_imagenet.py", description="Train an image classifier, the timm way.")
-    parser.add_argument("-c", "--config", metavar="FILE", help="YAML file of defaults for these arguments")
-    for add_arguments in (_dataset, _model, _device, _optimizer, _schedule, _augmentation, _ema, _misc):
+    parser.add_argument("-c", "--config", default="", metavar="FILE", help="YAML file of defaults for these arguments")
+    timm = (_dataset, _model, _device, _optimizer, _schedule, _augmentation, _batch_norm, _ema, _misc, _sizes, _naflex)
+    for add_arguments in (*timm, _distillation, _beyond):
         add_arguments(parser)
     return parser
 
@@ -80,6 +134,7 @@ def _dataset(parser: Parser) -> None:
     add("--input-img-mode", help="PIL mode of the images (default: RGB, or L with one input channel)")
     add("--input-key", help="data set key of the images")
     add("--target-key", help="data set key of the labels")
+    add("--dataset-trust-remote-code", action="store_true", help="let an hfds/ data set run code of its repository")
 
 
 def _model(parser: Parser) -> None:
@@ -87,6 +142,8 @@ def _model(parser: Parser) -> None:
     add("--model", default="resnet50", metavar="MODEL", help="name of a timm model")
     add("--pretrained", action="store_true", help="start from the model's pretrained weights")
     add("--pretrained-path", metavar="PATH", help="file to load as the pretrained weights, adapting head and grid")
+    overlay = "key=value entries to change in the model's pretrained configuration"
+    add("--pretrained-cfg-overlay", nargs="*", default={}, action=KeyValues, help=overlay)
     add("--initial-checkpoint", default="", metavar="PATH", help="weights to load as they are into the new model")
     add("--resume", default="", metavar="PATH", help="checkpoint to continue from; auto: last one of the experiment")
     add("--no-resume-opt", action="store_true", help="resume the weights only, not the optimizer and random states")
@@ -102,9 +159,14 @@ def _model(parser: Parser) -> None:
     add("-b", "--batch-size", type=positive_int, default=128, metavar="N", help="images per step and process")
     add("-vb", "--validation-batch-size", type=positive_int, metavar="N", help="default: that of training")
     add("--channels-last", action="store_true", help="use the channels_last memory format")
+    add("--fuser", default="", help="left out: for TorchScript")
     add("--grad-accum-steps", type=positive_int, default=1, metavar="N", help="steps per optimizer update")
     add("--grad-checkpointing", action="store_true", help="recompute blocks in the backward pass to save memory")
+    add("--fast-norm", action="store_true", help="normalize in low precision where AMP would use float32")
     add("--model-kwargs", nargs="*", default={}, action=KeyValues, help="key=value arguments of the model")
+    add("--head-init-scale", type=float, help="factor of the initial weights and bias of the head")
+    add("--head-init-bias", type=float, help="initial value of the head's bias")
+    add("--torchscript", action="store_true", help="left out: use --torchcompile")
     add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile with torch.compile")
     add("--torchcompile-mode", help="mode of torch.compile")
 
@@ -116,7 +178,9 @@ def _device(parser: Parser) -> None:
     add("--amp-dtype", default="float16", choices=("float16", "bfloat16"), help="low precision of AMP")
     add("--model-dtype", choices=("float32", "bfloat16", "float16"), help="dtype of the model without AMP")
     add("--no-ddp-bb", action="store_true", help="do not broadcast buffers between processes")
-    add("--synchronize-step", action="store_true", help="synchronize the CUDA device after each step")
+    add("--synchronize-step", action="store_true", help="synchronize the device after each step")
+    add("--local_rank", type=int, default=0, help="no effect: the environment of torchrun gives the rank")
+    add("--device-modules", nargs="+", metavar="MODULE", help="Python modules to import first, of devices or models")
 
 
 def _optimizer(parser: Parser) -> None:
@@ -131,7 +195,6 @@ def _optimizer(parser: Parser) -> None:
     add("--layer-decay", type=float, help="factor of the learning rate from one layer to the one below")
     add("--layer-decay-min-scale", type=float, default=0, help="least factor of --layer-decay")
     add("--layer-decay-no-opt-scale", type=float, help="freeze layers whose factor is below this")
-    add("--filter-lr-scale", type=float, default=1.0, help="factor of the learning rate for implicit filters")
     add("--opt-kwargs", nargs="*", default={}, action=KeyValues, help="key=value arguments of the optimizer")
 
 
@@ -142,7 +205,7 @@ def _schedule(parser: Parser) -> None:
     add("--lr", type=float, metavar="LR", help="learning rate, overrides --lr-base")
     add("--lr-base", type=float, default=0.1, metavar="LR", help="lr = lr_base * global batch size / lr_base_size")
     add("--lr-base-size", type=positive_int, default=256, metavar="DIV", help="batch size that --lr-base is for")
-    add("--lr-base-scale", default="", choices=("linear", "sqrt"), metavar="SCALE", help="default: by the optimizer")
+    add("--lr-base-scale", default="", choices=("linear", "sqrt", ""), metavar="NAME", help="default: by the optimizer")
     add("--lr-noise", type=float, nargs="+", metavar="pct", help="parts of the schedule where noise goes on and off")
     add("--lr-noise-pct", type=float, default=0.67, metavar="PERCENT", help="noise limit as a part of the lr")
     add("--lr-noise-std", type=float, default=1.0, metavar="STDDEV", help="standard deviation of the noise")
@@ -178,6 +241,8 @@ def _augmentation(parser: Parser) -> None:
     add("--gaussian-blur-prob", type=float, metavar="PCT", help="probability of a blur")
     add("--aa", metavar="NAME", help="AutoAugment policy, e.g. rand-m9-mstd0.5-inc1 or 3a")
     add("--aug-repeats", type=float, default=0, help="augmentations per image and epoch, distributed training only")
+    add("--aug-splits", type=natural_int, default=0, metavar="N", help="copies of an image per batch, 0 or at least 2")
+    add("--jsd-loss", action="store_true", help="Jensen-Shannon divergence of the --aug-splits and cross entropy")
     add("--bce-loss", action="store_true", help="binary cross entropy in place of softmax")
     add("--bce-sum", action="store_true", help="sum the binary cross entropy over classes")
     add("--bce-target-thresh", type=float, help="threshold that makes soft targets hard")
@@ -185,6 +250,7 @@ def _augmentation(parser: Parser) -> None:
     add("--reprob", type=float, default=0.0, metavar="PCT", help="probability of random erasing")
     add("--remode", default="pixel", choices=("const", "rand", "pixel"), help="what random erasing fills in")
     add("--recount", type=positive_int, default=1, help="number of erased regions")
+    add("--resplit", action="store_true", help="no random erasing on the first split")
     add("--mixup", type=float, default=0.0, help="mixup alpha, 0 for none")
     add("--cutmix", type=float, default=0.0, help="cutmix alpha, 0 for none")
     add("--cutmix-minmax", type=float, nargs="+", help="least and largest cutmix side, overrides its alpha")
@@ -195,7 +261,18 @@ def _augmentation(parser: Parser) -> None:
     add("--smoothing", type=float, default=0.1, help="label smoothing")
     add("--train-interpolation", default="random", choices=INTERPOLATIONS, help="interpolation in training")
     add("--drop", type=float, default=0.0, metavar="PCT", help="dropout rate")
+    add("--drop-connect", type=float, metavar="PCT", help="deprecated, same as --drop-path")
     add("--drop-path", type=float, metavar="PCT", help="drop path rate")
+    add("--drop-block", type=float, metavar="PCT", help="drop block rate, of models that have it")
+
+
+def _batch_norm(parser: Parser) -> None:
+    add = parser.add_argument_group("Batch norm parameters").add_argument
+    add("--bn-momentum", type=float, help="momentum of batch norms (default: the model's)")
+    add("--bn-eps", type=float, help="epsilon of batch norms (default: the model's)")
+    add("--sync-bn", action="store_true", help="batch norm over all processes")
+    add("--dist-bn", default="reduce", choices=("reduce", "broadcast", ""), help="share batch norm averages each epoch")
+    add("--split-bn", action="store_true", help="a batch norm for each augmentation split")
 
 
 def _ema(parser: Parser) -> None:
@@ -209,13 +286,79 @@ def _ema(parser: Parser) -> None:
 def _misc(parser: Parser) -> None:
     add = parser.add_argument_group("Miscellaneous parameters").add_argument
     add("--seed", type=int, default=42, metavar="S", help="random seed")
-    add("--worker-seeding", default="all", choices=("all", "part"), help="random generators a worker seeds")
+    add("--worker-seeding", default="all", choices=("all", "part"), help="no effect: each sample has its own seed")
     add("--log-interval", type=positive_int, default=50, metavar="N", help="updates between log lines")
     add("--val-interval", type=positive_int, default=1, metavar="N", help="epochs between validations and checkpoints")
+    add("--recovery-interval", type=natural_int, default=0, metavar="N", help="updates between recovery checkpoints")
+    add(
+        "--stop-epoch",
+        type=positive_int,
+        metavar="N",
+        help="stop after N epochs; the schedule is over --epochs",
+    )
+    add("--save-epochs", type=positive_int, nargs="+", default=[], metavar="N", help="keep milestone-N.pth.tar too")
     add("--checkpoint-hist", type=positive_int, default=10, metavar="N", help="best checkpoints to keep")
     add("-j", "--workers", type=natural_int, default=4, metavar="N", help="loader processes")
+    add("--save-images", action="store_true", help="save a batch of training images at each log line")
     add("--pin-mem", action="store_true", help="pin memory in the loader")
     add("--no-prefetcher", action="store_true", help="load without timm's prefetcher")
     add("--output", default="", metavar="PATH", help="folder of all experiments (default: ./output/train)")
     add("--experiment", default="", metavar="NAME", help="folder of this run in it (default: time, model and size)")
     add("--eval-metric", default="top1", choices=("top1", "top5", "loss"), help="metric of the best checkpoint")
+    add("--tta", type=int, default=0, metavar="N", help="2: average each image and its mirror image in validation")
+    add("--use-multi-epochs-loader", action="store_true", help="no effect: workers persist between epochs")
+    add("--log-wandb", action="store_true", help="log to Weights & Biases")
+    add("--wandb-project", metavar="NAME", help="project of the run there")
+    add("--wandb-tags", nargs="+", default=[], metavar="TAG", help="tags of the run there")
+    add("--wandb-resume-id", default="", metavar="ID", help="id of the run there that --resume continues")
+
+
+def _sizes(parser: Parser) -> None:
+    add = parser.add_argument_group("Scheduled image size parameters").add_argument
+    add("--train-img-sizes", type=positive_int, nargs="+", metavar="N", help="sides of training images, one per batch")
+    add("--train-batch-sizes", type=positive_int, nargs="+", metavar="N", help="batch size of each side")
+    add("--train-size-probs", type=float, nargs="+", metavar="P", help="weight of each side (default: equal)")
+    add("--train-size-schedule", default="constant", choices=("constant", "progressive"), help="or: first to last")
+    add("--train-size-schedule-spread", type=float, default=0.65, help="spread of progressive, in positions")
+    add("--train-size-random-mix", type=float, default=0.1, help="part of random sides in progressive, 0 to 1")
+    steps = ("--train-batches-per-epoch", "--train-steps-per-epoch")
+    add(*steps, type=positive_int, metavar="N", help="batches per epoch (default: by the number of images)")
+    scales = ("none", "sqrt", "linear")
+    add("--variable-batch-loss-scale", default="none", choices=scales, help="scale the loss by the batch size")
+
+
+def _naflex(parser: Parser) -> None:
+    group = parser.add_argument_group("NaFlex loader parameters", "Left out; the others have no effect without it.")
+    add = group.add_argument
+    add("--naflex-loader", action="store_true", help="left out: use --train-img-sizes")
+    add("--naflex-train-seq-lens", type=int, nargs="+", default=[128, 256, 576, 784, 1024], metavar="N")
+    add("--naflex-max-seq-len", type=int, default=576, metavar="N")
+    add("--naflex-patch-sizes", type=int, nargs="+", metavar="N")
+    add("--naflex-patch-size-probs", type=float, nargs="+", metavar="P")
+    add("--naflex-loss-scale", default="linear", choices=("none", "sqrt", "linear"))
+    add("--naflex-patchify-channels-first", action="store_true")
+
+
+def _distillation(parser: Parser) -> None:
+    add = parser.add_argument_group("Knowledge distillation parameters").add_argument
+    add("--kd-model-name", metavar="MODEL", help="name of the teacher, a timm model with pretrained weights")
+    add("--kd-distill-type", default="logit", choices=("logit", "feature", "token"), help="what is distilled")
+    add("--kd-loss-type", default="kl", choices=("kl",), help="loss of logit distillation")
+    add("--distill-loss-weight", type=float, metavar="W", help="weight of the distillation loss")
+    add("--task-loss-weight", type=float, metavar="W", help="weight of the classification loss; alone: the rest is 1-W")
+    add("--kd-temperature", type=float, default=4.0, metavar="T", help="temperature of the softmax")
+    add("--kd-student-feature-dim", type=positive_int, metavar="N", help="default: the student's")
+    add("--kd-teacher-feature-dim", type=positive_int, metavar="N", help="default: the teacher's")
+    add("--kd-token-distill-type", default="soft", choices=("soft", "hard"), help="KL divergence or teacher's class")
+
+
+def _beyond(parser: Parser) -> None:
+    add = parser.add_argument_group("Beyond timm's trainer").add_argument
+    add("--filter-lr-scale", type=float, default=1.0, help="factor of the learning rate for implicit filters")
+    add("--eval", default="", metavar="CHECKPOINT", help="validate this checkpoint, train nothing")
+    add("--fsdp", action="store_true", help="shard parameters, gradients and optimizer state over the processes")
+    add("--on-nonfinite", default="stop", choices=("stop", "skip"), help="at a loss or gradient that is not finite")
+    add("--nonfinite-limit", type=positive_int, default=10, metavar="N", help="most updates skipped in an epoch")
+    add("--on-bad-image", default="stop", choices=("stop", "skip"), help="at an image that cannot be read")
+    add("--resume-force", action="store_true", help="go on although settings differ from the checkpoint's")
+    add("--log-tensorboard", action="store_true", help="log to TensorBoard")

@@ -1,12 +1,14 @@
 """Arguments of a run, from a YAML file and the command line."""
 
 import argparse
-import ast
 import difflib
+import importlib
+import importlib.util
 import logging
+import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
@@ -16,7 +18,10 @@ import torch
 import yaml
 
 import hyena_vision
-from hyena_vision.training.arguments import KeyValues, Parser, create_parser, nearest
+from hyena_vision.training import arguments
+from hyena_vision.training.arguments import KeyValues, Parser, create_parser, literal, nearest
+from hyena_vision.training.checkpoint import read_checkpoint
+from hyena_vision.training.errors import one_line
 
 _logger = logging.getLogger("train")
 
@@ -28,38 +33,38 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         argv: Arguments without the program's name; None takes `sys.argv`.
 
     Returns:
-        Arguments by timm's names. `device` is one that exists.
+        Arguments by timm's names. `device` is one that exists; `trained_img_size` holds the `img_size` and `input_size`
+        of the run whose checkpoint `--eval` names, whose other settings are defaults.
 
     Raises:
+        UserError: The checkpoint of `--eval` cannot be read.
         SystemExit: Code 2 after one line on stderr that names the wrong argument, key or value.
     """
     parser = create_parser()
-    config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("-c", "--config")
-    path = config.parse_known_args(argv)[0].config
-    values = _read_yaml(parser, path) if path else {}
+    given = vars(parser.parse_args(argv))
+    values = _read_yaml(parser, given["config"]) if given["config"] else {}
+    trained = _read_trained(parser, given["eval"] or values.get("eval"))
+    values = _beneath(given, {**_beneath(values, trained), **values})
     parser.set_defaults(**values)
 
     # A name already in the namespace keeps argparse from filling in its default: None means "not on the command line".
     args = parser.parse_args(argv, argparse.Namespace(device=None))
+    _import_modules(parser, args.device_modules or [])
     args.device = _choose_device(parser, args.device or values.get("device"))
     args.data_dir = args.data_dir or args.data
+    args.trained_img_size = {name: trained[name] for name in ("img_size", "input_size") if name in trained}
     _check(parser, args)
     return args
 
 
 def dump_args(args: argparse.Namespace) -> str:
     """Return the arguments as YAML that `-c` reads back, under a comment with the versions that the run used."""
-    versions = {
-        "hyena_vision": hyena_vision.__version__,
-        "timm": timm.__version__,
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "python": platform.python_version(),
-    }
-    known = set(_actions(create_parser())) - {"data"}
+    versions = [f"{module.__name__} {module.__version__}" for module in (hyena_vision, timm, torch, numpy)]
+    known = set(_actions(create_parser())) - {"data", "local_rank"}
     values = {name: value for name, value in vars(args).items() if name in known}
-    return f"# {', '.join(f'{k} {v}' for k, v in versions.items())}\n{yaml.safe_dump(values)}"
+    if getattr(args, "distributed", False):
+        values["device"] = args.device.split(":")[0]  # each process has another one
+    return f"# {', '.join(versions)}, python {platform.python_version()}\n{yaml.safe_dump(values)}"
 
 
 def _actions(parser: Parser) -> dict[str, argparse.Action]:
@@ -78,26 +83,57 @@ def _read_yaml(parser: Parser, path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         parser.error(f"config {path} must hold `name: value` pairs, got a {type(values).__name__}")
 
-    actions = _actions(parser)
-    converted = {}
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in actions:
+    names, actions = {key: str(key).replace("-", "_") for key in values}, _actions(parser)
+    for key, name in names.items():
+        if name not in {*actions, "config", *arguments.RENAMED, *arguments.RETIRED}:
             match = difflib.get_close_matches(name, actions, n=1, cutoff=0.0)[0]
             parser.error(f"config {path}: unknown key {key!r} (nearest: {match})")
+    return _convert_all(parser, f"config {path}", {names[key]: value for key, value in values.items()})
+
+
+def _read_trained(parser: Parser, path: str | None) -> dict[str, Any]:
+    """Return the settings of the run that wrote a checkpoint, as far as they are for validating it elsewhere."""
+    values = read_checkpoint(path).get("args") if path else None
+    values = vars(values) if isinstance(values, argparse.Namespace) else values
+    if not isinstance(values, dict):
+        return {}
+    known = {*_actions(parser), *arguments.RENAMED} - arguments.NOT_FROM_CHECKPOINT
+    return _convert_all(parser, f"checkpoint {path}", {key: values[key] for key in known & set(values)})
+
+
+def _beneath(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
+    """Return `lower` without what `upper` overrides under another name."""
+    lower = dict(lower)
+    if upper.get("img_size") and not upper.get("input_size") and lower.get("input_size"):
+        channels = lower.pop("input_size")[0]
+        lower["in_chans"] = lower.get("in_chans") or channels
+    if upper.get("data") and not upper.get("data_dir"):
+        lower.pop("data_dir", None)
+    return lower
+
+
+def _convert_all(parser: Parser, source: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return known values by the names of today, converted by the type of each argument."""
+    actions, converted, renamed = _actions(parser), {}, {}
+    for key, value in values.items():
+        if value and value != arguments.RETIRED.get(key, value):
+            _warn(f"{source}: {key}: {value!r} has no effect: timm has retired it.")
+        name = arguments.RENAMED.get(key, key) if value else key
+        if name not in actions:
+            continue
         try:
-            converted[name] = _convert(actions[name], value)
+            (converted if key == name else renamed)[name] = _convert(actions[name], value)
         except (ValueError, argparse.ArgumentTypeError) as error:
-            parser.error(f"config {path}: {key}: {error}")
-    return converted
+            parser.error(f"{source}: {key}: {error}")
+    return converted | renamed
 
 
 def _convert(action: argparse.Action, value: Any) -> Any:
     """Return a YAML value as the type of an argument; raises ValueError for one that does not fit."""
     if value is None:
-        if action.default is not None:
+        if action.default not in (None, [], {}):
             raise ValueError("must not be empty")
-        return None
+        return action.default
     if action.nargs == 0:  # a flag; YAML gives the string for "false" in quotes, which would count as true
         flag = {"true": True, "false": False}.get(str(value).lower())
         if flag is None:
@@ -108,12 +144,12 @@ def _convert(action: argparse.Action, value: Any) -> Any:
             raise ValueError(f"must be a mapping of names to values, got {value!r}")
         return {str(name): _literal(item) for name, item in value.items()}
     if action.nargs in ("+", "*") or isinstance(action.nargs, int):
-        items = value if isinstance(value, list) else [value]
+        items = list(value) if isinstance(value, list | tuple) else [value]
         if isinstance(action.nargs, int) and len(items) != action.nargs:
             raise ValueError(f"must be a list of {action.nargs} values, got {value!r}")
-        if not items:
+        if not items and action.default:
             raise ValueError("must be a list of at least one value")
-        return [_scalar(action, item) for item in items]
+        return [_scalar(action, item) for item in items] or action.default
     if action.nargs == "?" and value is True:
         return action.const
     return _scalar(action, value)
@@ -140,19 +176,27 @@ def _literal(value: Any) -> Any:
     """Return a nested value, with strings that are Python literals (`3e-4` is a string in YAML) evaluated."""
     if isinstance(value, dict):
         return {str(name): _literal(item) for name, item in value.items()}
-    if not isinstance(value, str):
-        return value
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
+    return literal(value) if isinstance(value, str) else value
+
+
+def _warn(message: str) -> None:
+    """Log a warning, once for all processes."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        _logger.warning(message)
+
+
+def _import_modules(parser: Parser, names: list[str]) -> None:
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # what a module does when it is imported is its own
+            parser.error(f"argument --device-modules: cannot import {name!r}: {one_line(error)}")
 
 
 def _choose_device(parser: Parser, device: str | None) -> str:
     """Return the device that was asked for, or CUDA where it exists and the CPU where it does not."""
     if device is None and not torch.cuda.is_available():
-        if int(os.environ.get("RANK", 0)) == 0:
-            _logger.warning("No CUDA device found: training on the CPU. Pass --device cpu to silence this.")
+        _warn("No CUDA device found: training on the CPU. Pass --device cpu to silence this.")
         return "cpu"
     device = device or parser.get_default("device")
     try:
@@ -166,20 +210,84 @@ def _choose_device(parser: Parser, device: str | None) -> str:
 
 def _check(parser: Parser, args: argparse.Namespace) -> None:
     """Stop on combinations of arguments that cannot run."""
+
+    def stop(name: str, message: str) -> None:
+        parser.error(f"argument --{name}: {message}")
+
+    for name, reason in arguments.LEFT_OUT.items():
+        if given := getattr(args, name):
+            stop(name.replace("_", "-"), f"is left out, got {given}: {reason}")
+    if args.tta not in (0, 1, 2):
+        reason = "timm's trainer averages neighbouring images, which no loader of timm repeats"
+        stop("tta", f"expected 0 or 1 (none) or 2 (the image and its mirror image), got {args.tta}; {reason}")
     if args.amp and args.amp_dtype == "float16" and torch.device(args.device).type == "cpu":
-        parser.error("argument --amp: float16 needs a CUDA device; on the CPU use --amp-dtype bfloat16")
+        stop("amp", "float16 needs a CUDA device; on the CPU use --amp-dtype bfloat16")
     if args.amp and args.model_dtype not in (None, "float32"):
-        parser.error(f"argument --amp: needs a float32 model, got --model-dtype {args.model_dtype}")
-    if (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax) and args.batch_size % 2:
-        parser.error(f"argument --batch-size: mixup and cutmix need an even number, got {args.batch_size}")
+        stop("amp", f"needs a float32 model, got --model-dtype {args.model_dtype}")
+    if args.eval and args.resume:
+        stop("eval", f"validates and trains nothing; expected no --resume, got {args.resume}")
+    if not args.eval:
+        _check_training(args, stop)
+
+
+def _check_training(args: argparse.Namespace, stop: Callable[[str, str], None]) -> None:
+    mixup = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax
+    batch_flag = "train-batch-sizes" if args.train_batch_sizes else "batch-size"
+    odd = [size for size in args.train_batch_sizes or [args.batch_size] if size % 2]
+    sizes, probs = args.train_img_sizes or [], args.train_size_probs
+    if odd and (mixup or (args.split_bn and not args.aug_splits)):
+        stop(batch_flag, f"mixup, cutmix and --split-bn need an even number, got {odd[0]}")
     if not 0 <= args.smoothing < 1:
-        parser.error(f"argument --smoothing: must be at least 0 and below 1, got {args.smoothing}")
+        stop("smoothing", f"must be at least 0 and below 1, got {args.smoothing}")
     if args.resume == "auto" and not args.experiment:
-        parser.error("argument --resume: auto needs --experiment, the name of the run to continue")
+        stop("resume", "auto needs --experiment, the name of the run to continue")
     for name in ("scale", "ratio"):
         if len(getattr(args, name)) != 2:
-            parser.error(f"argument --{name}: expected two numbers, got {getattr(args, name)}")
-    optimizer = args.opt.lower().split("_")[-1]
-    optimizers = timm.optim.list_optimizers()
+            stop(name, f"expected two numbers, got {getattr(args, name)}")
+    optimizer, optimizers = args.opt.lower().split("_")[-1], timm.optim.list_optimizers()
     if optimizer not in optimizers:
-        parser.error(f"argument --opt: unknown optimizer {args.opt!r}{nearest(optimizer, optimizers)}")
+        stop("opt", f"unknown optimizer {args.opt!r}{nearest(optimizer, optimizers)}")
+    if args.stop_epoch and args.stop_epoch > args.epochs:
+        stop("stop-epoch", f"expected 1 to {args.epochs}, the number of --epochs, got {args.stop_epoch}")
+
+    if args.aug_splits == 1:
+        stop("aug-splits", "expected 0 or at least 2, got 1")
+    if args.jsd_loss and not args.aug_splits:
+        stop("jsd-loss", "needs --aug-splits of at least 2, got 0")
+    if args.jsd_loss and args.bce_loss:
+        stop("jsd-loss", "expected one loss, got --bce-loss as well")
+    if args.aug_splits and mixup:
+        stop("aug-splits", f"expected no mixup or cutmix with it, got --mixup {args.mixup} --cutmix {args.cutmix}")
+    if args.aug_splits and args.no_prefetcher:  # without it timm's loader gives a list of the splits, not one batch
+        stop("aug-splits", "needs the prefetcher, got --no-prefetcher")
+    if args.split_bn and not (args.aug_splits or args.resplit):
+        stop("split-bn", "needs --aug-splits of at least 2 or --resplit, got neither")
+    if args.split_bn and args.sync_bn:
+        stop("split-bn", "expected one kind of batch norm, got --sync-bn as well")
+
+    for name in ("train-batch-sizes", "train-size-probs"):
+        given = getattr(args, name.replace("-", "_"))
+        if given and len(given) != len(sizes):
+            stop(name, f"expected {len(sizes)} values, one for each of --train-img-sizes, got {len(given)}")
+    if args.train_size_schedule == "progressive" and len(sizes) < 2:
+        stop("train-size-schedule", f"progressive needs at least two --train-img-sizes, got {len(sizes)}")
+    if probs and (min(probs) < 0 or not 0 < sum(probs) < math.inf):
+        stop("train-size-probs", f"expected numbers of at least 0, not all 0, got {probs}")
+    for name, most in (("train-size-random-mix", 1), ("train-size-schedule-spread", math.inf)):
+        if not 0 <= (given := getattr(args, name.replace("-", "_"))) <= most:
+            stop(name, f"expected 0 to {most}, got {given}")
+    if sizes and args.aug_splits:
+        stop("train-img-sizes", f"expected no --aug-splits with several sizes, got {args.aug_splits}")
+    if sizes and importlib.util.find_spec("timm.data.scheduled_sampler") is None:
+        stop("train-img-sizes", f"needs timm 1.0.29 or newer, this is timm {timm.__version__}")
+
+    if args.fsdp and "float16" in (args.amp and args.amp_dtype, args.model_dtype):
+        stop("fsdp", "expected bfloat16 or float32, got float16 (--amp-dtype or --model-dtype)")
+    if args.fsdp and args.model_ema_force_cpu:
+        stop("fsdp", "expected the moving average on the device, got --model-ema-force-cpu")
+    if args.wandb_resume_id and not args.resume:
+        stop("wandb-resume-id", f"needs --resume, got {args.wandb_resume_id} without it")
+    for package in ("wandb", "tensorboard"):
+        spec = importlib.util.find_spec(package)  # one without origin is a folder of logs, named like its package
+        if getattr(args, f"log_{package}") and not (spec and spec.origin):
+            stop(f"log-{package}", f'needs the package {package}, which is missing: pip install "hyena-vision[log]"')

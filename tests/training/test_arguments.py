@@ -1,0 +1,148 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from hyena_vision.training.arguments import LEFT_OUT, RENAMED, RETIRED, create_parser
+
+TIMM = json.loads((Path(__file__).parent / "data" / "timm_flags.json").read_text())["flags"]
+DOCS = (Path(__file__).parents[2] / "docs" / "training_flags.md").read_text()
+# Flags of a newer timm than the facts are from
+NEWER = {"stop_epoch", "save_epochs", "pretrained_cfg_overlay"}
+
+
+@pytest.fixture(scope="module")
+def actions():
+    return {action.dest: action for action in create_parser()._actions if action.dest != "help"}
+
+
+@pytest.fixture(scope="module")
+def documented(actions):
+    """Rows of the table as {dest: (flags, here, note)}."""
+    rows = {}
+    for flags, here, note in re.findall(r"^\| (`.*?) \| (.*?) \|(.*)\|$", DOCS.split("## Retired keys")[0], re.M):
+        flags = re.findall("`(.*?)`", flags)
+        dest = next((flag for flag in flags if flag.startswith("--")), flags[0]).lstrip("-").replace("-", "_")
+        assert dest not in rows
+        rows[dest] = (flags, here, note.strip())
+    return rows
+
+
+def test_every_flag_of_timm_is_here_with_its_names_and_default(actions):
+    assert len(TIMM) > 170
+    for flag in TIMM:
+        action = actions[flag["dest"]]
+        ours = {"flags": list(action.option_strings), "nargs": action.nargs, "default": action.default}
+        assert ours == {name: flag[name] for name in ours}, flag["dest"]
+
+
+def test_every_flag_of_timm_has_a_type_that_takes_timms_values(actions):
+    for flag in TIMM:
+        name = getattr(actions[flag["dest"]].type, "__name__", "str")
+        expected = flag["type"] or "str"
+        assert name == expected or (expected == "int" and name in ("positive_int", "natural_int")), flag["dest"]
+
+
+def test_the_facts_about_timm_are_about_all_our_other_flags(actions):
+    parser = create_parser()
+    beyond = next(group for group in parser._action_groups if group.title == "Beyond timm's trainer")
+    ours = {action.dest for action in beyond._group_actions}
+    assert set(actions) == {flag["dest"] for flag in TIMM} | ours | NEWER
+    assert not ours & {flag["dest"] for flag in TIMM}
+
+
+def test_documented_flags_are_those_of_the_parser(actions, documented):
+    expected = {dest: list(action.option_strings) or [dest] for dest, action in actions.items()}
+    assert {dest: row[0] for dest, row in documented.items()} == expected
+
+
+def test_documented_state_of_each_flag(documented):
+    states = {
+        state: {dest for dest, row in documented.items() if row[1] == state} for _, state, _ in documented.values()
+    }
+    naflex = {flag["dest"] for flag in TIMM if flag["dest"].startswith("naflex_")}
+    assert states.keys() == {"yes", "left out", "no effect", "added"}
+    assert states["left out"] == set(LEFT_OUT) | naflex
+    assert states["no effect"] == {"local_rank", "worker_seeding", "use_multi_epochs_loader"}
+    assert states["added"] == set(documented) - {flag["dest"] for flag in TIMM} - NEWER
+    for dest, (_, here, note) in documented.items():
+        assert note or here == "yes", dest
+        for flag in re.findall("`--(.*?)`", note):
+            assert flag.replace("-", "_") in documented, flag
+
+
+def test_documented_retired_keys_are_those_that_are_read(actions):
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|$", DOCS.split("## Retired keys")[1], re.M)
+    keys = [re.findall(r"`(\w+)`", cell) for cell in (cell for row in rows for cell in row)]
+    renamed = {
+        old: new
+        for olds, news in zip(keys[::2], keys[1::2], strict=True)
+        if news
+        for old, new in zip(olds, news * len(olds) if len(news) == 1 else news, strict=True)
+    }
+    assert renamed == RENAMED
+    assert {key for olds, news in zip(keys[::2], keys[1::2], strict=True) if not news for key in olds} == set(RETIRED)
+    assert not (RENAMED.keys() | RETIRED.keys()) & actions.keys()
+    assert set(RENAMED.values()) <= actions.keys()
+
+
+def test_every_flag_has_a_help_text(actions):
+    without = {dest for dest, action in actions.items() if not action.help}
+    assert without <= {dest for dest in actions if dest.startswith("naflex_")}
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--head-init-bias", "-6.9"], {"head_init_bias": -6.9}),
+        (["--save-epochs", "100", "200", "--stop-epoch", "50"], {"save_epochs": [100, 200], "stop_epoch": 50}),
+        (
+            ["--pretrained-cfg-overlay", "num_classes=10", "url="],
+            {"pretrained_cfg_overlay": {"num_classes": 10, "url": ""}},
+        ),
+        (["--train-steps-per-epoch", "7"], {"train_batches_per_epoch": 7}),
+        (["--local_rank", "3", "-vb", "8", "-j", "0", "--dr", "0.5"], {"local_rank": 3, "validation_batch_size": 8}),
+        (["--torchcompile", "--torchcompile-mode", "max"], {"torchcompile": "inductor", "torchcompile_mode": "max"}),
+        (["--dist-bn", "", "--lr-base-scale", "", "--train-interpolation", ""], {"dist_bn": "", "lr_base_scale": ""}),
+        (["--eval", "a.pth", "--eval-metric", "loss"], {"eval": "a.pth", "eval_metric": "loss"}),
+        (["DIR", "--wandb-tags", "a", "b", "--fsdp"], {"data": "DIR", "wandb_tags": ["a", "b"], "fsdp": True}),
+    ],
+)
+def test_values_on_the_command_line(argv, expected):
+    args = vars(create_parser().parse_args(argv))
+    assert {name: args[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "fragments"),
+    [
+        (["--bacth-size", "4"], ["--bacth-size", "did you mean --batch-size?"]),
+        (["--model-kwargs", "depth"], ["--model-kwargs", "key=value", "'depth'"]),
+        (["--epochs", "0"], ["--epochs", "at least 1", "0"]),
+        (["--save-epochs", "3", "0"], ["--save-epochs", "at least 1", "0"]),
+        (["--aug-splits", "-1"], ["--aug-splits", "at least 0", "-1"]),
+        (["--nonfinite-limit", "0"], ["--nonfinite-limit", "at least 1", "0"]),
+        (["--on-nonfinite", "ignore"], ["--on-nonfinite", "'ignore'", "stop", "skip"]),
+        (["--on-bad-image", "ignore"], ["--on-bad-image", "'ignore'", "stop", "skip"]),
+        (["--dist-bn", "sum"], ["--dist-bn", "'sum'", "reduce", "broadcast"]),
+        (["--kd-loss-type", "mse"], ["--kd-loss-type", "'mse'", "kl"]),
+        (["--variable-batch-loss-scale", "cubic"], ["--variable-batch-loss-scale", "'cubic'", "sqrt"]),
+        (["--eval"], ["--eval", "expected one argument"]),
+        (["-c"], ["--config", "expected one argument"]),
+    ],
+)
+def test_wrong_argument_is_one_line(capsys, argv, fragments):
+    with pytest.raises(SystemExit) as stopped:
+        create_parser().parse_args(argv)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2 and len(lines) == 1
+    for fragment in fragments:
+        assert fragment in lines[0], lines[0]
+
+
+def test_help_prints_all_groups(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        create_parser().parse_args(["--help"])
+    assert stopped.value.code == 0
+    assert "Beyond timm's trainer" in capsys.readouterr().out
