@@ -1,13 +1,14 @@
 """Train an image classifier on ImageNet or any data set that timm reads.
 
-Built from timm's own parts, with timm's arguments:
+Built from timm's own parts, with timm's arguments (docs/training_flags.md lists them):
 
     python train_imagenet.py -c configs/hyena2d_vit_small_in1k.yaml --data-dir DIR
     torchrun --nproc-per-node 8 train_imagenet.py -c configs/hyena2d_vit_small_in1k.yaml --data-dir DIR
-    python train_imagenet.py -c configs/digits.yaml
+    python train_imagenet.py --eval output/train/NAME/model_best.pth.tar --data-dir DIR --img-size 384
 
-A run writes args.yaml, summary.csv, results.json, curves.png, last.pth.tar, model_best.pth.tar and the best
-checkpoint-N.pth.tar into OUTPUT/EXPERIMENT, and prints its results after `--result`.
+A run writes args.yaml, summary.csv, results.json, curves.png, last.pth.tar and the one before as previous.pth.tar,
+model_best.pth.tar, the best checkpoint-N.pth.tar, and at the end model.safetensors with config.json into
+OUTPUT/EXPERIMENT, and prints its results after `--result`. `--resume auto` goes on where it was stopped.
 """
 
 import argparse
@@ -21,19 +22,30 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from timm.task import ClassificationTask
-from timm.utils import NativeScaler, init_distributed_device, is_primary, random_seed, setup_default_logging
-from timm.utils import update_summary as append_summary
+from timm.utils import (
+    NativeScaler,
+    distribute_bn,
+    init_distributed_device,
+    is_primary,
+    random_seed,
+    setup_default_logging,
+    unwrap_model,
+)
 
 from hyena_vision.data import DataError
-from hyena_vision.training import checkpoint, report
+from hyena_vision.training import checkpoint, report, state
 from hyena_vision.training.config import parse_args
-from hyena_vision.training.data import create_datasets, create_loaders, create_loss
+from hyena_vision.training.data import create_datasets, create_eval_loader, create_loaders
+from hyena_vision.training.distributed import distribute, gather_objects
 from hyena_vision.training.errors import UserError, one_line
 from hyena_vision.training.folder import choose_folder, default_folder, open_folder
-from hyena_vision.training.loop import train_one_epoch, validate
-from hyena_vision.training.model import create_model, data_config
-from hyena_vision.training.optim import base_lr, create_optimizer, create_scheduler
+from hyena_vision.training.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
+from hyena_vision.training.loader import BadImages
+from hyena_vision.training.log import MetricsLog
+from hyena_vision.training.loop import Run, train_one_epoch, validate
+from hyena_vision.training.model import create_model, data_config, place_model
+from hyena_vision.training.optim import base_lr, create_optimizer, create_scheduler, start_schedule
+from hyena_vision.training.task import create_task
 
 _logger = logging.getLogger("train")
 
@@ -45,23 +57,28 @@ def main(argv: Sequence[str] | None = None) -> dict:
         argv: Arguments without the program's name; None takes `sys.argv`.
 
     Returns:
-        What `train` returns.
+        What `train` returns, or `evaluate` under `--eval`.
 
     Raises:
-        SystemExit: Code 2 for wrong arguments, 1 for a run that failed, 130 for one that was interrupted, each after
-            one line on stderr. Anything else that is raised is a bug of the program.
+        SystemExit: Code 2 for wrong arguments, 1 for a run that failed, 75 for one that SIGTERM or SIGUSR1 stopped and
+            that waits to be resumed, 130 for Ctrl-C, each after one line on stderr. Anything else that is raised is a
+            bug of the program.
     """
     if not logging.root.handlers:
         setup_default_logging()
     logging.getLogger("timm").setLevel(logging.WARNING)
     try:
-        return train(parse_args(argv))
+        args = parse_args(argv)
+        return evaluate(args) if args.eval else train(args)
     except (UserError, DataError) as error:
         print(f"train_imagenet.py: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(getattr(error, "exit_code", 1)) from error
+    except Interrupted as stopped:
+        print(f"train_imagenet.py: stopped by {stopped}; --resume auto goes on from here", file=sys.stderr)
+        raise SystemExit(stopped.exit_code) from None
     except KeyboardInterrupt:
-        print("train_imagenet.py: interrupted; --resume auto goes on after the last whole epoch", file=sys.stderr)
-        raise SystemExit(130) from None
+        print("train_imagenet.py: interrupted; --resume auto goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -79,147 +96,140 @@ def train(args: argparse.Namespace) -> dict:
 
     Raises:
         UserError: The run cannot start or go on. Until everything is ready nothing is written.
+        Interrupted: A signal asked to stop, and a checkpoint of this moment was written.
     """
-    folder, resume_from = choose_folder(args)
-    device = init_distributed_device(args)
-    _logger.setLevel(logging.INFO if is_primary(args) else logging.WARNING)
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+    settings = {name: value for name, value in vars(args).items() if name != "trained_img_size"}
+    device = start_device(args)
+    folder, resume_from, resumed = choose_folder(args)
+    if resumed:
+        state.check_settings(resume_from, resumed, settings, args.resume_force)
 
-    # Seeded again after the model, so that runs of different models see the same images in the same order
-    random_seed(args.seed, args.rank)
+    # The same model on all processes. Its random numbers are spent: those of the epochs have seeds of their own
+    random_seed(args.seed)
     model = create_model(args)
-    random_seed(args.seed, args.rank)
     config = data_config(args, model)
     datasets = create_datasets(args, config, model.num_classes)
     args.num_classes = model.num_classes
-    loaders = create_loaders(args, config, datasets, device)
-    model.to(device=device, dtype=getattr(torch, args.model_dtype or "float32"))
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
+    bad_images = BadImages()
+    loaders = create_loaders(args, config, datasets, device, bad_images)
+    args.lr = base_lr(args, loaders.batch_size)
 
-    autocast, loss_scaler = nullcontext, None
-    if args.amp:
-        autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
-        if args.amp_dtype == "float16":
-            loss_scaler = NativeScaler(device=device.type)
-
-    task = ClassificationTask(model, create_loss(args).to(device), device=device, verbose=False)
-    args.lr = base_lr(args)
-    optimizer = create_optimizer(args, model)
-    eval_metric = args.eval_metric if loaders.eval is not None else "loss"
-    updates_per_epoch = math.ceil(len(loaders.train) / args.grad_accum_steps)
-    scheduler, num_epochs = create_scheduler(args, optimizer, updates_per_epoch, eval_metric == "loss")
+    task = create_task(args, place_model(args, model, device), device)
     if args.model_ema:
-        task.setup_ema(
-            decay=args.model_ema_decay,
-            use_warmup=args.model_ema_warmup,
-            device="cpu" if args.model_ema_force_cpu else None,
-        )
-
-    start_epoch, resumed = 0, None
-    if resume_from:
-        restored = (None, None) if args.no_resume_opt else (optimizer, loss_scaler)
-        resumed = checkpoint.resume(resume_from, task, *restored)
-        start_epoch = resumed["epoch"] + (1 if resumed.get("version", 1) > 1 else 0)
-    if args.start_epoch is not None:
-        start_epoch = args.start_epoch
-    if scheduler is not None and start_epoch > 0:
-        if args.sched_on_updates:
-            scheduler.step_update(start_epoch * updates_per_epoch)
-        else:
-            scheduler.step(start_epoch)
-
+        ema_device = "cpu" if args.model_ema_force_cpu else None
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
     if args.torchcompile:
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
         task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
     eval_model = task.get_eval_model()  # before it is wrapped: validation does not synchronize
-    if args.distributed:
-        device_ids = None if device.type == "cpu" else [device]
-        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
+    distribute(task, args, device, fsdp=args.fsdp)
+
+    autocast, loss_scaler = create_autocast(args, device)
+    optimizer = create_optimizer(args, unwrap_model(task.get_trainable_module()))
+    eval_metric = args.eval_metric if loaders.eval is not None else "loss"
+    updates_per_epoch = math.ceil(len(loaders.train) / args.grad_accum_steps)
+    scheduler, num_epochs = create_scheduler(args, optimizer, updates_per_epoch, eval_metric == "loss")
+    last_epoch = min(num_epochs, args.stop_epoch or num_epochs)
+    parts = state.Parts(task, optimizer, loss_scaler, scheduler)
+
+    epoch, progress = 0, state.Progress()
+    if resumed:
+        fresh = (None, None, None) if args.no_resume_opt else (optimizer, loss_scaler, scheduler)
+        state.restore(resume_from, resumed, state.Parts(task, *fresh))
+        epoch, progress = state.resume_point(resumed, args.rank, args.world_size, args.grad_accum_steps)
+        _logger.info(f"Going on in epoch {epoch} at batch {progress.step} from {resume_from}.")
+    if args.start_epoch is not None:
+        epoch, progress = args.start_epoch, state.Progress()
+    start_schedule(args, scheduler, epoch, updates_per_epoch, progress.step, resumed)
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _logger.info(
         f"Training {args.model} ({parameters:,} parameters) at {config['input_size']} for {num_epochs} epochs of "
         f"{updates_per_epoch} updates on {args.world_size} x {device}."
     )
-    saver = None
+    saver = log = None
     if is_primary(args):
         folder = folder or default_folder(args, config)
-        open_folder(folder, args, start_epoch)
+        open_folder(folder, args, epoch, bool(resumed))
+        log = MetricsLog(folder, args, settings, epoch)
         saver = checkpoint.CheckpointSaver(
-            task,
-            optimizer,
-            args,
-            amp_scaler=loss_scaler,
-            checkpoint_dir=folder,
-            recovery_dir=folder,
-            decreasing=eval_metric == "loss",
-            max_history=args.checkpoint_hist,
+            model, optimizer, folder, args=args, decreasing=eval_metric == "loss", max_history=args.checkpoint_hist
         )
         if resumed:
             saver.load(resume_from, resumed)
-    if resumed and not args.no_resume_opt:
-        checkpoint.restore_rng(resumed, args.rank, args.world_size)
+    del resumed  # a second copy of all weights
 
-    common = dict(device=device, autocast=autocast)
-    results, speeds = [], []
-    for epoch in range(start_epoch, num_epochs):
-        set_epoch(loaders.train, epoch)
-        train_metrics, speed = train_one_epoch(
-            epoch,
-            task,
-            loaders.train,
-            optimizer,
-            args,
-            loss_scaler=loss_scaler,
-            scheduler=scheduler,
-            mixup=loaders.mixup,
-            num_epochs=num_epochs,
-            **common,
-        )
-        speeds.append(speed)
-        metric = None
-        if (epoch + 1) % args.val_interval == 0 or epoch + 1 == num_epochs:
-            eval_metrics = {}
-            if loaders.eval is not None:
-                eval_metrics = validate(eval_model, loaders.eval, args, **common)
-                if args.model_ema and not args.model_ema_force_cpu:
-                    ema_model = task.get_eval_model(ema=True)
-                    eval_metrics = validate(ema_model, loaders.eval, args, suffix=" (EMA)", **common)
-            metric = (eval_metrics or train_metrics)[eval_metric]
-            if not all(map(math.isfinite, [*train_metrics.values(), *eval_metrics.values()])):
-                raise UserError(f"a metric of epoch {epoch} is not finite: {eval_metrics}; nothing of it was saved")
-            results.append({"epoch": epoch, "train": train_metrics, "validation": eval_metrics})
-            rng_states = checkpoint.gather_rng_states(args.distributed, args.world_size)
-            if saver is not None:
-                summary = os.path.join(folder, "summary.csv")
-                lrs = [group["lr"] for group in optimizer.param_groups]
-                header = not os.path.exists(summary)
-                append_summary(epoch, train_metrics, eval_metrics, summary, sum(lrs) / len(lrs), write_header=header)
-                saver.rng_states = rng_states
-                saver.save_checkpoint(epoch, metric=metric)
-                report.write_results(
-                    folder,
-                    model=args.model,
-                    parameters=parameters,
-                    images_per_second=report.images_per_second(speeds),
-                    best_metric=saver.best_metric,
-                    best_epoch=saver.best_epoch,
-                    seed=args.seed,
-                    device=args.device,
-                )
-        if scheduler is not None:
-            scheduler.step(epoch + 1, metric)
+    results, speeds, saved = [], [], None
+
+    def save_recovery(update: int) -> None:
+        nonlocal saved
+        if saved == (epoch, progress.step):
+            return
+        captured = state.capture(parts, settings, epoch - 1, progress)
+        if saver is not None:
+            saver.state = captured
+            saver.save_recovery(epoch, update)
+        saved = epoch, progress.step
+
+    with Interrupt() as interrupt:
+        common = dict(args=args, device=device, parts=parts, autocast=autocast, mixup=loaders.mixup)
+        run = Run(**common, num_epochs=num_epochs, batch_size=loaders.batch_size, folder=folder, interrupt=interrupt)
+        run.bad_images = bad_images
+        while epoch < last_epoch:
+            bad_images.paths = set(progress.bad_images)
+            try:
+                train_metrics, speed = train_one_epoch(run, epoch, loaders.train, progress, save_recovery)
+                if args.distributed and args.dist_bn and not args.sync_bn:
+                    distribute_bn(task.get_trainable_module(), args.world_size, args.dist_bn == "reduce")
+                metric, ends = None, epoch + 1 in (last_epoch, *args.save_epochs)
+                if ends or (epoch + 1) % args.val_interval == 0:
+                    eval_metrics = {}
+                    if loaders.eval is not None:
+                        eval_metrics = validate(run, eval_model, loaders.eval)
+                        if args.model_ema and not args.model_ema_force_cpu:
+                            eval_metrics = validate(run, task.get_eval_model(ema=True), loaders.eval, " (EMA)")
+                    metric = (eval_metrics or train_metrics)[eval_metric]
+            except Interrupted:
+                save_recovery(max(progress.step - 1, 0) // args.grad_accum_steps)
+                raise
+            speeds += [speed] if math.isfinite(speed) else []  # nothing was left of an epoch that was resumed
+            report_epoch(epoch, progress, gather_objects(sorted(bad_images.paths)))
+            if metric is not None:
+                if not all(map(math.isfinite, [*train_metrics.values(), *eval_metrics.values()])):
+                    raise UserError(f"a metric of epoch {epoch} is not finite: {eval_metrics}; nothing of it was saved")
+                results.append({"epoch": epoch, "train": train_metrics, "validation": eval_metrics})
+                captured = state.capture(parts, settings, epoch)
+                if saver is not None:
+                    lrs = [group["lr"] for group in optimizer.param_groups]
+                    log.write(epoch, train_metrics, eval_metrics, sum(lrs) / len(lrs))
+                    saver.state = captured
+                    saver.save_checkpoint(epoch, metric=metric)
+                    if epoch + 1 in args.save_epochs:
+                        saver.save_milestone(epoch + 1)
+                    report.write_results(
+                        folder,
+                        model=args.model,
+                        parameters=parameters,
+                        images_per_second=report.images_per_second(speeds),
+                        best_metric=saver.best_metric,
+                        best_epoch=saver.best_epoch,
+                        seed=args.seed,
+                        device=args.device,
+                    )
+            if scheduler is not None:
+                scheduler.step(epoch + 1, metric)
+            epoch, progress = epoch + 1, state.Progress()
 
     outcome = {"folder": None, "results": results, "best_metric": None, "best_epoch": None}
     if saver is not None:
+        log.close()
         outcome |= {"folder": folder, "best_metric": saver.best_metric, "best_epoch": saver.best_epoch}
-        if results:
+        if not results:
+            _logger.warning(f"Nothing to do: the run in {folder} has finished its {last_epoch} epochs.")
+        if results or not os.path.exists(os.path.join(folder, "model.safetensors")):
             report.plot_curves({args.model: report.read_summary(folder)}, os.path.join(folder, "curves.png"))
-        else:
-            _logger.warning(f"Nothing to do: the run in {folder} has finished its {num_epochs} epochs.")
+            best = checkpoint.read_checkpoint(os.path.join(folder, f"model_best{checkpoint.EXTENSION}"))
+            checkpoint.export_model(model, checkpoint.weights_of(best), folder, args.model_kwargs, **config)
         _logger.info(f"Best {eval_metric}: {saver.best_metric} (epoch {saver.best_epoch}). Run folder: {folder}")
         best_last = sorted(results, key=lambda r: (r["validation"] or r["train"])[eval_metric])
         if eval_metric == "loss":
@@ -230,11 +240,57 @@ def train(args: argparse.Namespace) -> dict:
     return outcome
 
 
-def set_epoch(loader: torch.utils.data.DataLoader, epoch: int) -> None:
-    """Tell the parts of a loader that shuffle by epoch which one it is."""
-    for part in (loader.dataset, loader.sampler):
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)
+def evaluate(args: argparse.Namespace) -> dict:
+    """Validate a checkpoint, at any image size, and print the result.
+
+    Args:
+        args: Parsed arguments; what they leave open is as in the run that wrote the checkpoint.
+
+    Returns:
+        `model`, `checkpoint`, `img_size` (height, width) and the metrics of `validate`.
+
+    Raises:
+        UserError: The checkpoint does not fit, or there is nothing to validate on.
+    """
+    device = start_device(args)
+    model = create_model(args)
+    config = data_config(args, model)
+    dataset = create_datasets(args, config, model.num_classes, train=False)[1]
+    bad_images = BadImages()
+    loader = create_eval_loader(args, config, dataset, device, bad_images)
+    task = create_task(args, place_model(args, model, device), device)
+    run = Run(args, device, state.Parts(task), create_autocast(args, device)[0], bad_images=bad_images)
+    size = list(config["input_size"][1:])
+    result = {"model": args.model, "checkpoint": args.eval, "img_size": size, **validate(run, model, loader)}
+    if is_primary(args):
+        print(f"--result\n{json.dumps(result, indent=4)}")
+    return result
+
+
+def start_device(args: argparse.Namespace) -> torch.device:
+    """Join the other processes of torchrun, if there are any, and return the device of this one."""
+    device = init_distributed_device(args)
+    _logger.setLevel(logging.INFO if is_primary(args) else logging.WARNING)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    return device
+
+
+def create_autocast(args: argparse.Namespace, device: torch.device) -> tuple:
+    """Return what makes the context of a forward pass, and the loss scaler, None where no one is needed."""
+    if not args.amp:
+        return nullcontext, None
+    loss_scaler = NativeScaler(device=device.type) if args.amp_dtype == "float16" else None
+    return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype)), loss_scaler
+
+
+def report_epoch(epoch: int, progress: state.Progress, bad_images: list[list[str]]) -> None:
+    """Say what was left out of an epoch, if anything was."""
+    if progress.skipped:
+        _logger.warning(f"Epoch {epoch}: {progress.skipped} updates were not finite and skipped.")
+    if images := {message for messages in bad_images for message in messages}:
+        _logger.warning(f"Epoch {epoch}: {len(images)} images could not be read and were skipped.")
 
 
 if __name__ == "__main__":

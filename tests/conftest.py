@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 import torch
+from trainer import QUICK, draw_images, train_imagenet
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +22,20 @@ def nan_filled_empties():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """A data set of 24 images to train on and 15 to validate on."""
+    return draw_images(tmp_path_factory.mktemp("images"), {"train": 8, "val": 5})
+
+
+@pytest.fixture
+def run(images, tmp_path):
+    """Return a function that runs the training program on a tiny model."""
+
+    def run(experiment: str, *argv: str) -> dict:
+        start = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", experiment]
+        return train_imagenet.main([*start, *argv])
+
+    return run

@@ -1,45 +1,56 @@
-"""Checkpoints in timm's format that survive a crash while being written and resume to the last bit."""
+"""Checkpoint files: written so that a crash loses none, read so that a damaged or hostile one is a clear error."""
 
 import argparse
+import contextlib
+import glob
+import hashlib
 import logging
 import os
 import pickle
-import random
+import re
 import shutil
+import zipfile
+from collections.abc import Callable
 from typing import Any
 
-import numpy
+import safetensors
+import safetensors.torch
 import timm.utils
 import torch
-from safetensors import SafetensorError
-from timm.models import clean_state_dict, load_state_dict
-from timm.task import TrainingTask
+from timm.models import clean_state_dict
+from timm.models._hub import save_config_for_hf
 
 from hyena_vision.training.errors import UserError, one_line
 
 _logger = logging.getLogger("train")
 
-# What torch, safetensors and NumPy raise on files that are cut short or were never checkpoints
-_READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError)
+EXTENSION = ".pth.tar"
 
 
 class CheckpointSaver(timm.utils.CheckpointSaver):
-    """timm's saver of `last`, `model_best` and `checkpoint-N`, with atomic writes and random states.
+    """timm's saver of `last`, `model_best`, `checkpoint-N` and `recovery-E-U`, which never leaves less than it found.
 
     A file is written under another name, flushed to the disk and then renamed, so that every name that exists holds a
-    whole checkpoint. Everything in it is a tensor or a plain type, so that `weights_only=True` loads it.
+    whole checkpoint. `previous` is the `last` before: from the second save on there are two whole checkpoints at any
+    moment. Everything in them is a tensor or a plain type, so that `weights_only=True` loads it.
+
+    Set `state` (of `state.capture`) before each save.
 
     Args:
-        task: Task whose model and moving average are saved.
-        optimizer: Optimizer to save.
-        args: Arguments of the run.
+        model: Model that is trained; timm's saver wants it.
+        optimizer: Its optimizer, likewise.
+        folder: Folder of the run.
         **kwargs: Arguments of timm's saver.
     """
 
-    def __init__(self, task: TrainingTask, optimizer: torch.optim.Optimizer, args: argparse.Namespace, **kwargs: Any):
-        """Save what timm's saver does; set `rng_states` before each save."""
-        super().__init__(task.get_trainable_module(), optimizer, args=args, task=task, **kwargs)
-        self.rng_states: list[dict] = []
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: str, **kwargs: Any):
+        """Take over the recovery files that a run before left, so that they are removed in their turn."""
+        super().__init__(model, optimizer, checkpoint_dir=folder, recovery_dir=folder, **kwargs)
+        self.state: dict[str, Any] = {}
+        files = sorted(
+            glob.glob(os.path.join(glob.escape(folder), f"{self.recovery_prefix}-*{EXTENSION}")), key=_numbers
+        )
+        self.prev_recovery_file, self.curr_recovery_file = ["", "", *files][-2:]
 
     def load(self, path: str, checkpoint: dict) -> None:
         """Take over the history and best metric of a checkpoint, if it lies in the folder of this saver."""
@@ -49,79 +60,135 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             return
         state, epoch, metric = checkpoint["saver"], checkpoint["epoch"], checkpoint.get("metric")
         # The state was taken before its own checkpoint was ranked
-        history = [*state["checkpoint_files"], (f"{self.save_prefix}-{epoch}{self.extension}", metric)]
+        history = [*state["checkpoint_files"], (f"{self.save_prefix}-{epoch}{EXTENSION}", metric)]
         files = {os.path.join(folder, name): value for name, value in history if value is not None}
         files = [(name, value) for name, value in files.items() if os.path.exists(name)]
         self.checkpoint_files = sorted(files, key=lambda file: file[1], reverse=not self.decreasing)
         self.best_metric, self.best_epoch = state["best_metric"], state["best_epoch"]
         if metric is not None and (self.best_metric is None or self.cmp(metric, self.best_metric)):
             self.best_metric, self.best_epoch = metric, epoch
-            self._duplicate(path, os.path.join(folder, f"model_best{self.extension}"))
+            self._duplicate(path, os.path.join(folder, f"model_best{EXTENSION}"))
+
+    def save_milestone(self, epochs: int) -> None:
+        """Keep the last checkpoint as `milestone-N`, N epochs done; it is never removed."""
+        source, target = (
+            os.path.join(self.checkpoint_dir, f"{name}{EXTENSION}") for name in ("last", f"milestone-{epochs}")
+        )
+        self._duplicate(source, target)
 
     def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
-        state = {
-            "epoch": epoch,
-            "version": 2,
-            "arch": self.args.model,
-            "args": dict(vars(self.args)),
-            "optimizer": self.optimizer.state_dict(),
-            **self.task.get_checkpoint_state(unwrap_fn=self.unwrap_fn),
-            **self.task.get_checkpoint_state(ema=True, unwrap_fn=self.unwrap_fn),
-            "metric": metric,
-            "rng_states": self.rng_states,
-            "saver": {
-                "checkpoint_files": [(os.path.basename(name), value) for name, value in self.checkpoint_files],
-                "best_metric": self.best_metric,
-                "best_epoch": self.best_epoch,
-            },
+        bookkeeping = {
+            "checkpoint_files": [(os.path.basename(name), value) for name, value in self.checkpoint_files],
+            "best_metric": self.best_metric,
+            "best_epoch": self.best_epoch,
         }
-        if self.amp_scaler is not None:
-            state[self.amp_scaler.state_dict_key] = self.amp_scaler.state_dict()
-        try:
-            with open(save_path, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:
-            if os.path.exists(save_path):
-                os.remove(save_path)
-            raise UserError(f"cannot write checkpoint {save_path}: {one_line(error)}") from error
+        state = {**self.state, "metric": metric, "saver": bookkeeping}
+        write_file(save_path, lambda file: torch.save(state, file))
 
     def _replace(self, src: str, dst: str) -> None:
-        os.replace(src, dst)  # timm removes dst first, and a crash in between would leave none
+        # timm removes dst first, and a crash in between would leave none
+        previous = os.path.join(self.checkpoint_dir, f"previous{EXTENSION}")
+        if os.path.basename(dst) == f"last{EXTENSION}" and os.path.exists(dst):
+            _link(dst, f"{previous}.tmp")
+            os.replace(src, dst)
+            os.replace(f"{previous}.tmp", previous)
+        else:
+            os.replace(src, dst)
+        _sync_folder(self.checkpoint_dir)
 
     def _duplicate(self, src: str, dst: str) -> None:
-        copy = f"{dst}.tmp"
-        if os.path.exists(copy):
-            os.remove(copy)
-        try:
-            os.link(src, copy)
-        except (OSError, NotImplementedError):
-            shutil.copy2(src, copy)
-        os.replace(copy, dst)
+        _link(src, f"{dst}.tmp")
+        os.replace(f"{dst}.tmp", dst)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(f"{dst}.tmp")  # it stays where both were the same file already
+        _sync_folder(self.checkpoint_dir)
+
+
+def write_file(path: str, write: Callable[[Any], Any]) -> None:
+    """Write a file and flush it to the disk; a half-written one is removed.
+
+    Args:
+        path: File to write.
+        write: Called with the file, open for bytes.
+
+    Raises:
+        UserError: It cannot be written: disk full, quota, permission.
+    """
+    try:
+        with open(path, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            os.remove(path)
+        cause: BaseException = error
+        while not isinstance(cause, OSError) and cause.__context__ is not None:
+            cause = cause.__context__  # torch covers it with the state of its archive
+        raise UserError(f"cannot write {path}: {one_line(cause)}") from error
+
+
+def replace_file(path: str, content: bytes) -> None:
+    """Write a file that, at any moment, holds the old content or the new.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    write_file(f"{path}.tmp", lambda file: file.write(content))
+    os.replace(f"{path}.tmp", path)
+    _sync_folder(os.path.dirname(os.path.abspath(path)))
 
 
 def read_checkpoint(path: str) -> dict:
-    """Read a file of tensors and plain types, `weights_only`; nothing in it is executed.
+    """Read a file of tensors and plain types, every byte checked against the checksums in it; nothing is executed.
 
     Args:
         path: A torch or safetensors file.
 
     Raises:
-        UserError: The file is missing, cut short, or not a checkpoint; the message names it.
+        UserError: The file is missing, cut short, damaged, or not a checkpoint; the message names it.
     """
     if not os.path.isfile(path):
         raise UserError(f"no such checkpoint: {path}")
     try:
         if path.endswith(".safetensors"):
-            return load_state_dict(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's own checkpoints hold one
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except _READ_ERRORS as error:
-        raise UserError(f"cannot read checkpoint {path}: {_reason(error)}") from error
+            return _read_safetensors(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {damaged} is wrong")
+        elif _magic(path) == b"PK":  # torch would take it for a file of an old version
+            raise ValueError("it is cut short")
+        checkpoint = _load(path)
+    except Exception as error:  # whatever it is that a parser meets in arbitrary bytes
+        raise UserError(f"cannot read checkpoint {path}: {reason(error)}") from error
     if not isinstance(checkpoint, dict) or not checkpoint:
         raise UserError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
+
+
+def newest_checkpoint(folder: str) -> tuple[str, dict] | None:
+    """Return path and content of the most advanced checkpoint of a run that is whole, or None where there is none.
+
+    One that is damaged is passed over with a warning.
+
+    Args:
+        folder: Folder of the run; need not exist.
+
+    Raises:
+        UserError: There are checkpoints, and none can be read.
+    """
+    names = ("last", "previous", "recovery-*", "checkpoint-*")
+    paths = [path for name in names for path in glob.glob(os.path.join(glob.escape(folder), name + EXTENSION))]
+    places = {path: _place(path) for path in paths}
+    for path in sorted(paths, key=places.__getitem__, reverse=True):  # stable: `last` before its links
+        try:
+            return path, read_checkpoint(path)
+        except UserError as error:
+            _logger.warning(f"Passing over a damaged checkpoint: {error}")
+    if paths:
+        raise UserError(f"none of the {len(paths)} checkpoints in {folder} can be read")
+    return None
 
 
 def load_weights(model: torch.nn.Module, path: str) -> None:
@@ -130,97 +197,112 @@ def load_weights(model: torch.nn.Module, path: str) -> None:
     Raises:
         UserError: The file cannot be read or is not for this model; the message names it.
     """
-    checkpoint = read_checkpoint(path)
-    names = ("state_dict_ema", "model_ema", "state_dict", "model")
-    state = next((checkpoint[name] for name in names if isinstance(checkpoint.get(name), dict)), checkpoint)
     try:
-        model.load_state_dict(clean_state_dict(state))
+        model.load_state_dict(weights_of(read_checkpoint(path)))
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} does not fit the model: {_reason(error)}") from error
+        raise UserError(f"{path} does not fit the model: {reason(error)}") from error
     _logger.info(f"Loaded weights from {path}.")
 
 
-def resume(
-    path: str,
-    task: TrainingTask,
-    optimizer: torch.optim.Optimizer | None = None,
-    loss_scaler: timm.utils.NativeScaler | None = None,
-) -> dict:
-    """Load a training checkpoint into a task, its moving average, and the optimizer and scaler given.
+def weights_of(checkpoint: dict) -> dict[str, torch.Tensor]:
+    """Return the model's weights in a checkpoint: the moving average where there is one."""
+    names = ("state_dict_ema", "model_ema", "state_dict", "model")
+    state = next((checkpoint[name] for name in names if isinstance(checkpoint.get(name), dict)), checkpoint)
+    return clean_state_dict(state)
+
+
+def export_model(
+    model: torch.nn.Module, weights: dict[str, torch.Tensor], folder: str, model_args: dict, **cfg
+) -> None:
+    """Write weights and configuration as `timm.create_model("local-dir:FOLDER")` and the hub read them.
 
     Args:
-        path: Checkpoint of timm's `CheckpointSaver` or ours.
-        task: Task with `setup_ema` done, neither compiled nor distributed yet.
-        optimizer: Optimizer to load, or None to leave it as it is.
-        loss_scaler: AMP scaler to load, or None.
-
-    Returns:
-        The checkpoint: `epoch` is the last one that it has finished.
+        model: Model whose configuration is written.
+        weights: Its weights.
+        folder: Folder of `model.safetensors` and `config.json`.
+        model_args: Arguments of the model beside its name.
+        **cfg: Entries of its `pretrained_cfg`: input size, mean, std, crop of the images that it was trained on.
 
     Raises:
-        UserError: The file cannot be read, has no training state, or is of another model.
+        UserError: The folder cannot be written to.
     """
-    checkpoint = read_checkpoint(path)
-    if missing := {"state_dict", "optimizer", "epoch"} - set(checkpoint):
-        hint = "to start from weights alone use --initial-checkpoint"
-        raise UserError(f"{path} is not a training checkpoint: no {', '.join(sorted(missing))}; {hint}")
-    try:
-        weights = clean_state_dict(checkpoint["state_dict"])
-        task.load_checkpoint_state(weights)
-        if task.has_ema():
-            ema = checkpoint.get("state_dict_ema")
-            task.load_checkpoint_state(clean_state_dict(ema) if ema else weights, ema=True)
-        if optimizer is not None:
-            optimizer.load_state_dict(checkpoint["optimizer"])
-        if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
-            loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{path} (model {checkpoint.get('arch')}) does not fit: {_reason(error)}") from error
-    _logger.info(f"Resumed from {path}, epoch {checkpoint['epoch']}.")
-    return checkpoint
-
-
-def rng_state() -> dict:
-    """Return the states of Python's, NumPy's and torch's random generators as tensors and plain types."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = numpy.random.get_state()
-    return {
-        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
-        "numpy": [name, torch.tensor(keys.astype("int64")), int(position), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    # Copies, as safetensors refuses tensors that share memory
+    weights = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()
     }
+    metadata = {"format": "pt", "sha256": _digest(weights)}
+    replace_file(os.path.join(folder, "model.safetensors"), safetensors.torch.save(weights, metadata))
+    path = os.path.join(folder, "config.json")
+    try:
+        save_config_for_hf(model, f"{path}.tmp", {"pretrained_cfg": cfg}, model_args or None)
+        os.replace(f"{path}.tmp", path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {one_line(error)}") from error
 
 
-def set_rng_state(state: dict) -> None:
-    """Restore what `rng_state` returned."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    numpy.random.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+def _load(path: str, mmap: bool | None = None) -> Any:
+    with torch.serialization.safe_globals([argparse.Namespace]):  # timm's own checkpoints hold one
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def gather_rng_states(distributed: bool, world_size: int) -> list[dict]:
-    """Return the random states of all processes, by rank."""
-    states = [rng_state()] * world_size
-    if distributed:
-        torch.distributed.all_gather_object(states, rng_state())
-    return states
+def _magic(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(2)
 
 
-def restore_rng(checkpoint: dict, rank: int, world_size: int) -> None:
-    """Restore the random states of a checkpoint, where it has them for this number of processes."""
-    states = checkpoint.get("rng_states", [])
-    if len(states) == world_size:
-        set_rng_state(states[rank])
-    else:
-        _logger.warning("The checkpoint has no random states for this number of processes: going on with the seed.")
+def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    weights = safetensors.torch.load_file(path)
+    if "sha256" in metadata and metadata["sha256"] != _digest(weights):
+        raise ValueError("its checksum is wrong")
+    return weights
 
 
-def _reason(error: Exception) -> str:
+def _digest(weights: dict[str, torch.Tensor]) -> str:
+    """Return a checksum of names, shapes, types and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _place(path: str) -> tuple[float, float]:
+    """Return how far the run had come: epochs and batches; a file that says nothing comes first, to be reported."""
+    try:
+        checkpoint = _load(path, mmap=True)
+        return checkpoint["epoch"] + 1, max((part["step"] for part in checkpoint.get("progress", ())), default=0)
+    except Exception:  # read_checkpoint says what is wrong with it
+        return float("inf"), 0
+
+
+def _numbers(path: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", os.path.basename(path))]
+
+
+def _link(src: str, dst: str) -> None:
+    """Make a second name of a file, or a copy where the file system has no hard links."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(dst)
+    try:
+        os.link(src, dst)
+    except (OSError, NotImplementedError):
+        with open(src, "rb") as source:
+            write_file(dst, lambda file: shutil.copyfileobj(source, file))
+
+
+def _sync_folder(folder: str) -> None:
+    """Flush a rename to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def reason(error: Exception) -> str:
     """Return the first sentences of an error; torch lists hundreds of keys, or advice to load unsafely."""
     text = one_line(error)
     if isinstance(error, pickle.UnpicklingError):

@@ -1,4 +1,4 @@
-"""Data sets, loaders, mixing and loss of a run, from its arguments."""
+"""Data sets, loaders and mixing of a run, from its arguments."""
 
 import argparse
 import logging
@@ -6,32 +6,41 @@ import os
 from typing import NamedTuple
 
 import torch
-from timm.data import FastCollateMixup, Mixup, create_loader
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from timm.data.auto_augment import posterize
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from torch import nn
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from hyena_vision.data import create_dataset
 from hyena_vision.training.errors import ConfigError, one_line
+from hyena_vision.training.loader import BadImages, TrainLoader, tolerate_bad_images
 
 _logger = logging.getLogger("train")
 
 
 class Loaders(NamedTuple):
-    """Loaders of a run; `mixup` is for batches that the loader has not mixed itself (no prefetcher)."""
+    """Loaders of a run.
 
-    train: torch.utils.data.DataLoader
+    Args:
+        train: Training batches.
+        eval: Validation batches, or None.
+        mixup: Mixing of batches that the loader has not mixed itself (no prefetcher), or None.
+        batch_size: Images in a training batch; their mean under a schedule of sizes.
+    """
+
+    train: TrainLoader
     eval: torch.utils.data.DataLoader | None
     mixup: Mixup | None
+    batch_size: float
 
 
-def create_datasets(args: argparse.Namespace, data_config: dict, model_classes: int) -> tuple:
+def create_datasets(args: argparse.Namespace, data_config: dict, model_classes: int, train: bool = True) -> tuple:
     """Create the data sets to train and to validate on; the second is None without `--val-split`.
 
     Args:
         args: Parsed arguments.
         data_config: timm's data configuration of the model.
         model_classes: Classes of the model's head.
+        train: Whether the first is wanted; else it is None.
 
     Raises:
         ConfigError: A missing or empty folder, different classes in the splits, more classes than the model has, or
@@ -44,33 +53,35 @@ def create_datasets(args: argparse.Namespace, data_config: dict, model_classes: 
         input_img_mode=args.input_img_mode or ("RGB" if data_config["input_size"][0] == 3 else "L"),
         input_key=args.input_key,
         target_key=args.target_key,
+        trust_remote_code=args.dataset_trust_remote_code,
     )
-    train = _open(
-        args,
-        args.train_split,
-        is_training=True,
-        seed=args.seed,
-        repeats=args.epoch_repeats,
-        num_samples=args.train_num_samples,
-        **common,
-    )
-    val = None
+    if train and args.val_split and args.dataset in ("", "folder") and os.path.isfile(args.data_dir or ""):
+        # timm reads all of it for either split
+        raise ConfigError(f"argument --val-split: {args.data_dir} is one split; train on it with --val-split ''")
+    training = validation = None
+    if train:
+        own = dict(seed=args.seed, repeats=args.epoch_repeats, num_samples=args.train_num_samples)
+        training = _open(args, args.train_split, is_training=True, **own, **common)
     if args.val_split:
-        val = _open(args, args.val_split, is_training=False, num_samples=args.val_num_samples, **common)
-        for dataset, split in ((train, args.train_split), (val, args.val_split)):
+        validation = _open(args, args.val_split, is_training=False, num_samples=args.val_num_samples, **common)
+        for dataset, split in ((training, args.train_split), (validation, args.val_split)):
             # timm takes the root itself for a split that has no folder, and then trains or validates on everything
-            if _root(dataset) is not None and os.path.samefile(_root(dataset), args.data_dir):
+            if train and _root(dataset) is not None and os.path.samefile(_root(dataset), args.data_dir):
                 raise ConfigError(f"no folder for the split {split!r} in {args.data_dir}")
-        _check_same_classes(train, val)
-    classes, name = _num_classes(train), args.dataset or args.data_dir
+        _check_same_classes(training, validation)
+    if training is None and validation is None:
+        raise ConfigError("argument --val-split: there is nothing to validate on")
+    classes, name = _num_classes(training or validation), args.dataset or args.data_dir
     if classes is not None and classes != model_classes:
         if args.num_classes is not None or classes > model_classes:
             raise ConfigError(f"argument --num-classes: {name} has {classes} classes, the model {model_classes}")
         _logger.warning(f"{name} has {classes} classes, {args.model} {model_classes}: --num-classes {classes} fits it.")
-    return train, val
+    return training, validation
 
 
-def create_loaders(args: argparse.Namespace, data_config: dict, datasets: tuple, device: torch.device) -> Loaders:
+def create_loaders(
+    args: argparse.Namespace, data_config: dict, datasets: tuple, device: torch.device, bad_images: BadImages
+) -> Loaders:
     """Create timm's loaders with the augmentation that the arguments ask for.
 
     Args:
@@ -78,33 +89,19 @@ def create_loaders(args: argparse.Namespace, data_config: dict, datasets: tuple,
         data_config: timm's data configuration of the model.
         datasets: Data sets to train and to validate on.
         device: Device that the batches go to.
+        bad_images: Where unreadable images are reported under `--on-bad-image skip`.
 
     Raises:
-        ConfigError: Fewer images than one batch.
+        ConfigError: Fewer images than one batch, or a schedule of sizes that timm refuses.
     """
     dataset_train, dataset_eval = datasets
     prefetch = not args.no_prefetcher
-    aug_repeats = args.aug_repeats
-    if aug_repeats and not args.distributed:
-        _logger.warning("aug_repeats is for distributed training only: going on without it.")
-        aug_repeats = 0
-    mixup = None
-    if mixup_active(args):
-        mixup = (FastCollateMixup if prefetch else Mixup)(
-            mixup_alpha=args.mixup,
-            cutmix_alpha=args.cutmix,
-            cutmix_minmax=args.cutmix_minmax,
-            prob=args.mixup_prob,
-            switch_prob=args.mixup_switch_prob,
-            mode=args.mixup_mode,
-            label_smoothing=args.smoothing,
-            num_classes=args.num_classes,
-        )
+    if args.aug_splits > 1:
+        dataset_train = AugMixDataset(dataset_train, num_splits=args.aug_splits)
+    mixup = _create_mixup(args) if mixup_active(args) else None
     common = dict(
-        input_size=data_config["input_size"],
         mean=data_config["mean"],
         std=data_config["std"],
-        num_workers=args.workers,
         persistent_workers=args.workers > 0,
         distributed=args.distributed,
         pin_memory=args.pin_mem,
@@ -113,64 +110,121 @@ def create_loaders(args: argparse.Namespace, data_config: dict, datasets: tuple,
         use_prefetcher=prefetch,
     )
     fixed_interpolation = args.no_aug or not args.train_interpolation
-    loader_train = create_loader(
-        dataset_train,
-        batch_size=args.batch_size,
-        is_training=True,
-        no_aug=args.no_aug,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        re_count=args.recount,
-        train_crop_mode=args.train_crop_mode,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter,
-        color_jitter_prob=args.color_jitter_prob,
-        grayscale_prob=args.grayscale_prob,
-        gaussian_blur_prob=args.gaussian_blur_prob,
-        auto_augment=args.aa,
-        num_aug_repeats=aug_repeats,
-        interpolation=data_config["interpolation"] if fixed_interpolation else args.train_interpolation,
-        collate_fn=mixup if prefetch else None,
-        worker_seeding=args.worker_seeding,
-        **common,
-    )
-    _mend_posterize(dataset_train.transform)
-    if len(loader_train) == 0:
+    try:
+        loader = create_loader(
+            dataset_train,
+            input_size=data_config["input_size"],
+            batch_size=args.batch_size,
+            num_workers=args.workers,
+            is_training=True,
+            no_aug=args.no_aug,
+            re_prob=args.reprob,
+            re_mode=args.remode,
+            re_count=args.recount,
+            re_split=args.resplit,
+            train_crop_mode=args.train_crop_mode,
+            scale=args.scale,
+            ratio=args.ratio,
+            hflip=args.hflip,
+            vflip=args.vflip,
+            color_jitter=args.color_jitter,
+            color_jitter_prob=args.color_jitter_prob,
+            grayscale_prob=args.grayscale_prob,
+            gaussian_blur_prob=args.gaussian_blur_prob,
+            auto_augment=args.aa,
+            num_aug_repeats=_aug_repeats(args),
+            num_aug_splits=args.aug_splits,
+            interpolation=data_config["interpolation"] if fixed_interpolation else args.train_interpolation,
+            collate_fn=mixup if prefetch else None,
+            **_size_schedule(args),
+            **common,
+        )
+    except (ValueError, TypeError) as error:
+        if args.train_img_sizes is None:
+            raise
+        raise ConfigError(f"argument --train-img-sizes: {one_line(error)}") from error
+    for dataset in (dataset_train, loader.dataset):
+        _mend_posterize(dataset)
+    if len(loader) == 0:
         raise ConfigError(
             f"argument --batch-size: {args.batch_size} on each of {args.world_size} processes is more than "
             f"the {len(dataset_train)} training images"
         )
-    loader_eval = dataset_eval and create_loader(
-        dataset_eval,
+    skip = args.on_bad_image == "skip"
+    train = TrainLoader(loader, args.seed, args.rank, bad_images if skip else None)
+    batch_size = getattr(loader.batch_sampler, "average_batch_size", float(args.batch_size))
+    loader_eval = (
+        None if dataset_eval is None else create_eval_loader(args, data_config, dataset_eval, device, bad_images)
+    )
+    return Loaders(train, loader_eval, None if prefetch else mixup, batch_size)
+
+
+def create_eval_loader(
+    args: argparse.Namespace, data_config: dict, dataset, device: torch.device, bad_images: BadImages
+) -> torch.utils.data.DataLoader:
+    """Create timm's loader for validation; its arguments are those of `create_loaders`."""
+    iterable = isinstance(dataset, torch.utils.data.IterableDataset)
+    loader = create_loader(
+        dataset,
+        input_size=data_config["input_size"],
         batch_size=args.validation_batch_size or args.batch_size,
         is_training=False,
         interpolation=data_config["interpolation"],
         crop_pct=data_config["crop_pct"],
-        **common,
+        # Each worker of an iterable data set may repeat images to make the processes even: timm takes two at most
+        num_workers=min(2, args.workers) if args.distributed and iterable else args.workers,
+        mean=data_config["mean"],
+        std=data_config["std"],
+        persistent_workers=args.workers > 0,
+        distributed=args.distributed,
+        pin_memory=args.pin_mem,
+        img_dtype=getattr(torch, args.model_dtype or "float32"),
+        device=device,
+        use_prefetcher=not args.no_prefetcher,
     )
-    return Loaders(loader_train, loader_eval, None if prefetch else mixup)
-
-
-def create_loss(args: argparse.Namespace) -> nn.Module:
-    """Create the training loss: softmax or binary cross entropy, for soft targets where mixup makes them."""
-    if args.bce_loss:
-        return BinaryCrossEntropy(
-            smoothing=0.0 if mixup_active(args) else args.smoothing,
-            target_threshold=args.bce_target_thresh,
-            sum_classes=args.bce_sum,
-            pos_weight=args.bce_pos_weight,
-        )
-    if mixup_active(args):  # the targets are smoothed where they are mixed
-        return SoftTargetCrossEntropy()
-    return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+    return tolerate_bad_images(loader, bad_images) if args.on_bad_image == "skip" else loader
 
 
 def mixup_active(args: argparse.Namespace) -> bool:
     """Return whether the arguments ask for mixup or cutmix."""
     return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+
+
+def _create_mixup(args: argparse.Namespace) -> Mixup:
+    return (Mixup if args.no_prefetcher else FastCollateMixup)(
+        mixup_alpha=args.mixup,
+        cutmix_alpha=args.cutmix,
+        cutmix_minmax=args.cutmix_minmax,
+        prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob,
+        mode=args.mixup_mode,
+        label_smoothing=args.smoothing,
+        num_classes=args.num_classes,
+    )
+
+
+def _aug_repeats(args: argparse.Namespace) -> float:
+    if args.aug_repeats and not args.distributed:
+        _logger.warning("aug_repeats is for distributed training only: going on without it.")
+        return 0
+    return args.aug_repeats
+
+
+def _size_schedule(args: argparse.Namespace) -> dict:
+    """Return the arguments of timm's loader that change the image size from batch to batch."""
+    if args.train_img_sizes is None:
+        return {}
+    return dict(
+        input_size_choices=args.train_img_sizes,
+        batch_size_choices=args.train_batch_sizes,
+        batch_choice_weights=args.train_size_probs,
+        batch_choice_seed=args.seed,
+        batch_choice_schedule=args.train_size_schedule,
+        batch_schedule_epochs=args.epochs if args.train_size_schedule == "progressive" else None,
+        batch_schedule_spread=args.train_size_schedule_spread,
+        batch_schedule_random_mix=args.train_size_random_mix,
+        num_batches=args.train_batches_per_epoch,
+    )
 
 
 def _open(args: argparse.Namespace, split: str, **kwargs):
@@ -190,9 +244,12 @@ def _open(args: argparse.Namespace, split: str, **kwargs):
     return dataset
 
 
-def _mend_posterize(transform) -> None:
+def _mend_posterize(dataset) -> None:
     """Let timm's strongest posterize (0 bits, a black image) run where Pillow 13 and later refuses it."""
-    for part in getattr(transform, "transforms", []):
+    transforms = [getattr(dataset, name, None) for name in ("transform", "augmentation")]
+    if isinstance(sizes := getattr(dataset, "transforms", None), tuple):  # one for each scheduled size
+        transforms += sizes
+    for part in (part for transform in transforms for part in getattr(transform, "transforms", [])):
         policies = [getattr(part, "ops", []), *getattr(part, "policy", [])]  # random and AugMix; AutoAugment
         for op in (op for ops in policies for op in ops):
             if getattr(op, "aug_fn", None) is posterize:
@@ -204,9 +261,9 @@ def _posterize(image, bits_to_keep: int, **kwargs):
 
 
 def _root(dataset) -> str | None:
-    """Return the folder that a folder data set reads."""
-    root = getattr(getattr(dataset, "reader", None), "root", None)
-    return root if root is not None and os.path.isdir(root) else None
+    """Return the folder that an image folder data set reads."""
+    reader = getattr(dataset, "reader", None)
+    return reader.root if isinstance(reader, ReaderImageFolder) else None
 
 
 def _class_to_idx(dataset) -> dict[str, int] | None:

@@ -1,40 +1,64 @@
 """The folder of a run: where it is, and that nothing in it is lost."""
 
 import argparse
-import csv
 import logging
 import os
 from datetime import datetime
 
 from timm.models import safe_model_name
+from timm.utils import is_primary
 
+from hyena_vision.training.checkpoint import EXTENSION, newest_checkpoint, read_checkpoint, replace_file
 from hyena_vision.training.config import dump_args
-from hyena_vision.training.errors import ConfigError, UserError
+from hyena_vision.training.distributed import gather_objects
+from hyena_vision.training.errors import ConfigError, UserError, one_line
 
 _logger = logging.getLogger("train")
 
 
-def choose_folder(args: argparse.Namespace) -> tuple[str | None, str]:
-    """Return the folder of a named run (None where it gets a default name) and the checkpoint to resume, or ''.
+def choose_folder(args: argparse.Namespace) -> tuple[str | None, str, dict | None]:
+    """Return the folder of a named run (None where it gets a default name) and the checkpoint to go on from.
+
+    All processes call it together, and go on from the checkpoint that the first one has chosen.
+
+    Args:
+        args: Parsed arguments.
+
+    Returns:
+        Folder; path of the checkpoint, or ''; its content, or None.
 
     Raises:
         ConfigError: The folder holds another run, which would be overwritten.
+        UserError: A checkpoint that cannot be read, or that not all processes can read.
     """
     folder = os.path.join(args.output or "./output/train", args.experiment) if args.experiment else None
-    resume_from = args.resume
-    if args.resume == "auto":
-        resume_from = os.path.join(folder, "last.pth.tar")
-        if not os.path.exists(resume_from):
-            _logger.info(f"No {resume_from}: starting anew.")
-            resume_from = ""
-    if resume_from and not os.path.isfile(resume_from):
-        raise UserError(f"no such checkpoint: {resume_from}")
-    held = os.listdir(folder) if folder and os.path.isdir(folder) else []
-    held = [name for name in held if name == "summary.csv" or name.endswith(".pth.tar")]
-    continues = resume_from and os.path.abspath(os.path.dirname(resume_from)) == os.path.abspath(folder or "")
-    if held and not continues:
-        raise ConfigError(f"{folder} holds a run already: continue it with --resume auto, or name another --experiment")
-    return folder, resume_from
+    path, checkpoint, error = args.resume, None, None
+    try:
+        if is_primary(args):
+            if args.resume == "auto":
+                path, checkpoint = newest_checkpoint(folder) or ("", None)
+                if not path:
+                    _logger.info(f"No checkpoint in {folder}: starting anew.")
+            elif path:
+                checkpoint = read_checkpoint(path)
+            held = os.listdir(folder) if folder and os.path.isdir(folder) else []
+            held = [name for name in held if name == "summary.csv" or name.endswith(EXTENSION)]
+            continues = args.resume == "auto" or os.path.dirname(os.path.abspath(path)) == os.path.abspath(folder or "")
+            if held and not continues:
+                raise ConfigError(
+                    f"{folder} holds a run already: continue it with --resume auto, or name another --experiment"
+                )
+    except UserError as failed:
+        error = failed
+    path, failed = gather_objects((path, error))[0]
+    if failed is None and path and checkpoint is None:
+        try:
+            checkpoint = read_checkpoint(path)
+        except UserError as unreadable:
+            error = UserError(f"{unreadable} (process {args.rank}; all processes read the folder of the run)")
+    if failed := next((error for error in gather_objects(error) if error is not None), None):
+        raise failed
+    return folder, path, checkpoint
 
 
 def default_folder(args: argparse.Namespace, config: dict) -> str:
@@ -43,19 +67,26 @@ def default_folder(args: argparse.Namespace, config: dict) -> str:
     return os.path.join(args.output or "./output/train", "-".join([*name, str(config["input_size"][-1])]))
 
 
-def open_folder(folder: str, args: argparse.Namespace, start_epoch: int) -> None:
-    """Create the folder of a run or, resuming, drop the summary rows of epochs that will be trained again."""
-    os.makedirs(folder, exist_ok=True)
-    name = f"args-epoch-{start_epoch}.yaml" if start_epoch else "args.yaml"
-    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-        file.write(dump_args(args))
+def open_folder(folder: str, args: argparse.Namespace, start_epoch: int, resumed: bool) -> None:
+    """Create the folder of a run or, resuming, drop the summary rows of epochs that will be trained again.
+
+    Raises:
+        UserError: It cannot be written to.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create {folder}: {one_line(error)}") from error
+    name = f"args-epoch-{start_epoch}.yaml" if resumed else "args.yaml"
+    replace_file(os.path.join(folder, name), dump_args(args).encode())
     summary = os.path.join(folder, "summary.csv")
     if not os.path.exists(summary):
         return
-    with open(summary, newline="", encoding="utf-8") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    kept = [row for row in rows if row and int(row[0]) < start_epoch]
-    if len(kept) < len(rows):
-        os.replace(summary, os.path.join(folder, f"summary-before-epoch-{start_epoch}.csv"))
-        with open(summary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *kept])
+    with open(summary, "rb") as file:
+        content = file.read()
+    header, *rows = content.splitlines(keepends=True) or [b""]
+    # A row that was cut short by a crash has no end; its epoch was not saved either
+    kept = [row for row in rows if row.endswith(b"\n") and int(row.split(b",")[0]) < start_epoch]
+    if len(kept) < len(rows) or not header.endswith(b"\n"):
+        replace_file(os.path.join(folder, f"summary-before-epoch-{start_epoch}.csv"), content)
+        replace_file(summary, b"".join([header, *kept]))

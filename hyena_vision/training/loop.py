@@ -3,139 +3,181 @@
 import argparse
 import logging
 import math
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.nn.functional as F
+import torchvision.utils
 from timm.data import Mixup
-from timm.scheduler.scheduler import Scheduler
-from timm.task import TrainingTask
-from timm.utils import AverageMeter, NativeScaler, dispatch_clip_grad, is_primary, reduce_tensor
+from timm.utils import dispatch_clip_grad, is_primary, reduce_tensor
 from tqdm import tqdm
 
+from hyena_vision.training.distributed import any_process, gather_objects, largest_gradient, synchronizes
 from hyena_vision.training.errors import UserError
+from hyena_vision.training.interrupt import Interrupt, Interrupted
+from hyena_vision.training.loader import STEP, BadImages, TrainLoader, mix_seed, seed_generators
+from hyena_vision.training.state import Parts, Progress
 
 _logger = logging.getLogger("train")
 
 
-def train_one_epoch(
-    epoch: int,
-    task: TrainingTask,
-    loader: Iterable,
-    optimizer: torch.optim.Optimizer,
-    args: argparse.Namespace,
-    *,
-    device: torch.device,
-    autocast: Callable = nullcontext,
-    loss_scaler: NativeScaler | None = None,
-    scheduler: Scheduler | None = None,
-    mixup: Mixup | None = None,
-    num_epochs: int = 1,
-) -> tuple[dict[str, float], float]:
-    """Train for one epoch.
+@dataclass
+class Run:
+    """What an epoch needs beside its number and its images.
 
     Args:
-        epoch: Number of the epoch, from 0.
-        task: Model, loss and moving average.
-        loader: Loader of (images, targets).
-        optimizer: Optimizer.
         args: Parsed arguments.
         device: Device to train on.
+        parts: Model, loss and moving average as a task; optimizer, loss scaler, schedule.
         autocast: Makes the context of the forward pass.
-        loss_scaler: Scaler for float16, or None.
-        scheduler: Schedule, stepped after each update.
         mixup: Mixing of batches that come unmixed, or None.
         num_epochs: Epochs of the run, for the estimate of the time left.
+        batch_size: What `--variable-batch-loss-scale` is relative to.
+        folder: Folder of the run for `--save-images`, or None.
+        interrupt: Asked after each update, and during validation, whether to stop.
+        bad_images: Where the loaders report images that they could not read.
+    """
+
+    args: argparse.Namespace
+    device: torch.device
+    parts: Parts
+    autocast: Callable = nullcontext
+    mixup: Mixup | None = None
+    num_epochs: int = 1
+    batch_size: float = 1.0
+    folder: str | None = None
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    bad_images: BadImages = field(default_factory=BadImages)
+
+
+def train_one_epoch(
+    run: Run,
+    epoch: int,
+    loader: TrainLoader,
+    progress: Progress,
+    save_recovery: Callable[[int], None] | None = None,
+) -> tuple[dict[str, float], float]:
+    """Train for one epoch, or for what is left of it.
+
+    The random numbers of a step follow from the seed of the run, the process, the epoch and the step: whether the steps
+    before were made in the same process makes no difference.
+
+    Args:
+        run: The parts of the run.
+        epoch: Number of the epoch, from 0.
+        loader: Loader of (images, targets).
+        progress: What is done of the epoch; kept up to date after each update.
+        save_recovery: Called with the number of the update every `--recovery-interval` updates.
 
     Returns:
-        `{"loss": mean loss}` over all processes, and the speed in images per second.
+        `{"loss": mean loss}` over all processes, and the speed in images per second (NaN if nothing was left).
 
     Raises:
-        UserError: The loss is not finite; the weights are those before that step.
+        UserError: A loss or gradient is not finite, and it is to stop or has skipped enough; the weights are those
+            before that update.
+        Interrupted: A signal asked to stop; `progress` is up to date.
     """
+    args, task, optimizer, scheduler = run.args, run.parts.task, run.parts.optimizer, run.parts.scheduler
     if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-        loader.mixup_enabled = False
-        if mixup is not None:
-            mixup.mixup_enabled = False
+        loader.stop_mixup()
+        if run.mixup is not None:
+            run.mixup.mixup_enabled = False
     task.get_trainable_module().train()
     optimizer.zero_grad()
 
     steps, accum = len(loader), args.grad_accum_steps
     updates_per_epoch = math.ceil(steps / accum)
-    num_updates = epoch * updates_per_epoch
-    losses, images, started = AverageMeter(), 0, time.perf_counter()
-    bar = _bar(loader, f"Train {epoch}", args)
-    for step, (input, target) in enumerate(bar):
+    loader.begin(epoch, progress.step)
+    first, images, started = progress.step, 0, time.perf_counter()
+    group: list[tuple[torch.Tensor, int]] = []  # losses and sizes of the batches since the last update
+    bar = _bar(loader, f"Train {epoch}", args, initial=first)
+    for step, (input, target) in enumerate(bar, start=first):
         update = step // accum
-        group = min(accum, steps - update * accum)  # the last group of an epoch may be shorter
         need_update = (step + 1) % accum == 0 or step + 1 == steps
-        input, target = _to_device(input, target, args, device)
-        if mixup is not None:
-            input, target = mixup(input, target)
+        seed_generators(mix_seed(args.seed, args.rank, epoch, step, STEP))
+        input, target = _to_device(input, target, args, run.device)
+        if run.mixup is not None:
+            input, target = run.mixup(input, target)
 
-        with nullcontext() if need_update else task.no_sync():
-            with autocast():
+        with synchronizes(task, need_update):
+            with run.autocast():
                 loss = task(input, target)["loss"]
-            value = loss.item()
-            if not math.isfinite(value):
-                raise UserError(f"the loss is {value} in epoch {epoch}, step {step}: no checkpoint holds this state")
-            _backward(loss / group, task, optimizer, args, loss_scaler, need_update)
-
-        losses.update(value, input.shape[0])
-        images += input.shape[0] * args.world_size
+            group.append((loss.detach(), len(input)))
+            # The last group of an epoch may be shorter
+            scale = _batch_scale(args, len(input), run.batch_size) / min(accum, steps - update * accum)
+            _backward(run, loss * scale, need_update)
         if not need_update:
             continue
+
+        losses = torch.stack([loss for loss, _ in group]).tolist()
+        finite = _update_if_finite(run, epoch, step, losses, loader, progress)
         optimizer.zero_grad()
-        num_updates += 1
-        task.update_ema(step=num_updates)
-        if args.synchronize_step and device.type == "cuda":
-            torch.cuda.synchronize()
-        if bar.disable and is_primary(args) and (update % args.log_interval == 0 or step + 1 == steps):
-            _log_training(epoch, update, updates_per_epoch, num_epochs, losses, optimizer, images, started)
+        for value, (_, size) in zip(losses, group, strict=True):
+            images += size * args.world_size
+            if finite:
+                progress.loss_sum += value * size
+                progress.images += size
+        group.clear()
+        progress.step = step + 1
+        num_updates = epoch * updates_per_epoch + update + 1
+        if finite:
+            task.update_ema(step=num_updates)
         if scheduler is not None:
-            scheduler.step_update(num_updates=num_updates, metric=losses.avg)
-        bar.set_postfix(loss=f"{losses.avg:.3f}", refresh=False)
+            scheduler.step_update(num_updates=num_updates, metric=progress.loss)
+        if args.synchronize_step and run.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+        run.bad_images.collect(_logger.warning)
+        progress.bad_images = tuple(sorted(run.bad_images.paths))
+        if is_primary(args) and (update % args.log_interval == 0 or step + 1 == steps):
+            if bar.disable:
+                _log_training(run, epoch, update, updates_per_epoch, losses[-1], progress.loss, images, started)
+            if args.save_images and run.folder:
+                path = os.path.join(run.folder, f"train-batch-{step}.jpg")
+                torchvision.utils.save_image(input, path, padding=0, normalize=True)
+        bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
+        if save_recovery is not None and args.recovery_interval and (update + 1) % args.recovery_interval == 0:
+            save_recovery(update)
+        stop_if_asked(run)
 
     if hasattr(optimizer, "sync_lookahead"):
         optimizer.sync_lookahead()
-    if device.type == "cuda":
+    if run.device.type == "cuda":
         torch.cuda.synchronize()
     elapsed = time.perf_counter() - started
-    mean = torch.tensor(losses.avg, device=device, dtype=torch.float32)
+    mean = torch.tensor(progress.loss, device=run.device, dtype=torch.float32)
     if args.distributed:
         mean = reduce_tensor(mean, args.world_size)
-    return {"loss": mean.item()}, images / elapsed
+    return {"loss": mean.item()}, images / elapsed if images else math.nan
 
 
-def validate(
-    model: torch.nn.Module,
-    loader: Iterable,
-    args: argparse.Namespace,
-    *,
-    device: torch.device,
-    autocast: Callable = nullcontext,
-    suffix: str = "",
-) -> dict[str, float]:
+def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "") -> dict[str, float]:
     """Return loss and accuracy over all images of a loader, counted exactly.
 
     Under distributed training each image counts once: those that the sampler repeats to make the processes even are
-    left out, and the counts, not the means, are added up.
+    left out, and the counts, not the means, are added up. Images with the target -1 are not counted.
 
     Args:
+        run: The parts of the run.
         model: Model, not wrapped for distributed training.
         loader: Loader of (images, class indices) in the order of the data set.
-        args: Parsed arguments.
-        device: Device to run on.
-        autocast: Makes the context of the forward pass.
         suffix: Added to the log line.
 
     Returns:
         Mean `loss`, and `top1` and `top5` in percent.
+
+    Raises:
+        UserError: There is no image to count.
+        Interrupted: A signal asked to stop.
     """
+    args, device = run.args, run.device
     model.eval()
     remaining = math.inf
     if args.distributed and not isinstance(loader.dataset, torch.utils.data.IterableDataset):
@@ -143,23 +185,31 @@ def validate(
     counts = torch.zeros(3, dtype=torch.int64, device=device)  # images, right at first, right among five
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     bar = _bar(loader, f"Validate{suffix}", args)
-    with torch.inference_mode():
+    # FSDP keeps the buffers of a forward pass for the next one, which may be of training
+    with torch.no_grad() if args.fsdp else torch.inference_mode():
         for step, (input, target) in enumerate(bar):
             input, target = _to_device(input, target, args, device)
-            with autocast():
-                output = model(input)
-            valid = int(min(len(target), remaining))
-            remaining -= valid
-            output, target = output[:valid].float(), target[:valid]
+            with run.autocast():
+                output = _logits(model, input)
+                if args.tta > 1:
+                    output = (output + _logits(model, input.flip(-1))) / 2
+            own = int(min(len(target), remaining))
+            remaining -= own
+            valid = target[:own] >= 0
+            output, target = output[:own][valid].float(), target[:own][valid]
             loss_sum += F.cross_entropy(output, target, reduction="sum").double()
             right = output.topk(min(5, output.shape[1]), dim=1).indices == target[:, None]
-            counts += torch.stack([torch.tensor(valid, device=device), right[:, 0].sum(), right.sum()])
+            counts += torch.stack([valid.sum(), right[:, 0].sum(), right.sum()])
             if bar.disable and is_primary(args) and (step + 1) % args.log_interval == 0:
                 _logger.info(f"Validate{suffix}: [{step + 1:>4d}/{len(loader)}]")
+            stop_if_asked(run)
     if args.distributed:
         torch.distributed.all_reduce(counts)
         torch.distributed.all_reduce(loss_sum)
+    run.bad_images.collect(_logger.warning)
     total, top1, top5 = counts.tolist()
+    if total == 0:
+        raise UserError("the validation set has no image with a class that could be read")
     metrics = {"loss": loss_sum.item() / total, "top1": 100 * top1 / total, "top5": 100 * top5 / total}
     if is_primary(args):
         shown = "  ".join(f"{name}: {value:.3f}" for name, value in metrics.items())
@@ -167,10 +217,17 @@ def validate(
     return metrics
 
 
-def _bar(loader: Iterable, description: str, args: argparse.Namespace) -> tqdm:
+def stop_if_asked(run: Run) -> None:
+    """Raise `Interrupted` on all processes where one of them has received a signal."""
+    if any_process(bool(run.interrupt.received), device=run.device)[0]:
+        raise Interrupted(run.interrupt.received or signal.SIGTERM)
+
+
+def _bar(loader: Iterable, description: str, args: argparse.Namespace, initial: int = 0) -> tqdm:
     """Return the loader under a progress bar, which is disabled away from a terminal and on other processes."""
     hidden = None if is_primary(args) else True  # None: hide it where stderr is not a terminal
-    return tqdm(loader, description, leave=False, disable=hidden, file=sys.stderr, dynamic_ncols=True)
+    options = dict(leave=False, disable=hidden, file=sys.stderr, dynamic_ncols=True, initial=initial)
+    return tqdm(loader, description, **options)
 
 
 def _to_device(input: torch.Tensor, target: torch.Tensor, args: argparse.Namespace, device: torch.device):
@@ -182,36 +239,89 @@ def _to_device(input: torch.Tensor, target: torch.Tensor, args: argparse.Namespa
     return input, target
 
 
-def _backward(loss, task, optimizer, args, loss_scaler, need_update: bool) -> None:
-    """Add the gradients of one step, and update the weights at the end of its group."""
-    parameters = None
-    if args.clip_grad is not None:
-        parameters = task.get_clip_parameters(exclude_head=args.clip_mode == "agc")
-    second_order = getattr(optimizer, "is_second_order", False)
-    if loss_scaler is not None:
-        loss_scaler(
-            loss,
-            optimizer,
-            clip_grad=args.clip_grad,
-            clip_mode=args.clip_mode,
-            parameters=parameters,
-            create_graph=second_order,
-            need_update=need_update,
-        )
+def _logits(model: torch.nn.Module, input: torch.Tensor) -> torch.Tensor:
+    output = model(input)
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def _batch_scale(args: argparse.Namespace, size: int, reference: float) -> float:
+    """Return the weight of a batch whose size changes with its resolution."""
+    power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[args.variable_batch_loss_scale]
+    return (size / reference) ** power if args.train_img_sizes else 1.0
+
+
+def _backward(run: Run, loss: torch.Tensor, need_update: bool) -> None:
+    """Add the gradients of one step; with a loss scaler, also update, which it leaves out where they are not finite."""
+    create_graph = getattr(run.parts.optimizer, "is_second_order", False)
+    if run.parts.loss_scaler is None:
+        loss.backward(create_graph=create_graph)
         return
-    loss.backward(create_graph=second_order)
-    if need_update:
-        if parameters is not None:
-            dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
-        optimizer.step()
+    run.parts.loss_scaler(
+        loss,
+        run.parts.optimizer,
+        clip_grad=run.args.clip_grad,
+        clip_mode=run.args.clip_mode,
+        parameters=_clipped(run),
+        create_graph=create_graph,
+        need_update=need_update,
+    )
 
 
-def _log_training(epoch, update, updates_per_epoch, num_epochs, losses, optimizer, images, started) -> None:
+def _update_if_finite(
+    run: Run, epoch: int, step: int, losses: list[float], loader: TrainLoader, progress: Progress
+) -> bool:
+    """Update the weights, or say that a loss or gradient is not finite and leave them.
+
+    Returns:
+        Whether they were updated, the same on all processes.
+
+    Raises:
+        UserError: Not finite, and it is to stop or has skipped enough.
+    """
+    args = run.args
+    scaled = run.parts.loss_scaler is not None  # too large a scale makes infinite gradients, which it mends itself
+    largest = 0.0 if scaled else largest_gradient(run.parts.task.get_trainable_module().parameters(), run.device)
+    own = not all(map(math.isfinite, losses))
+    if not any_process(own or not math.isfinite(largest), device=run.device)[0]:
+        if not scaled:
+            if args.clip_grad is not None:
+                dispatch_clip_grad(_clipped(run), value=args.clip_grad, mode=args.clip_mode)
+            run.parts.optimizer.step()
+        return True
+
+    batches = range(step + 1 - len(losses), step + 1)
+    numbers = [loader.images_of(batch) for batch in batches]
+    known = [str(number) for batch in numbers for number in batch or ()]
+    report = f"images {', '.join(known)} of the training set" if known else "images of unknown number"
+    reports = gather_objects(report if own else None)
+    reports = [report for report in reports if report] or gather_objects(report)  # a gradient alone names no process
+    message = (
+        f"not finite: loss {max(losses, key=lambda loss: not math.isfinite(loss))}, largest gradient {largest} in "
+        f"epoch {epoch}, batch {', '.join(map(str, batches))} ({'; '.join(reports)})"
+    )
+    progress.skipped += 1
+    if args.on_nonfinite == "stop":
+        raise UserError(f"{message}; the update was not made, and no checkpoint holds it")
+    if progress.skipped > args.nonfinite_limit:
+        raise UserError(f"{message}; {args.nonfinite_limit} updates of this epoch were skipped before")
+    _logger.warning(f"Skipped an update: {message}.")
+    return False
+
+
+def _clipped(run: Run) -> Iterable | None:
+    """Return the parameters whose gradients are clipped together."""
+    if run.args.clip_grad is None:
+        return None
+    return run.parts.task.get_clip_parameters(exclude_head=run.args.clip_mode == "agc")
+
+
+def _log_training(run, epoch, update, updates_per_epoch, loss, mean, images, started) -> None:
     elapsed = time.perf_counter() - started
-    left = (num_epochs - epoch) * updates_per_epoch - update - 1
-    eta = timedelta(seconds=round(elapsed / (update + 1) * left))
-    lr = max(group["lr"] for group in optimizer.param_groups)
+    done = images / max(run.batch_size * run.args.world_size * run.args.grad_accum_steps, 1)
+    left = (run.num_epochs - epoch) * updates_per_epoch - update - 1
+    eta = timedelta(seconds=round(elapsed / max(done, 1) * left))
+    lr = max(group["lr"] for group in run.parts.optimizer.param_groups)
     _logger.info(
-        f"Train: {epoch} [{update + 1:>4d}/{updates_per_epoch}]  loss: {losses.val:.4f} ({losses.avg:.4f})  "
+        f"Train: {epoch} [{update + 1:>4d}/{updates_per_epoch}]  loss: {loss:.4f} ({mean:.4f})  "
         f"lr: {lr:.3e}  {images / elapsed:.1f} images/s  {eta} of training left"
     )

@@ -7,6 +7,8 @@ import os
 import timm
 import torch
 from timm.data import resolve_data_config
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
+from torch import nn
 
 from hyena_vision.training.arguments import nearest
 from hyena_vision.training.checkpoint import load_weights, read_checkpoint
@@ -36,16 +38,23 @@ def create_model(args: argparse.Namespace) -> torch.nn.Module:
         "num_classes": args.num_classes,
         "drop_rate": args.drop,
         "drop_path_rate": args.drop_path,
+        "drop_block_rate": args.drop_block,
+        "bn_momentum": args.bn_momentum,
+        "bn_eps": args.bn_eps,
         "global_pool": args.gp,
         **args.model_kwargs,
     }
-    overlay = {}
+    overlay = dict(args.pretrained_cfg_overlay)
     if args.pretrained_path:
         read_checkpoint(args.pretrained_path)  # a file that cannot be read gets its own message
-        overlay["pretrained_cfg_overlay"] = {"file": args.pretrained_path, "num_classes": -1}  # -1: adapt the head
+        overlay |= {"file": args.pretrained_path, "num_classes": -1}  # -1: adapt the head
+    if overlay:
+        kwargs["pretrained_cfg_overlay"] = overlay
+    if args.fast_norm:
+        set_fast_norm()
     pretrained = args.pretrained or bool(args.pretrained_path)
     try:
-        model = timm.create_model(args.model, pretrained=pretrained, **kwargs, **overlay)
+        model = timm.create_model(args.model, pretrained=pretrained, **kwargs)
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError, OSError) as error:
         if pretrained and not isinstance(error, TypeError):
             source = args.pretrained_path or "its pretrained weights"
@@ -54,16 +63,33 @@ def create_model(args: argparse.Namespace) -> torch.nn.Module:
             raise
         raise ConfigError(f"model {args.model} refuses its arguments {args.model_kwargs}: {one_line(error)}") from error
 
-    if (args.img_size or args.input_size) and "img_size" not in args.model_kwargs and hasattr(model, "set_input_size"):
-        size = tuple(args.input_size[1:]) if args.input_size else (args.img_size, args.img_size)
-        try:
-            model.set_input_size(img_size=size)
-        except (ValueError, AssertionError) as error:
-            raise ConfigError(f"model {args.model} cannot take images of {size}: {one_line(error)}") from error
+    if args.eval:
+        _resize(args, model, **args.trained_img_size)
+        load_weights(model, args.eval)
+    if args.eval or "img_size" not in args.model_kwargs:
+        _resize(args, model, args.img_size, args.input_size)
     if args.initial_checkpoint:
         load_weights(model, args.initial_checkpoint)
+    with torch.no_grad():
+        if args.head_init_scale is not None:
+            for parameter in model.get_classifier().parameters():
+                parameter.mul_(args.head_init_scale)
+        if args.head_init_bias is not None:
+            nn.init.constant_(model.get_classifier().bias, args.head_init_bias)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
+    return model
+
+
+def place_model(args: argparse.Namespace, model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model on its device, in its dtype and layout, with the batch norms that the arguments ask for."""
+    if args.split_bn:
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+    model.to(device=device, dtype=getattr(torch, args.model_dtype or "float32"))
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.distributed and args.sync_bn:
+        model = convert_sync_batchnorm(model)
     return model
 
 
@@ -91,3 +117,14 @@ def data_config(args: argparse.Namespace, model: torch.nn.Module) -> dict:
 
 def _in_chans(args: argparse.Namespace) -> int:
     return args.in_chans or (args.input_size[0] if args.input_size else args.model_kwargs.get("in_chans", 3))
+
+
+def _resize(args: argparse.Namespace, model: nn.Module, img_size: int | None = None, input_size=None) -> None:
+    """Tell a model that wants to know it the size of its images."""
+    if not (img_size or input_size) or not hasattr(model, "set_input_size"):
+        return
+    size = tuple(input_size[1:]) if input_size else (img_size, img_size)
+    try:
+        model.set_input_size(img_size=size)
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"model {args.model} cannot take images of {size}: {one_line(error)}") from error

@@ -2,11 +2,12 @@
 
 import argparse
 import logging
+import math
 
 import timm.optim
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.scheduler import PlateauLRScheduler, create_scheduler_v2, scheduler_kwargs
 from timm.scheduler.scheduler import Scheduler
 
 from hyena_vision.layers import ImplicitFilter
@@ -86,16 +87,21 @@ def create_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.
         raise ConfigError(f"optimizer {args.opt} refuses its arguments: {one_line(error)}") from error
 
 
-def base_lr(args: argparse.Namespace) -> float:
-    """Return the learning rate: `--lr`, or `--lr-base` scaled to the global batch size as timm does."""
+def base_lr(args: argparse.Namespace, batch_size: float) -> float:
+    """Return the learning rate: `--lr`, or `--lr-base` scaled to the global batch size as timm does.
+
+    Args:
+        args: Parsed arguments.
+        batch_size: Images of a batch on one process, in the mean.
+    """
     if args.lr:
         return args.lr
-    batch_size = args.batch_size * args.world_size * args.grad_accum_steps
+    batch_size = batch_size * args.world_size * args.grad_accum_steps
     adaptive = any(name in args.opt.lower() for name in ("ada", "lamb"))
     scale = args.lr_base_scale or ("sqrt" if adaptive else "linear")
     ratio = batch_size / args.lr_base_size
     lr = args.lr_base * (ratio**0.5 if scale == "sqrt" else ratio)
-    _logger.info(f"Learning rate {lr:.4g}: base {args.lr_base:g}, global batch size {batch_size}, {scale} scaling.")
+    _logger.info(f"Learning rate {lr:.4g}: base {args.lr_base:g}, global batch size {batch_size:g}, {scale} scaling.")
     return lr
 
 
@@ -130,3 +136,32 @@ def create_scheduler(
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
     return scheduler, epochs
+
+
+def start_schedule(
+    args: argparse.Namespace,
+    scheduler: Scheduler | None,
+    epoch: int,
+    updates_per_epoch: int,
+    step: int,
+    resumed: dict | None,
+) -> None:
+    """Set the learning rates with which a run begins or goes on.
+
+    Args:
+        args: Parsed arguments.
+        scheduler: Schedule, its state restored.
+        epoch: First epoch to train.
+        updates_per_epoch: Optimizer updates in an epoch.
+        step: Batches of it that are done.
+        resumed: Content of the checkpoint that the run goes on from, or None.
+    """
+    if scheduler is None or (epoch == 0 and step == 0):
+        return
+    if isinstance(scheduler, PlateauLRScheduler) and resumed and "plateau" in resumed:
+        if step == 0:  # what comes after a checkpoint at the end of an epoch
+            scheduler.step(epoch, resumed.get("metric"))
+    elif args.sched_on_updates:
+        scheduler.step_update(epoch * updates_per_epoch + math.ceil(step / args.grad_accum_steps))
+    else:
+        scheduler.step(epoch)

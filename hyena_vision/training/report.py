@@ -7,22 +7,24 @@ import argparse
 import csv
 import json
 import logging
+import math
 import os
 import statistics
 from collections.abc import Sequence
 
-from hyena_vision.training.errors import UserError
+from hyena_vision.training.checkpoint import replace_file
+from hyena_vision.training.errors import UserError, one_line
 
 _logger = logging.getLogger("train")
 
 
 def write_results(folder: str, **values) -> None:
-    """Write `results.json` of a run: what the comparison needs beside `summary.csv`."""
-    path = os.path.join(folder, "results.json")
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
-    os.replace(f"{path}.tmp", path)
+    """Write `results.json` of a run: what the comparison needs beside `summary.csv`.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    replace_file(os.path.join(folder, "results.json"), f"{json.dumps(values, indent=2)}\n".encode())
 
 
 def read_summary(folder: str) -> list[dict[str, float]]:
@@ -53,6 +55,9 @@ def plot_curves(runs: dict[str, list[dict[str, float]]], path: str) -> bool:
 
     Returns:
         Whether it was written: False, after one log line, where matplotlib is missing.
+
+    Raises:
+        UserError: The file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -76,7 +81,10 @@ def plot_curves(runs: dict[str, list[dict[str, float]]], path: str) -> bool:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {one_line(error)}") from error
     return True
 
 
@@ -100,7 +108,7 @@ def compare(folders: Sequence[str]) -> str:
                 f"{results['parameters']:,}",
                 f"{accuracy[-1]:.2f}" if accuracy else "-",
                 f"{max(accuracy):.2f}" if accuracy else "-",
-                f"{results['images_per_second']:.0f}",
+                f"{results['images_per_second'] or math.nan:.0f}",
             )
         )
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
@@ -109,9 +117,9 @@ def compare(folders: Sequence[str]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def images_per_second(speeds: Sequence[float]) -> float:
+def images_per_second(speeds: Sequence[float]) -> float | None:
     """Return the median speed of the epochs, without the first one where there are others (it warms up)."""
-    return statistics.median(speeds[1:] or speeds)
+    return statistics.median(speeds[1:] or speeds) if speeds else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

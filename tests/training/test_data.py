@@ -6,22 +6,24 @@ from PIL import Image
 
 from hyena_vision.data import create_dataset
 from hyena_vision.training.config import parse_args
-from hyena_vision.training.data import create_datasets, create_loaders, create_loss
+from hyena_vision.training.data import create_datasets, create_loaders
+from hyena_vision.training.loader import BadImages
+from hyena_vision.training.task import create_loss
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 
 
 def loaders(*argv: str):
     args = parse_args(["--device", "cpu", "--dataset", "sklearn/digits", "-j", "0", "--num-classes", "10", *argv])
-    args.distributed, args.world_size = False, 1
+    args.distributed, args.rank, args.world_size = False, 0, 1
     datasets = [create_dataset("sklearn/digits", split=split, input_img_mode="RGB") for split in ("train", "val")]
-    return create_loaders(args, CONFIG, datasets, torch.device("cpu"))
+    return create_loaders(args, CONFIG, datasets, torch.device("cpu"), BadImages())
 
 
 @pytest.mark.parametrize("aa", ["rand-m10-n12-inc1", "rand-m0-n12", "original-mstd0.5", "augmix-m10", "3a"])
 def test_every_strength_of_augmentation_runs(aa):
     random.seed(0)
-    transform = loaders("--aa", aa).train.dataset.transform
+    transform = loaders("--aa", aa).train.dataset.dataset.transform
     image = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
     for _ in range(60):
         assert transform(image).shape == (3, 32, 32)
@@ -54,6 +56,7 @@ def test_mixed_targets_are_smoothed_once(prefetch):
         (["--mixup", "0.8"], "SoftTargetCrossEntropy"),
         (["--cutmix-minmax", "0.2", "0.8"], "SoftTargetCrossEntropy"),
         (["--bce-loss", "--mixup", "0.8"], "BinaryCrossEntropy"),
+        (["--jsd-loss", "--aug-splits", "3"], "JsdCrossEntropy"),
     ],
 )
 def test_loss_follows_the_targets(argv, name):

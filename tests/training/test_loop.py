@@ -1,15 +1,18 @@
 import argparse
 import math
+from itertools import islice
 
 import pytest
 import torch
 from timm.task import ClassificationTask
+from timm.utils import NativeScaler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hyena_vision.training.config import parse_args
 from hyena_vision.training.errors import UserError
-from hyena_vision.training.loop import train_one_epoch, validate
+from hyena_vision.training.loop import Run, train_one_epoch, validate
+from hyena_vision.training.state import Parts, Progress
 
 CPU = torch.device("cpu")
 
@@ -18,6 +21,25 @@ def arguments(*argv: str) -> argparse.Namespace:
     args = parse_args(["--device", "cpu", "--no-prefetcher", *argv])
     args.rank, args.local_rank, args.world_size, args.distributed = 0, 0, 1, False
     return args
+
+
+class Batches(DataLoader):
+    """A loader in the order of the data set that can begin anywhere."""
+
+    first = 0
+
+    def begin(self, epoch: int, first: int) -> None:
+        self.first = first
+
+    def images_of(self, number: int) -> list[int]:
+        return list(range(number * self.batch_size, (number + 1) * self.batch_size))
+
+    def __iter__(self):
+        return islice(super().__iter__(), self.first, None)
+
+
+def start(task, optimizer, *argv: str, **parts) -> Run:
+    return Run(arguments(*argv), CPU, Parts(task, optimizer, **parts))
 
 
 def problem(images: int) -> tuple[nn.Module, TensorDataset]:
@@ -39,8 +61,8 @@ def test_last_group_of_an_epoch_is_the_mean_over_its_own_steps():
             parameter.data -= 0.5 * gradient
     task = ClassificationTask(model, nn.CrossEntropyLoss(), device=CPU, verbose=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    args = arguments("--grad-accum-steps", "2")
-    metrics, speed = train_one_epoch(0, task, DataLoader(data, 2), optimizer, args, device=CPU)
+    run = start(task, optimizer, "--grad-accum-steps", "2")
+    metrics, speed = train_one_epoch(run, 0, Batches(data, 2), Progress())
     torch.testing.assert_close(model[1].weight, expected.weight)
     torch.testing.assert_close(model[1].bias, expected.bias)
     assert math.isfinite(metrics["loss"]) and speed > 0
@@ -51,8 +73,8 @@ def test_gradients_are_clipped_once_per_update():
     before = model[1].weight.detach().clone(), model[1].bias.detach().clone()
     task = ClassificationTask(model, nn.CrossEntropyLoss(), device=CPU, verbose=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    args = arguments("--grad-accum-steps", "2", "--clip-grad", "1e-3")
-    train_one_epoch(0, task, DataLoader(data, 2), optimizer, args, device=CPU)
+    run = start(task, optimizer, "--grad-accum-steps", "2", "--clip-grad", "1e-3")
+    train_one_epoch(run, 0, Batches(data, 2), Progress())
     change = torch.cat([(model[1].weight - before[0]).flatten(), model[1].bias - before[1]])
     assert change.norm().item() == pytest.approx(1e-3, rel=1e-2)
 
@@ -68,24 +90,81 @@ def test_schedule_and_average_step_once_per_update():
             updates.append(num_updates)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    args = arguments("--grad-accum-steps", "2")
-    train_one_epoch(2, task, DataLoader(data, 2), optimizer, args, device=CPU, scheduler=Schedule())
+    run = start(task, optimizer, "--grad-accum-steps", "2", scheduler=Schedule())
+    train_one_epoch(run, 2, Batches(data, 2), Progress())
     assert updates == averages == [7, 8, 9]
+    updates.clear()
+    train_one_epoch(run, 2, Batches(data, 2), Progress(step=4))
+    assert updates == [9]
 
 
-def test_step_that_is_not_finite_leaves_the_weights():
+@pytest.mark.parametrize("scaled", [False, True])
+def test_step_that_is_not_finite_leaves_the_weights(scaled):
     model, data = problem(4)
     data.tensors[0][2] = math.inf
     task = ClassificationTask(model, nn.CrossEntropyLoss(), device=CPU, verbose=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(UserError, match="epoch 3, step 1"):
-        train_one_epoch(3, task, DataLoader(data, 2), optimizer, arguments(), device=CPU)
+    scaler = dict(loss_scaler=NativeScaler("cpu")) if scaled else {}
+    progress = Progress()
+    with pytest.raises(UserError, match=r"epoch 3, batch 1 \(images 2, 3 of the training set\)"):
+        train_one_epoch(start(task, optimizer, **scaler), 3, Batches(data, 2), progress)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert (progress.step, progress.images) == (1, 2)
+
+
+def test_loss_scaler_looks_for_its_scale_by_infinite_gradients():
+    """They are its business: only a loss that is not finite stops the run."""
+    model, data = problem(8)
+    before = model[1].weight.detach().clone()
+    task = ClassificationTask(model, nn.CrossEntropyLoss(), device=CPU, verbose=False)
+    scaler = NativeScaler("cpu")
+    scaler._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model[1].weight.register_hook(lambda gradient: gradient * 1e3)  # more than a float32 holds
+    progress = Progress()
+    train_one_epoch(start(task, optimizer, loss_scaler=scaler), 0, Batches(data, 2), progress)
+    assert progress.skipped == 0 and progress.step == 4
+    assert scaler.state_dict()["scale"] == 2.0**123
+    assert torch.equal(model[1].weight, before)
+
+
+def test_scheduled_batches_weigh_as_their_size():
+    gradients = {}
+    for scale in ("none", "sqrt", "linear"):
+        model, data = problem(4)
+        nn.init.constant_(model[1].weight, 0.1)
+        nn.init.zeros_(model[1].bias)
+        before = model[1].weight.detach().clone()
+        data.tensors[0].copy_(torch.arange(48).view(4, 3, 2, 2) / 48)
+        task = ClassificationTask(model, nn.CrossEntropyLoss(), device=CPU, verbose=False)
+        run = start(task, torch.optim.SGD(model.parameters(), lr=1.0), "--variable-batch-loss-scale", scale)
+        run.args.train_img_sizes, run.batch_size = [8, 16], 16.0
+        train_one_epoch(run, 0, Batches(data, 4), Progress())
+        gradients[scale] = before - model[1].weight
+    torch.testing.assert_close(gradients["sqrt"], gradients["none"] / 2, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(gradients["linear"], gradients["none"] / 4, rtol=1e-4, atol=1e-7)
+
+
+def test_images_without_a_class_are_not_counted_and_mirrors_are_averaged():
+    model, data = problem(11)
+    data.tensors[1][[0, 7]] = -1
+    run = start(None, None, "--tta", "2")
+    metrics = validate(run, model, DataLoader(data, 4))
+    images, targets = data.tensors
+    with torch.no_grad():
+        output = (model(images) + model(images.flip(-1))) / 2
+    known = targets >= 0
+    expected = nn.functional.cross_entropy(output[known], targets[known]).item()
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["top1"] == pytest.approx(100 * (output.argmax(1) == targets)[known].float().mean().item())
+    data.tensors[1].fill_(-1)
+    with pytest.raises(UserError, match="no image"):
+        validate(run, model, DataLoader(data, 4))
 
 
 def test_validation_counts_every_image_once():
     model, data = problem(11)
-    metrics = validate(model, DataLoader(data, 4), arguments(), device=CPU)
+    metrics = validate(start(None, None), model, DataLoader(data, 4))
     images, targets = data.tensors
     with torch.no_grad():
         output = model(images)

@@ -25,7 +25,7 @@ def filters(model) -> set[int]:
 def arguments(*argv: str) -> argparse.Namespace:
     args = parse_args(["--device", "cpu", "--opt", "adamw", "--weight-decay", "0.1", *argv])
     args.world_size = 1
-    args.lr = base_lr(args)
+    args.lr = base_lr(args, args.batch_size)
     return args
 
 
@@ -83,7 +83,7 @@ def test_base_rate_follows_the_batch_as_in_timm():
     def rate(*argv: str) -> float:
         args = parse_args(["--device", "cpu", "--lr-base", "0.1", *argv])
         args.world_size = 4
-        return base_lr(args)
+        return base_lr(args, args.batch_size)
 
     assert rate("-b", "64") == pytest.approx(0.1)
     assert rate("-b", "64", "--grad-accum-steps", "4") == pytest.approx(0.4)

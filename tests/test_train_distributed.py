@@ -1,0 +1,119 @@
+"""Several processes: the same gradients, the same validation, and runs that go on wherever they were stopped."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from trainer import ONE_UPDATE, QUICK, RANDOM, ROOT, assert_equal, assert_same_run, load, summary, train_imagenet
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+STOPPED = {"ddp": [], "fsdp": ["--fsdp"]}
+
+# Each way of training: straight through, then stopped by a signal that only one process gets, and resumed
+DRIVER = """
+import os, random, sys, pytest, numpy, torch
+from trainer import signal_at, train_imagenet
+
+output, *argv = sys.argv[1:]
+torch.distributed.init_process_group("gloo")  # one group for all runs: its store keeps the addresses of the first
+torch.distributed.init_process_group = torch.distributed.destroy_process_group = lambda *args, **kwargs: None
+for name, more in {"ddp": [], "fsdp": ["--fsdp"]}.items():
+    def run(experiment, *last):
+        random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+        return train_imagenet.main([*argv, *more, "--output", output, "--experiment", experiment, *last])
+
+    run(name)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        signal_at(patch, 3 if os.environ["RANK"] == "1" else 0)
+        run(name + "-stopped")
+    assert stopped.value.code == 75
+    if name == "ddp":  # one process goes on from a copy, later
+        if os.environ["RANK"] == "0":
+            import shutil
+            shutil.copytree(f"{output}/ddp-stopped", f"{output}/alone")
+    run(name + "-stopped", "--resume", "auto")
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(images, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("runs")
+    (output / "driver.py").write_text(DRIVER)
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", str(output / "driver.py"), str(output), *QUICK]
+    command += ["--data-dir", str(images), *RANDOM, "-b", "4", "--epochs", "2"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", STOPPED)
+def test_stopped_in_an_epoch_and_resumed_is_the_same_run(runs, name):
+    assert len(load(runs / f"{name}-stopped", "recovery-0-2.pth.tar")["progress"]) == 2
+    assert_same_run(runs / name, runs / f"{name}-stopped")
+
+
+@pytest.mark.timeout(300)
+def test_shards_and_copies_write_the_same_checkpoint(runs):
+    ddp, fsdp = load(runs / "ddp"), load(runs / "fsdp")
+    assert ddp.keys() == fsdp.keys()
+    for key in ("state_dict", "state_dict_ema"):
+        for name, value in ddp[key].items():
+            torch.testing.assert_close(fsdp[key][name], value, rtol=1e-3, atol=1e-4)
+    assert ddp["optimizer"]["state"].keys() == fsdp["optimizer"]["state"].keys()
+    for index, state in ddp["optimizer"]["state"].items():
+        assert {name: value.shape for name, value in state.items()} == {
+            name: value.shape for name, value in fsdp["optimizer"]["state"][index].items()
+        }
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_stopped_one_goes_on(runs, images, caplog):
+    argv = [*QUICK, "--data-dir", str(images), *RANDOM, "-b", "4", "--epochs", "2", "--output", str(runs)]
+    outcome = train_imagenet.main([*argv, "--experiment", "alone", "--resume", "auto"])
+    assert "from the middle of epoch 0 on 2 processes, now there are 1" in caplog.text
+    assert [result["epoch"] for result in outcome["results"]] == [0, 1]
+    again = train_imagenet.main([*argv, "--experiment", "end", "--resume", str(runs / "fsdp" / "checkpoint-0.pth.tar")])
+    assert [result["epoch"] for result in again["results"]] == [1]
+
+
+@pytest.mark.timeout(300)
+def test_two_nodes_equal_one_process(run, images, tmp_path):
+    """The command of README's two nodes, with both on this machine."""
+    one = run("one", *ONE_UPDATE, "-b", "24")["folder"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
+    command += ["--master-port", str(port)]
+    program = [str(ROOT / "train_imagenet.py"), *QUICK, "--data-dir", str(images), "--output", str(tmp_path)]
+    program += ["--experiment", "two", *ONE_UPDATE, "-b", "12", "-vb", "4"]
+    nodes = [
+        subprocess.Popen(
+            [*command, "--node-rank", str(rank), *program],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [node.communicate(timeout=280) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert "".join(out for out, _ in outputs).count("--result") == 1
+    two = tmp_path / "two"
+    start = load(run("start", *ONE_UPDATE, "-b", "24", "--lr", "1e-30")["folder"])["state_dict"]
+    for name, weight in load(one)["state_dict"].items():  # the learning rate is 0.1
+        gradient, other = (start[name] - weight) / 0.1, (start[name] - load(two)["state_dict"][name]) / 0.1
+        torch.testing.assert_close(other, gradient, rtol=1e-4, atol=2e-6)
+    # 15 images on two processes: one of them is padding, and must not count
+    for name in ("eval_top1", "eval_top5"):
+        assert summary(one)[0][name] == summary(two)[0][name]
+    for name in ("eval_loss", "train_loss"):
+        assert float(summary(one)[0][name]) == pytest.approx(float(summary(two)[0][name]), rel=1e-5)
+    assert_equal(load(one)["args"]["seed"], load(two)["args"]["seed"])

@@ -1,0 +1,213 @@
+"""A run that is stopped anywhere and resumed is, to the last bit, the run that was not stopped."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from trainer import (
+    MODEL,
+    QUICK,
+    RANDOM,
+    ROOT,
+    assert_equal,
+    assert_same_run,
+    contents,
+    expect_error,
+    load,
+    signal_at,
+    summary,
+    train_imagenet,
+)
+
+
+@pytest.fixture(scope="module")
+def straight(images, tmp_path_factory):
+    """Runs that nothing stopped, by their settings: 3 epochs of 3 batches."""
+    output, done = tmp_path_factory.mktemp("straight"), {}
+
+    def straight(*more: str) -> Path:
+        if more not in done:
+            argv = [*QUICK, "--data-dir", str(images), "--output", str(output), "--experiment", str(len(done))]
+            done[more] = train_imagenet.main([*argv, *RANDOM, *more])["folder"]
+        return Path(done[more])
+
+    return straight
+
+
+def stop(run, monkeypatch, code: int, *argv: str, **where) -> None:
+    """Run until a signal stops it, and make sure that nothing of the process helps the next run."""
+    with monkeypatch.context() as patch:
+        signal_at(patch, **where)
+        with pytest.raises(SystemExit) as stopped:
+            run("stopped", *RANDOM, *argv)
+    assert stopped.value.code == code
+    random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+
+
+PLATEAU = ["--sched", "plateau", "--patience-epochs", "0", "--eval-metric", "loss", "--lr-noise", "0.3"]
+SETTINGS = {
+    "plain": [],
+    "accumulated": ["--grad-accum-steps", "2", "--sched-on-updates", "--no-prefetcher"],
+    "workers": ["-j", "2", "--val-interval", "2"],
+    "plateau": PLATEAU,
+    "lookahead": ["--opt", "lookahead_adamw", "--grad-accum-steps", "2"],
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ("plain", dict(call=1)),
+        ("plain", dict(call=3)),
+        ("plain", dict(call=5)),
+        ("plain", dict(call=3, function="_logits", number=signal.SIGUSR1)),  # in a validation
+        ("accumulated", dict(call=4)),
+        ("accumulated", dict(call=6)),
+        ("workers", dict(call=4)),
+        ("plateau", dict(call=3)),
+        ("plateau", dict(call=8)),
+        ("lookahead", dict(call=5)),
+    ],
+)
+def test_stopped_by_a_signal_and_resumed_is_the_same_run(run, straight, monkeypatch, settings, where):
+    whole = straight(*SETTINGS[settings])
+    stop(run, monkeypatch, 75, *SETTINGS[settings], **where)
+    resumed = run("stopped", *RANDOM, *SETTINGS[settings], "--resume", "auto")
+    assert_same_run(whole, resumed["folder"])
+
+
+@pytest.mark.parametrize("settings", ["plain", "plateau"])
+def test_from_the_end_of_an_epoch(run, straight, settings):
+    whole = straight(*SETTINGS[settings])
+    resumed = run("from", *RANDOM, *SETTINGS[settings], "--resume", str(whole / "checkpoint-1.pth.tar"))
+    for key in ("state_dict", "state_dict_ema", "optimizer"):
+        assert_equal(load(whole)[key], load(resumed["folder"])[key])
+
+
+def test_stopped_again_and_again(run, straight, monkeypatch):
+    """Once in every update, with a recovery file at each: the last is a new process that has nothing left to train."""
+    for _ in range(9):
+        stop(run, monkeypatch, 75, "--resume", "auto", "--recovery-interval", "1", call=1)
+    folder = run("stopped", *RANDOM, "--resume", "auto")["folder"]
+    assert_same_run(straight(), folder)
+    assert sorted(path.name for path in Path(folder).glob("recovery*")) == [
+        "recovery-2-1.pth.tar",
+        "recovery-2-2.pth.tar",
+    ]
+
+
+def test_random_numbers_matter(run, straight):
+    """The comparison above would not notice a part that draws none."""
+    whole = load(straight())["state_dict"]["head.weight"]
+    for name, changed in {"a": ["--reprob", "0"], "b": ["--drop", "0"], "c": ["--seed", "1"]}.items():
+        other = load(run(name, *RANDOM, *changed)["folder"])["state_dict"]["head.weight"]
+        assert not torch.equal(other, whole)
+
+
+def test_killed_process_and_new_process(images, straight, tmp_path):
+    """k steps, SIGUSR1, a new process, SIGKILL in it, and a third one: each of them started from the shell."""
+    workers = ["-j", "1", "--recovery-interval", "1"]
+    argv = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run", *RANDOM, *workers]
+    hook = "import trainer, sys, pytest; trainer.signal_at(pytest.MonkeyPatch(), {}, {}); "
+    hook += "trainer.train_imagenet.main(sys.argv[1:])"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    for number, call, code in ((signal.SIGUSR1, 4, 75), (signal.SIGKILL, 3, -signal.SIGKILL), (0, 0, 0)):
+        command = [sys.executable, "-c", hook.format(call, int(number)), *argv, "--resume", "auto"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        if number == signal.SIGUSR1:
+            assert "stopped by SIGUSR1; --resume auto goes on from here" in done.stderr
+            assert load(tmp_path / "run", "recovery-1-0.pth.tar")["progress"][0]["step"] == 1
+    assert_same_run(straight(), tmp_path / "run")
+
+
+def test_a_broken_newest_checkpoint_is_passed_over(run, straight, monkeypatch, tmp_path, caplog):
+    stop(run, monkeypatch, 75, "--recovery-interval", "1", call=6)
+    newest = tmp_path / "stopped" / "recovery-1-2.pth.tar"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert_same_run(straight(), run("stopped", *RANDOM, "--resume", "auto")["folder"])
+    assert [line for line in caplog.messages if "damaged" in line and str(newest) in line]
+    assert any("Going on in epoch 1 at batch 2" in line and "recovery-1-1" in line for line in caplog.messages)
+
+
+def test_ctrl_c_saves_and_a_second_one_does_not_wait(run, monkeypatch):
+    stop(run, monkeypatch, 130, call=2, number=signal.SIGINT)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 1, signal.SIGINT)
+        signal_at(patch, 1, signal.SIGINT, "_backward")
+        with pytest.raises(SystemExit) as stopped:
+            run("stopped", *RANDOM, "--resume", "auto")
+    assert stopped.value.code == 130
+    assert (
+        (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+        == before
+        == (
+            signal.SIG_DFL,
+            signal.default_int_handler,
+        )
+    )
+
+
+def test_resume_from_an_earlier_checkpoint_keeps_the_later_rows(run):
+    folder = Path(run("run", "--epochs", "3")["folder"])
+    before = summary(folder)
+    outcome = run("run", "--epochs", "3", "--resume", str(folder / "checkpoint-0.pth.tar"))
+    assert [row["epoch"] for row in summary(folder)] == list("012")
+    assert summary(folder) == before  # the same again, since resuming is exact
+    assert len((folder / "summary-before-epoch-1.csv").read_text().splitlines()) == 4
+    assert (folder / "args-epoch-1.yaml").exists() and (folder / "args.yaml").exists()
+    assert outcome["best_metric"] == max(float(row["eval_top1"]) for row in before)
+
+
+def test_a_row_cut_short_by_a_crash_is_written_again(run):
+    folder = Path(run("run", "--epochs", "3")["folder"])
+    whole = (folder / "summary.csv").read_bytes()
+    (folder / "summary.csv").write_bytes(whole.splitlines(keepends=True)[0] + b"0,0.5")
+    run("run", "--epochs", "3", "--resume", str(folder / "checkpoint-0.pth.tar"))
+    assert (folder / "summary.csv").read_bytes().splitlines()[1:] == whole.splitlines()[2:]
+
+
+def test_resume_auto_without_a_checkpoint_starts_and_of_a_finished_run_does_nothing(run):
+    folder = run("run", "--epochs", "1", "--resume", "auto")["folder"]
+    held = contents(folder)
+    outcome = run("run", "--epochs", "1", "--resume", "auto")
+    assert outcome["results"] == [] and outcome["best_epoch"] == 0
+    added = contents(folder)
+    assert {name: added[name] for name in held} == held
+    assert added.keys() - held.keys() == {"args-epoch-1.yaml"}
+    Path(folder, "model.safetensors").unlink()  # a run that was killed just before its end
+    run("run", "--epochs", "1", "--resume", "auto")
+    assert contents(folder) == added
+
+
+def test_other_settings_are_named_and_refused(run, images, tmp_path, capsys, caplog):
+    folder = run("run", "--epochs", "1")["folder"]
+    held = contents(folder)
+    start = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run", "--epochs", "1"]
+    start += ["--resume", "auto"]
+    expect_error(capsys, [*start, "--lr", "0.5", "--mixup", "0.2"], 2, "lr 0.01 (now 0.5)", "mixup 0.0 (now 0.2)")
+    expect_error(capsys, [*start, "--model", "hyena_vit_tiny"], 2, "model hyena2d_iso_tiny (now hyena_vit_tiny)")
+    expect_error(capsys, [*start, "--num-classes", "5"], 2, "num_classes 3 (now 5)", "--resume-force")
+    other = ["--model-kwargs", *MODEL[3:-2], "filter_dim=8", "depth=2"]
+    expect_error(capsys, [*start, *other], 2, "'depth': 1", "'depth': 2")
+    expect_error(capsys, [*start, *other, "--resume-force"], 1, "last.pth.tar", "does not fit")
+    assert contents(folder) == held
+    assert len(run("run", "--epochs", "2", "--resume", "auto", "--resume-force")["results"]) == 1
+    assert "epochs 1 (now 2); going on with the new ones" in caplog.text
+    run("run", "--epochs", "2", "--resume", "auto", "-j", "1", "--log-interval", "3")  # how it is run may change
+
+
+def test_resume_force_of_another_model_never_touches_the_weights(run, images, tmp_path, capsys):
+    first = run("run", "--epochs", "1")["folder"]
+    argv = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "other", "--epochs", "1"]
+    argv += ["--resume", f"{first}/last.pth.tar", "--model-kwargs", *MODEL[3:-3], "depth=1", "embed_dim=8"]
+    expect_error(capsys, [*argv, "--resume-force"], 1, "last.pth.tar", "does not fit")
+    assert not (tmp_path / "other").exists()

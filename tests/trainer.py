@@ -1,0 +1,110 @@
+"""What the tests of the training program share: the program, a tiny model, and images that they draw themselves."""
+
+import csv
+import importlib.util
+import os
+import signal
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from hyena_vision.training import loop
+from hyena_vision.training.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).parents[1]
+_spec = importlib.util.spec_from_file_location("train_imagenet", ROOT / "train_imagenet.py")
+train_imagenet = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(train_imagenet)
+
+MODEL = ["--model", "hyena2d_iso_tiny", "--model-kwargs", "img_size=16", "patch_size=4", "embed_dim=16", "depth=1"]
+MODEL += ["filter_dim=8", "drop_path_rate=0.1"]
+QUICK = ["--device", "cpu", *MODEL, "--num-classes", "3", "-b", "8", "-j", "0", "--opt", "adamw", "--lr", "1e-2"]
+QUICK += ["--epochs", "2", "--warmup-epochs", "0", "--mean", "0.5", "--std", "0.5", "--hflip", "0"]
+# One update of plain SGD over all 24 images: the change of the weights is the gradient of the whole set
+ONE_UPDATE = ["--no-aug", "--opt", "momentum", "--momentum", "0", "--lr", "0.1", "--epochs", "1", "--sched-on-updates"]
+ONE_UPDATE += ["--model-kwargs", *MODEL[3:-1]]
+# Everything that draws random numbers
+RANDOM = ["--drop", "0.2", "--mixup", "0.5", "--cutmix", "0.5", "--reprob", "0.5", "--model-ema", "--hflip", "0.5"]
+RANDOM += ["--model-ema-decay", "0.9", "--aa", "rand-m9-mstd0.5-inc1", "--epochs", "3"]
+
+
+def draw_images(folder: Path, counts: dict[str, int]) -> Path:
+    """Write a folder of 16-pixel PNGs: three classes that differ in their strongest channel."""
+    generator = numpy.random.default_rng(0)
+    for split, count in counts.items():
+        for channel, name in enumerate(("blue", "green", "red")):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 120, (16, 16, 3))
+                pixels[..., channel] += 80
+                Image.fromarray(pixels.astype("uint8")).save(folder / split / name / f"{index}.png")
+    return folder
+
+
+def load(folder: str | Path, name: str = "last.pth.tar") -> dict:
+    return torch.load(Path(folder) / name, weights_only=True)
+
+
+def summary(folder: str | Path) -> list[dict[str, str]]:
+    with open(Path(folder) / "summary.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder: str | Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def assert_equal(first, second) -> None:
+    """Compare nested dicts and lists of tensors and plain values, to the last bit."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_equal(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_equal(one, other)
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    else:
+        assert first == second
+
+
+def assert_same_run(first: str | Path, second: str | Path) -> None:
+    """Compare two runs of the same settings to the last bit: weights, averages, optimizer, losses, history."""
+    one, other = load(first), load(second)
+    for key in one.keys() - {"args", "saver"}:
+        assert_equal(one[key], other[key])
+    for checkpoint in (one, other):
+        checkpoint["saver"]["checkpoint_files"].sort()
+    assert_equal(one["saver"], other["saver"])
+    assert Path(first, "summary.csv").read_bytes() == Path(second, "summary.csv").read_bytes()
+    assert_equal(*(read_checkpoint(f"{folder}/model.safetensors") for folder in (first, second)))
+
+
+def expect_error(capsys, argv: list[str], code: int, *fragments: str) -> None:
+    """Run the program and expect one line on stderr and an exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        train_imagenet.main(argv)
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if "error:" in line]
+    assert stopped.value.code == code, lines
+    assert len(errors) == 1 and "Traceback" not in "\n".join(lines), lines
+    for fragment in fragments:
+        assert fragment in errors[0], errors[0]
+
+
+def signal_at(patch: pytest.MonkeyPatch, call: int, number: int = signal.SIGTERM, function: str = "seed_generators"):
+    """Send this process a signal at the n-th step of training (or call of another function of the loop), from 1."""
+    real, calls = getattr(loop, function), []
+
+    def signalled(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return real(*args, **kwargs)
+
+    patch.setattr(loop, function, signalled)
