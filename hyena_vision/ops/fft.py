@@ -16,7 +16,7 @@ float64 input).
 Eager mode and torch.export see the plain torch calls, which can be differentiated any number of times and need nothing
 of this package where the exported program runs. torch.compile sees one custom operator with its own backward pass: the
 compiler has nothing to fuse in an FFT, and up to torch 2.11 at least it mistakes the strides of spectra. It keeps
-nothing of the transform's size for the backward pass.
+nothing of the transform's size for the backward pass. torch.onnx.export gets whole spectra instead of halves.
 """
 
 from collections.abc import Sequence
@@ -142,6 +142,15 @@ def _taps(kernel: Tensor, x: Tensor, axes: list[_Axis], centre: Sequence[int], c
 
 def _forward(signal: Tensor, axes: list[_Axis]) -> Tensor:
     """Real transform of the last axis, then complex ones of those before it: each pads only when its turn comes."""
+    if torch.onnx.is_in_onnx_export():
+        # The exporter pads no complex numbers, onnxruntime 1.24 inverts no half spectra, and 1.31 plans their memory
+        # wrongly where sizes are free: pad real numbers and transform all of them.
+        sizes = zip(axes, signal.shape[-len(axes) :], strict=True)
+        padding = [(0, axis.transform - size) for axis, size in sizes]
+        signal = F.pad(signal, sum(reversed(padding), ()))
+        for axis in range(-len(axes), 0):
+            signal = torch.fft.fft(signal, dim=axis)
+        return signal
     spectrum = torch.fft.rfft(signal, n=axes[-1].transform, dim=-1)
     for axis in range(-len(axes), -1):
         spectrum = torch.fft.fft(spectrum, n=axes[axis].transform, dim=axis)
@@ -152,6 +161,8 @@ def _inverse(spectrum: Tensor, axes: list[_Axis], starts: Sequence[int], sizes: 
     """Values from `starts` on, `sizes` of them, of the inverse transform: each axis is cropped before the next."""
     for axis in range(-len(axes), -1):
         spectrum = torch.fft.ifft(spectrum, n=axes[axis].transform, dim=axis).narrow(axis, starts[axis], sizes[axis])
+    if torch.onnx.is_in_onnx_export():
+        return torch.fft.ifft(spectrum, dim=-1).real.narrow(-1, starts[-1], sizes[-1])
     return torch.fft.irfft(spectrum, n=axes[-1].transform, dim=-1).narrow(-1, starts[-1], sizes[-1])
 
 
