@@ -213,6 +213,8 @@ def _schedule(parser: Parser) -> None:
     add("--lr-cycle-decay", type=float, default=0.5, metavar="MULT", help="factor of the lr from cycle to cycle")
     add("--lr-cycle-limit", type=positive_int, default=1, metavar="N", help="number of cycles")
     add("--lr-k-decay", type=float, default=1.0, help="k-decay of cosine and poly")
+    add("--lr-decay-fn", metavar="NAME", help="shape of the decay at the end, for wsd and rsqrt")
+    add("--lr-stable-timescale", type=float, metavar="N", help="epochs, for rsqrt (default: of the warm-up)")
     add("--warmup-lr", type=float, default=1e-5, metavar="LR", help="learning rate at the start of the warm-up")
     add("--min-lr", type=float, default=0, metavar="LR", help="least learning rate")
     add("--epochs", type=positive_int, default=300, metavar="N", help="epochs to train")

@@ -9,7 +9,7 @@ from hyena_vision.training.arguments import LEFT_OUT, RENAMED, RETIRED, create_p
 TIMM = json.loads((Path(__file__).parent / "data" / "timm_flags.json").read_text())["flags"]
 DOCS = (Path(__file__).parents[2] / "docs" / "training_flags.md").read_text()
 # Flags of a newer timm than the facts are from
-NEWER = {"stop_epoch", "save_epochs", "pretrained_cfg_overlay"}
+NEWER = {"stop_epoch", "save_epochs", "pretrained_cfg_overlay", "lr_decay_fn", "lr_stable_timescale"}
 
 
 @pytest.fixture(scope="module")
