@@ -36,7 +36,7 @@ from hyena_vision.data import DataError
 from hyena_vision.training import checkpoint, report, state
 from hyena_vision.training.config import parse_args
 from hyena_vision.training.data import create_datasets, create_eval_loader, create_loaders
-from hyena_vision.training.distributed import distribute, gather_objects
+from hyena_vision.training.distributed import distribute, gather_objects, lost_peer
 from hyena_vision.training.errors import UserError, one_line
 from hyena_vision.training.folder import choose_folder, default_folder, open_folder
 from hyena_vision.training.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
@@ -79,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     except KeyboardInterrupt:
         print("train_imagenet.py: interrupted; --resume auto goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
+    except RuntimeError as error:
+        if not lost_peer(error):
+            raise
+        print(f"train_imagenet.py: error: another process has ended: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from error
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -193,7 +198,8 @@ def train(args: argparse.Namespace) -> dict:
                 save_recovery(max(progress.step - 1, 0) // args.grad_accum_steps)
                 raise
             speeds += [speed] if math.isfinite(speed) else []  # nothing was left of an epoch that was resumed
-            report_epoch(epoch, progress, gather_objects(sorted(bad_images.paths)))
+            unreadable = {message for messages in gather_objects(bad_images.paths) for message in messages}
+            report_epoch(args, epoch, progress.skipped, len(unreadable))
             if metric is not None:
                 if not all(map(math.isfinite, [*train_metrics.values(), *eval_metrics.values()])):
                     raise UserError(f"a metric of epoch {epoch} is not finite: {eval_metrics}; nothing of it was saved")
@@ -285,12 +291,12 @@ def create_autocast(args: argparse.Namespace, device: torch.device) -> tuple:
     return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype)), loss_scaler
 
 
-def report_epoch(epoch: int, progress: state.Progress, bad_images: list[list[str]]) -> None:
-    """Say what was left out of an epoch, if anything was."""
-    if progress.skipped:
-        _logger.warning(f"Epoch {epoch}: {progress.skipped} updates were not finite and skipped.")
-    if images := {message for messages in bad_images for message in messages}:
-        _logger.warning(f"Epoch {epoch}: {len(images)} images could not be read and were skipped.")
+def report_epoch(args: argparse.Namespace, epoch: int, skipped: int, unreadable: int) -> None:
+    """Say once what was left out of an epoch, if anything was."""
+    if skipped and is_primary(args):
+        _logger.warning(f"Epoch {epoch}: {skipped} updates were not finite and skipped.")
+    if unreadable and is_primary(args):
+        _logger.warning(f"Epoch {epoch}: {unreadable} images could not be read and were skipped.")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -52,6 +53,13 @@ def gather_objects(value: Any) -> list:
     return values
 
 
+def lost_peer(error: RuntimeError) -> bool:
+    """Return whether an error of a collective says no more than that another process has ended, for its own reason."""
+    if not dist.is_initialized():
+        return False
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in ("closed by peer", "reset by peer"))
+
+
 def distribute(task: TrainingTask, args: argparse.Namespace, device: torch.device, *, fsdp: bool = False) -> None:
     """Prepare a task for training on several processes; on one process without `fsdp`, do nothing.
 
@@ -80,6 +88,8 @@ def distribute(task: TrainingTask, args: argparse.Namespace, device: torch.devic
         if task.has_ema():
             _shard(task, mesh, ema=True)
     elif dist.is_initialized():
+        # Of the short filters: (C, 1, 3, 3), where the stride of the 1 has no meaning
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         buffers = {"broadcast_buffers": False} if args.no_ddp_bb else {}  # newer torch warns of the name
         task.prepare_distributed(device_ids=None if device.type == "cpu" else [device], **buffers)
 

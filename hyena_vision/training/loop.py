@@ -304,7 +304,8 @@ def _update_if_finite(
         raise UserError(f"{message}; the update was not made, and no checkpoint holds it")
     if progress.skipped > args.nonfinite_limit:
         raise UserError(f"{message}; {args.nonfinite_limit} updates of this epoch were skipped before")
-    _logger.warning(f"Skipped an update: {message}.")
+    if is_primary(args):
+        _logger.warning(f"Skipped an update: {message}.")
     return False
 
 
