@@ -140,8 +140,8 @@ def train(args: argparse.Namespace) -> dict:
     epoch, progress = 0, state.Progress()
     if resumed:
         fresh = (None, None, None) if args.no_resume_opt else (optimizer, loss_scaler, scheduler)
-        state.restore(resume_from, resumed, state.Parts(task, *fresh))
-        epoch, progress = state.resume_point(resumed, args.rank, args.world_size, args.grad_accum_steps)
+        state.restore(resume_from, resumed, state.Parts(task, *fresh), args.resume_force)
+        epoch, progress = state.resume_point(resume_from, resumed, args.rank, args.world_size, args.grad_accum_steps)
         _logger.info(f"Going on in epoch {epoch} at batch {progress.step} from {resume_from}.")
     if args.start_epoch is not None:
         epoch, progress = args.start_epoch, state.Progress()
@@ -162,6 +162,9 @@ def train(args: argparse.Namespace) -> dict:
         )
         if resumed:
             saver.load(resume_from, resumed)
+            if epoch in args.save_epochs and progress.step == 0:
+                saver.save_milestone(epoch, resume_from)  # it may have been killed just before
+            checkpoint.set_aside(folder, checkpoint.place_of(resumed) if args.start_epoch is None else (epoch, 0))
     del resumed  # a second copy of all weights
 
     results, speeds, saved = [], [], None
@@ -184,14 +187,14 @@ def train(args: argparse.Namespace) -> dict:
             bad_images.paths = set(progress.bad_images)
             try:
                 train_metrics, speed = train_one_epoch(run, epoch, loaders.train, progress, save_recovery)
-                if args.distributed and args.dist_bn and not args.sync_bn:
-                    distribute_bn(task.get_trainable_module(), args.world_size, args.dist_bn == "reduce")
+                share_batch_norms(args, task.get_trainable_module())
                 metric, ends = None, epoch + 1 in (last_epoch, *args.save_epochs)
                 if ends or (epoch + 1) % args.val_interval == 0:
                     eval_metrics = {}
                     if loaders.eval is not None:
                         eval_metrics = validate(run, eval_model, loaders.eval)
                         if args.model_ema and not args.model_ema_force_cpu:
+                            share_batch_norms(args, task.get_trainable_module(ema=True))
                             eval_metrics = validate(run, task.get_eval_model(ema=True), loaders.eval, " (EMA)")
                     metric = (eval_metrics or train_metrics)[eval_metric]
             except Interrupted:
@@ -212,6 +215,7 @@ def train(args: argparse.Namespace) -> dict:
                     saver.save_checkpoint(epoch, metric=metric)
                     if epoch + 1 in args.save_epochs:
                         saver.save_milestone(epoch + 1)
+                    saver.state = captured = {}  # under FSDP a copy of everything
                     report.write_results(
                         folder,
                         model=args.model,
@@ -232,10 +236,11 @@ def train(args: argparse.Namespace) -> dict:
         outcome |= {"folder": folder, "best_metric": saver.best_metric, "best_epoch": saver.best_epoch}
         if not results:
             _logger.warning(f"Nothing to do: the run in {folder} has finished its {last_epoch} epochs.")
-        if results or not os.path.exists(os.path.join(folder, "model.safetensors")):
+        best, exported = (os.path.join(folder, name) for name in ("model_best.pth.tar", "model.safetensors"))
+        if not os.path.exists(exported) or os.path.getmtime(exported) < os.path.getmtime(best):
             report.plot_curves({args.model: report.read_summary(folder)}, os.path.join(folder, "curves.png"))
-            best = checkpoint.read_checkpoint(os.path.join(folder, f"model_best{checkpoint.EXTENSION}"))
-            checkpoint.export_model(model, checkpoint.weights_of(best), folder, args.model_kwargs, **config)
+            weights = checkpoint.weights_of(checkpoint.read_checkpoint(best))
+            checkpoint.export_model(model, weights, folder, args.model_kwargs, **config)
         _logger.info(f"Best {eval_metric}: {saver.best_metric} (epoch {saver.best_epoch}). Run folder: {folder}")
         best_last = sorted(results, key=lambda r: (r["validation"] or r["train"])[eval_metric])
         if eval_metric == "loss":
@@ -289,6 +294,12 @@ def create_autocast(args: argparse.Namespace, device: torch.device) -> tuple:
         return nullcontext, None
     loss_scaler = NativeScaler(device=device.type) if args.amp_dtype == "float16" else None
     return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype)), loss_scaler
+
+
+def share_batch_norms(args: argparse.Namespace, model: torch.nn.Module) -> None:
+    """Make the running averages of batch norms the same on all processes."""
+    if args.distributed and args.dist_bn and not args.sync_bn:
+        distribute_bn(model, args.world_size, args.dist_bn == "reduce")
 
 
 def report_epoch(args: argparse.Namespace, epoch: int, skipped: int, unreadable: int) -> None:

@@ -4,6 +4,7 @@ import math
 import resource
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,38 @@ def test_bad_images_stop_or_are_skipped_and_counted(damaged, tmp_path, capsys, c
         f"Epoch {epoch}: 3 images could not be read and were skipped." for epoch in range(2)
     ]
     assert any("(14 images)" in line for line in caplog.messages)  # of 15 in validation
+
+
+def test_an_image_of_monstrous_size_and_one_of_another_reader(tmp_path, capsys):
+    folder = draw_images(tmp_path / "images", {"train": 8, "val": 1})
+    bad = folder / "train" / "green" / "2.png"
+    whole = bad.read_bytes()
+    header = bytearray(whole[:33])
+    header[16:24] = (65535).to_bytes(4, "big") * 2
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    bad.write_bytes(header + whole[33:])
+    argv = [*QUICK, "--data-dir", str(folder), "--output", str(tmp_path), "--experiment"]
+    expect_error(capsys, [*argv, "stop"], 1, str(bad))
+    train_imagenet.main([*argv, "skip", "--on-bad-image", "skip"])
+    capsys.readouterr()
+    bad.write_bytes(b"")
+    reader = ["--dataset", "torch/image_folder"]
+    expect_error(capsys, [*argv, "stop2", *reader], 1, "cannot read image 10 of the data set", "2.png")
+    train_imagenet.main([*argv, "skip2", *reader, "--on-bad-image", "skip"])
+
+
+def test_batch_norms_survive_what_is_skipped(run, monkeypatch):
+    real = loop._to_device
+    calls = []
+
+    def spoiled(input, *args):
+        calls.append(None)
+        input, target = real(input, *args)
+        return (input * math.nan if len(calls) == 2 else input), target
+
+    monkeypatch.setattr(loop, "_to_device", spoiled)
+    argv = ["--model", "resnet10t", "--model-kwargs", "--img-size", "32", "--on-nonfinite", "skip", "--epochs", "1"]
+    assert all(value.isfinite().all() for value in load(run("run", *argv)["folder"])["state_dict"].values())
 
 
 def test_damaged_data_folders(tmp_path, capsys):

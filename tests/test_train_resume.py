@@ -1,5 +1,6 @@
 """A run that is stopped anywhere and resumed is, to the last bit, the run that was not stopped."""
 
+import csv
 import os
 import random
 import signal
@@ -24,6 +25,8 @@ from trainer import (
     summary,
     train_imagenet,
 )
+
+from hyena_vision.training.checkpoint import read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +186,13 @@ def test_resume_auto_without_a_checkpoint_starts_and_of_a_finished_run_does_noth
     added = contents(folder)
     assert {name: added[name] for name in held} == held
     assert added.keys() - held.keys() == {"args-epoch-1.yaml"}
-    Path(folder, "model.safetensors").unlink()  # a run that was killed just before its end
-    run("run", "--epochs", "1", "--resume", "auto")
-    assert contents(folder) == added
+    exported = Path(folder, "model.safetensors")
+    weights = read_checkpoint(str(exported))
+    for damage in (exported.unlink, lambda: os.utime(exported, (0, 0))):  # killed just before the export, or before
+        damage()
+        run("run", "--epochs", "1", "--resume", "auto")
+        assert_equal(read_checkpoint(str(exported)), weights)
+        assert os.path.getmtime(exported) > 1
 
 
 def test_other_settings_are_named_and_refused(run, images, tmp_path, capsys, caplog):
@@ -194,6 +201,7 @@ def test_other_settings_are_named_and_refused(run, images, tmp_path, capsys, cap
     start = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run", "--epochs", "1"]
     start += ["--resume", "auto"]
     expect_error(capsys, [*start, "--lr", "0.5", "--mixup", "0.2"], 2, "lr 0.01 (now 0.5)", "mixup 0.0 (now 0.2)")
+    expect_error(capsys, [*start, "--seed", "9", "-b", "4"], 2, "seed 42 (now 9)", "batch_size 8 (now 4)")
     expect_error(capsys, [*start, "--model", "hyena_vit_tiny"], 2, "model hyena2d_iso_tiny (now hyena_vit_tiny)")
     expect_error(capsys, [*start, "--num-classes", "5"], 2, "num_classes 3 (now 5)", "--resume-force")
     other = ["--model-kwargs", *MODEL[3:-2], "filter_dim=8", "depth=2"]
@@ -203,6 +211,66 @@ def test_other_settings_are_named_and_refused(run, images, tmp_path, capsys, cap
     assert len(run("run", "--epochs", "2", "--resume", "auto", "--resume-force")["results"]) == 1
     assert "epochs 1 (now 2); going on with the new ones" in caplog.text
     run("run", "--epochs", "2", "--resume", "auto", "-j", "1", "--log-interval", "3")  # how it is run may change
+
+
+def test_a_branch_from_an_earlier_checkpoint_is_the_newest_from_then_on(run, straight, monkeypatch):
+    folder = Path(run("stopped", *RANDOM)["folder"])
+    stop(run, monkeypatch, 75, "--resume", str(folder / "checkpoint-0.pth.tar"), call=2)
+    assert (folder / "superseded-1-last.pth.tar").exists() and (folder / "superseded-1-checkpoint-2.pth.tar").exists()
+    outcome = run("stopped", *RANDOM, "--resume", "auto")
+    assert [result["epoch"] for result in outcome["results"]] == [1, 2]
+    assert_same_run(straight(), folder)
+
+
+def test_forced_settings_are_those_of_the_optimizer(run):
+    folder = run("run", "--epochs", "1", "--sched", "none")["folder"]
+    argv = ["--epochs", "2", "--sched", "none", "--lr", "0.5", "--weight-decay", "0.3", "--opt-betas", "0.5", "0.6"]
+    run("run", *argv, "--resume", "auto", "--resume-force")
+    groups = load(folder)["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
+    assert all(group["lr"] == 0.5 and tuple(group["betas"]) == (0.5, 0.6) for group in groups)
+
+
+def test_recovery_twice_at_one_place_keeps_the_one_before(run, monkeypatch, tmp_path):
+    stop(run, monkeypatch, 75, "--recovery-interval", "1", call=3)
+    stop(run, monkeypatch, 75, "--recovery-interval", "1", "--resume", "auto", call=1, function="_logits")
+    names = sorted(path.name for path in (tmp_path / "stopped").glob("recovery*"))
+    assert names == ["recovery-0-1.pth.tar", "recovery-0-2.pth.tar"]
+
+
+def test_a_milestone_that_a_crash_left_out_is_made_up_for(run):
+    argv = ["--epochs", "2", "--save-epochs", "1"]
+    folder = Path(run("run", *argv, "--stop-epoch", "1")["folder"])
+    (folder / "milestone-1.pth.tar").unlink()
+    run("run", *argv, "--resume", "auto")
+    assert load(folder, "milestone-1.pth.tar")["epoch"] == 0
+
+
+def test_into_another_folder_with_its_own_settings_file(run, tmp_path):
+    first = run("first", "--epochs", "2")["folder"]
+    again = ["-c", f"{first}/args.yaml", "--resume", f"{first}/checkpoint-0.pth.tar", "--model-kwargs", *MODEL[3:]]
+    assert len(run("second", *again)["results"]) == 1
+    assert (tmp_path / "second" / "args.yaml").exists()
+
+
+@pytest.mark.parametrize("content", ["", "epoch,train_lo", "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr\n\0\0\n"])
+def test_a_summary_cut_short_in_its_first_write(run, straight, content, tmp_path, monkeypatch):
+    stop(run, monkeypatch, 75, call=2)
+    (tmp_path / "stopped" / "summary.csv").write_text(content)
+    folder = run("stopped", *RANDOM, "--resume", "auto")["folder"]
+    assert [row["epoch"] for row in csv.DictReader((Path(folder) / "summary.csv").open())] == list("012")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"saver": None}, {"saver": {}}, {"progress": 3}, {"progress": [{"step": 1}, 2]}, {"epoch": "1"}, {"version": "2"}],
+    ids=str,
+)
+def test_entries_of_another_kind_are_one_line(run, images, tmp_path, capsys, entries):
+    folder = run("run", "--epochs", "1")["folder"]
+    torch.save({**load(folder), **entries}, Path(folder) / "last.pth.tar")
+    argv = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run", "--epochs", "1"]
+    expect_error(capsys, [*argv, "--resume", f"{folder}/last.pth.tar"], 1, "last.pth.tar")
 
 
 def test_resume_force_of_another_model_never_touches_the_weights(run, images, tmp_path, capsys):

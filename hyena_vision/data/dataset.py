@@ -29,7 +29,7 @@ class ImageDataset(timm.data.ImageDataset):
             image, target, *features = self.reader[index]
             image = Image.open(image)
             image = image.convert(self.input_img_mode) if self.input_img_mode else image.copy()
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on damaged files
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of Pillow's
             # Pillow's message may end in the address of a file object, which says nothing
             reason = str(error).split(" <_io")[0]
             raise DataError(f"cannot read image {self.filename(index, absolute=True)}: {reason}") from error

@@ -56,25 +56,34 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         """Take over the history and best metric of a checkpoint, if it lies in the folder of this saver."""
         folder = os.path.dirname(os.path.abspath(path))
         if not os.path.samefile(folder, self.checkpoint_dir) or "saver" not in checkpoint:
-            _logger.info(f"{path} is not from this folder: the best metric starts anew.")
+            _logger.info(f"{path} has no history of this folder: the best metric starts anew.")
             return
         state, epoch, metric = checkpoint["saver"], checkpoint["epoch"], checkpoint.get("metric")
-        # The state was taken before its own checkpoint was ranked
-        history = [*state["checkpoint_files"], (f"{self.save_prefix}-{epoch}{EXTENSION}", metric)]
-        files = {os.path.join(folder, name): value for name, value in history if value is not None}
-        files = [(name, value) for name, value in files.items() if os.path.exists(name)]
-        self.checkpoint_files = sorted(files, key=lambda file: file[1], reverse=not self.decreasing)
-        self.best_metric, self.best_epoch = state["best_metric"], state["best_epoch"]
-        if metric is not None and (self.best_metric is None or self.cmp(metric, self.best_metric)):
+        try:
+            # The state was taken before its own checkpoint was ranked
+            history = [*state["checkpoint_files"], (f"{self.save_prefix}-{epoch}{EXTENSION}", metric)]
+            files = {os.path.join(folder, name): value for name, value in history if value is not None}
+            files = [(name, value) for name, value in files.items() if os.path.exists(name)]
+            self.checkpoint_files = sorted(files, key=lambda file: file[1], reverse=not self.decreasing)
+            self.best_metric, self.best_epoch = state["best_metric"], state["best_epoch"]
+            better = metric is not None and (self.best_metric is None or self.cmp(metric, self.best_metric))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} has a history that cannot be read: {one_line(error)}") from error
+        if better:
             self.best_metric, self.best_epoch = metric, epoch
             self._duplicate(path, os.path.join(folder, f"model_best{EXTENSION}"))
 
-    def save_milestone(self, epochs: int) -> None:
-        """Keep the last checkpoint as `milestone-N`, N epochs done; it is never removed."""
-        source, target = (
-            os.path.join(self.checkpoint_dir, f"{name}{EXTENSION}") for name in ("last", f"milestone-{epochs}")
-        )
-        self._duplicate(source, target)
+    def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
+        """Save `recovery-E-U` and remove the one before the last; one of the same name is replaced by itself."""
+        path = os.path.join(self.recovery_dir, f"{self.recovery_prefix}-{epoch}-{batch_idx}{EXTENSION}")
+        if path == self.curr_recovery_file:
+            self.curr_recovery_file, self.prev_recovery_file = self.prev_recovery_file, ""
+        super().save_recovery(epoch, batch_idx)
+
+    def save_milestone(self, epochs: int, path: str = "") -> None:
+        """Keep the last checkpoint, or another file, as `milestone-N`, N epochs done; it is never removed."""
+        last, milestone = (os.path.join(self.checkpoint_dir, name) for name in ("last", f"milestone-{epochs}"))
+        self._duplicate(path or f"{last}{EXTENSION}", f"{milestone}{EXTENSION}")
 
     def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
         bookkeeping = {
@@ -167,6 +176,26 @@ def read_checkpoint(path: str) -> dict:
     return checkpoint
 
 
+def set_aside(folder: str, place: tuple[float, float]) -> None:
+    """Rename the checkpoints of a run that are more advanced than the place from which it goes on.
+
+    Otherwise the next `--resume auto` would take them for the newest.
+
+    Args:
+        folder: Folder of the run.
+        place: Epochs and batches that are done.
+    """
+    for path in _checkpoints(folder):
+        if _place(path) > place:
+            number, name = 1, os.path.basename(path)
+            while os.path.exists(target := os.path.join(folder, f"superseded-{number}-{name}")):
+                number += 1
+            os.replace(path, target)
+            _logger.warning(
+                f"{name} is ahead of where the run goes on, or damaged: it is now {os.path.basename(target)}."
+            )
+
+
 def newest_checkpoint(folder: str) -> tuple[str, dict] | None:
     """Return path and content of the most advanced checkpoint of a run that is whole, or None where there is none.
 
@@ -178,10 +207,8 @@ def newest_checkpoint(folder: str) -> tuple[str, dict] | None:
     Raises:
         UserError: There are checkpoints, and none can be read.
     """
-    names = ("last", "previous", "recovery-*", "checkpoint-*")
-    paths = [path for name in names for path in glob.glob(os.path.join(glob.escape(folder), name + EXTENSION))]
-    places = {path: _place(path) for path in paths}
-    for path in sorted(paths, key=places.__getitem__, reverse=True):  # stable: `last` before its links
+    paths = _checkpoints(folder)
+    for path in sorted(paths, key=_place, reverse=True):  # stable: `last` before its links
         try:
             return path, read_checkpoint(path)
         except UserError as error:
@@ -268,11 +295,20 @@ def _digest(weights: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def place_of(checkpoint: dict) -> tuple[float, float]:
+    """Return how far a run had come: epochs, and batches of the next."""
+    return checkpoint["epoch"] + 1, max((part["step"] for part in checkpoint.get("progress", ())), default=0)
+
+
+def _checkpoints(folder: str) -> list[str]:
+    names = ("last", "previous", "recovery-*", "checkpoint-*")
+    return [path for name in names for path in glob.glob(os.path.join(glob.escape(folder), name + EXTENSION))]
+
+
 def _place(path: str) -> tuple[float, float]:
-    """Return how far the run had come: epochs and batches; a file that says nothing comes first, to be reported."""
+    """Return how far the run had come; a file that does not say comes first, to be reported."""
     try:
-        checkpoint = _load(path, mmap=True)
-        return checkpoint["epoch"] + 1, max((part["step"] for part in checkpoint.get("progress", ())), default=0)
+        return place_of(_load(path, mmap=True))
     except Exception:  # read_checkpoint says what is wrong with it
         return float("inf"), 0
 

@@ -12,7 +12,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from hyena_vision.data import create_dataset
 from hyena_vision.training.errors import ConfigError, one_line
-from hyena_vision.training.loader import BadImages, TrainLoader, tolerate_bad_images
+from hyena_vision.training.loader import BadImages, TrainLoader, name_bad_images
 
 _logger = logging.getLogger("train")
 
@@ -182,7 +182,7 @@ def create_eval_loader(
         device=device,
         use_prefetcher=not args.no_prefetcher,
     )
-    return tolerate_bad_images(loader, bad_images) if args.on_bad_image == "skip" else loader
+    return name_bad_images(loader, bad_images if args.on_bad_image == "skip" else None)
 
 
 def mixup_active(args: argparse.Namespace) -> bool:

@@ -4,7 +4,7 @@ import argparse
 import copy
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,13 +21,11 @@ from hyena_vision.training.errors import ConfigError, one_line
 
 # timm's optimizers that update shards as they would whole tensors, alone and under lookahead_. The others mix plain
 # and sharded tensors, wait for each other for ever, or take the norm of a shard for that of the tensor, in silence.
-FSDP_OPTIMIZERS = frozenset(
-    """
+FSDP_OPTIMIZERS = """
     adabelief adadelta adagrad adam adamax adamc adamw adamwlegacy adan adanw adopt adoptc adoptw lamb lambc lambcd
     lambcw lambw laprop lapropc lion lionc madgrad madgradw momentum nadam nadamc nadamlegacy nadamw nesterov nesterovw
     radabelief radam radamlegacy radamw rmsprop rmsproptf rmsproptfc sgd sgdc sgdw
-    """.split()
-)
+""".split()
 
 
 def any_process(*flags: bool, device: torch.device) -> tuple[bool, ...]:
@@ -127,8 +125,9 @@ def _shard(task: TrainingTask, mesh: DeviceMesh, ema: bool = False) -> None:
         for method in ("forward_features", "forward_head"):
             register_fsdp_forward_method(whole.student, method)
     if dist.get_backend() != dist.Backend.NCCL:
-        for module in _sharded_modules(whole):
-            module.set_force_sum_reduction_for_comms(True)  # gloo of torch 2.8 gives the sum where the mean is asked
+        for module in whole.modules():
+            if isinstance(module, FSDPModule):  # gloo of torch 2.8 gives the sum where the mean is asked
+                module.set_force_sum_reduction_for_comms(True)
     if ema:  # timm updates all at once or one by one; torch refuses a list of both shards and whole buffers
         state = whole.state_dict().values()
         holder.foreach = all(isinstance(value, DTensor) for value in state if value.is_floating_point())
@@ -140,10 +139,6 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return [block for container in reversed(containers) for block in container.children()]
 
 
-def _sharded_modules(module: nn.Module) -> Iterator[FSDPModule]:
-    return (part for part in module.modules() if isinstance(part, FSDPModule))
-
-
 def synchronizes(task: TrainingTask, need_update: bool) -> AbstractContextManager:
     """Return the context of one forward and backward pass of an accumulated gradient.
 
@@ -151,8 +146,9 @@ def synchronizes(task: TrainingTask, need_update: bool) -> AbstractContextManage
         task: Task, distributed or not.
         need_update: Whether an update follows: only then do the processes add their gradients up.
     """
-    for module in _sharded_modules(task.get_trainable_module()):
-        module.set_requires_gradient_sync(need_update, recurse=False)
+    for module in task.get_trainable_module().modules():
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(need_update, recurse=False)
     return nullcontext() if need_update else task.no_sync()
 
 
@@ -169,11 +165,11 @@ def largest_gradient(parameters: Iterable[nn.Parameter], device: torch.device) -
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     parts = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    largest = torch.nn.utils.get_total_norm([part for part in parts if part.numel()], math.inf).to(device).float()
+    largest = torch.nn.utils.get_total_norm([part for part in parts if part.numel()], math.inf).to(device)
     if not any(isinstance(gradient, DTensor) for gradient in gradients):
         return largest.item()
     # The maximum of NaN and a number depends on the backend
-    pair = torch.stack([largest.nan_to_num(nan=0.0, posinf=math.inf), largest.isnan().float()])
+    pair = torch.stack([largest.nan_to_num(nan=0.0, posinf=math.inf), largest.isnan()])
     dist.all_reduce(pair, dist.ReduceOp.MAX)
     largest, nan = pair.tolist()
     return math.nan if nan else largest
@@ -216,7 +212,7 @@ def shard_like(value: Any, like: Any) -> Any:
         return result
     # Where shapes differ, load_state_dict says so
     if isinstance(value, Tensor) and isinstance(like, DTensor) and value.shape == like.shape:
-        # Without a copy the shard would keep the memory of the whole tensor
+        # Copied, as torch 2.8 gives a view, which would keep the memory of the whole tensor
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
     return value
 

@@ -43,7 +43,9 @@ def choose_folder(args: argparse.Namespace) -> tuple[str | None, str, dict | Non
                 checkpoint = read_checkpoint(path)
             held = os.listdir(folder) if folder and os.path.isdir(folder) else []
             held = [name for name in held if name == "summary.csv" or name.endswith(EXTENSION)]
-            continues = args.resume == "auto" or os.path.dirname(os.path.abspath(path)) == os.path.abspath(folder or "")
+            continues = args.resume == "auto" or (
+                path and os.path.dirname(os.path.abspath(path)) == os.path.abspath(folder or "")
+            )
             if held and not continues:
                 raise ConfigError(
                     f"{folder} holds a run already: continue it with --resume auto, or name another --experiment"
@@ -77,7 +79,8 @@ def open_folder(folder: str, args: argparse.Namespace, start_epoch: int, resumed
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create {folder}: {one_line(error)}") from error
-    name = f"args-epoch-{start_epoch}.yaml" if resumed else "args.yaml"
+    first = not resumed or not os.path.exists(os.path.join(folder, "args.yaml"))
+    name = "args.yaml" if first else f"args-epoch-{start_epoch}.yaml"
     replace_file(os.path.join(folder, name), dump_args(args).encode())
     summary = os.path.join(folder, "summary.csv")
     if not os.path.exists(summary):
@@ -85,8 +88,14 @@ def open_folder(folder: str, args: argparse.Namespace, start_epoch: int, resumed
     with open(summary, "rb") as file:
         content = file.read()
     header, *rows = content.splitlines(keepends=True) or [b""]
-    # A row that was cut short by a crash has no end; its epoch was not saved either
-    kept = [row for row in rows if row.endswith(b"\n") and int(row.split(b",")[0]) < start_epoch]
-    if len(kept) < len(rows) or not header.endswith(b"\n"):
+    kept = [row for row in rows if _is_row_before(row, start_epoch)]
+    if not header.endswith(b"\n"):  # cut short by a crash, as rows can be; their epochs were not saved either
+        os.remove(summary)
+    elif len(kept) < len(rows):
         replace_file(os.path.join(folder, f"summary-before-epoch-{start_epoch}.csv"), content)
         replace_file(summary, b"".join([header, *kept]))
+
+
+def _is_row_before(row: bytes, epoch: int) -> bool:
+    number = row.split(b",")[0]
+    return row.endswith(b"\n") and number.isdigit() and int(number) < epoch

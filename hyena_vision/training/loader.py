@@ -1,10 +1,14 @@
 """Loaders whose batches follow from seed, epoch and position alone, so that an epoch can be begun in its middle."""
 
 import collections
+import contextlib
+import json
 import os
 import random
 import signal
+import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -17,11 +21,12 @@ from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, get_worker_info
 
 from hyena_vision.data import DataError
+from hyena_vision.training.errors import one_line
 
 # What the random numbers are for: the last word of each seed
 SAMPLE, ERASING, STEP, ORDER = range(4)
 _MAX_REPLACEMENTS = 100
-_RECENT_BATCHES = 256  # more than workers hold in advance
+_RECENT_BATCHES = 1024  # more than workers hold in advance
 
 
 def mix_seed(*words: int) -> int:
@@ -40,37 +45,58 @@ def seed_generators(seed: int) -> None:
 
 
 class BadImages:
-    """Images that could not be read, reported by the loader's processes and collected in the main one."""
+    """Images that could not be read, reported by the loader's processes and collected in the main one.
+
+    The reports go through a file: a pipe that nobody empties, in a batch of nothing but such images, would block.
+    """
 
     def __init__(self):
-        """Make the channel; it is inherited or pickled into worker processes as they start."""
-        self.queue = torch.multiprocessing.SimpleQueue()
+        """Make the file; it goes with this object."""
+        descriptor, self.file = tempfile.mkstemp(prefix="bad-images-")
+        os.close(descriptor)
+        weakref.finalize(self, _remove, self.file, os.getpid())
+        self.position = 0
         self.paths: set[str] = set()
 
     def report(self, message: str) -> None:
         """Tell the main process of one image."""
-        self.queue.put(message)
+        with open(self.file, "ab", buffering=0) as file:
+            file.write(json.dumps(message).encode() + b"\n")
 
     def collect(self, log: Callable[[str], Any]) -> None:
         """Take in what was reported; each image is passed to `log` once."""
-        while not self.queue.empty():
-            message = self.queue.get()
+        if os.path.getsize(self.file) == self.position:
+            return
+        with open(self.file, "rb") as file:
+            file.seek(self.position)
+            lines = file.read().splitlines(keepends=True)
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break  # somebody is writing it
+            self.position += len(line)
+            message = json.loads(line)
             if message not in self.paths:
                 self.paths.add(message)
                 log(message)
 
 
+def _remove(file: str, process: int) -> None:
+    if os.getpid() == process:  # not in the workers, which are copies
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(file)
+
+
 class TolerantDataset(Dataset):
-    """A data set of which unreadable images are left out and reported.
+    """A data set whose unreadable images are errors that name them, or are left out and reported.
 
     Args:
         dataset: Map-style data set with its transform set.
-        bad_images: Where to report.
+        bad_images: Where to report; None raises.
         replace: Training: the next readable image stands in. Otherwise a blank one does, with the target -1, which
             `validate` does not count.
     """
 
-    def __init__(self, dataset: Dataset, bad_images: BadImages, replace: bool):
+    def __init__(self, dataset: Dataset, bad_images: BadImages | None, replace: bool):
         """Wrap the data set."""
         self.dataset = dataset
         self.bad_images = bad_images
@@ -80,19 +106,23 @@ class TolerantDataset(Dataset):
         """Return the sample, or what stands in for it.
 
         Raises:
-            DataError: A hundred images in a row cannot be read.
+            DataError: An image cannot be read or, where they are left out, a hundred in a row cannot.
         """
         for _ in range(_MAX_REPLACEMENTS):
+            # Scheduled image sizes index by (image, size)
+            number, *rest = index if isinstance(index, tuple) else (index,)
             try:
                 return self.dataset[index]
-            except (DataError, OSError) as error:
+            except DataError as error:
                 last = error
-                self.bad_images.report(str(error))
+            except (OSError, SyntaxError) as error:  # of data sets that read for themselves
+                last = DataError(f"cannot read image {number} of the data set: {one_line(error)}")
+            if self.bad_images is None:
+                raise last
+            self.bad_images.report(str(last))
             if not self.replace:
                 blank = Image.new(getattr(self.dataset, "input_img_mode", None) or "RGB", (256, 256))
                 return self.dataset.transform(blank), -1
-            # Scheduled image sizes index by (image, size)
-            number, *rest = index if isinstance(index, tuple) else (index,)
             number = (number + 1) % len(self.dataset)
             index = (number, *rest) if rest else number
         raise DataError(f"{_MAX_REPLACEMENTS} images in a row cannot be read, the last: {last}")
@@ -220,8 +250,7 @@ class TrainLoader:
             self.dataset = SeededIterableDataset(plain.dataset, *key)
             self.batches = _SkippingLoader(_rebuild(plain, self.dataset), *key)
         else:
-            dataset = plain.dataset if bad_images is None else TolerantDataset(plain.dataset, bad_images, replace=True)
-            self.dataset = SeededDataset(dataset)
+            self.dataset = SeededDataset(TolerantDataset(plain.dataset, bad_images, replace=True))
             self.batches = SeededBatchSampler(plain.batch_sampler, *key)
             plain = _rebuild(plain, self.dataset, self.batches)
         self.erasing = None
@@ -247,9 +276,10 @@ class TrainLoader:
         for part in (self.dataset, self.batches, self.erasing):
             if part is not None:
                 part.epoch, part.first = epoch, first
-        data = getattr(self.dataset.dataset, "dataset", None)
+        data = self.dataset.dataset
+        data = data.dataset if isinstance(data, TolerantDataset) else data
         sampler = getattr(self.batches, "batch_sampler", None)
-        for part in (self.dataset.dataset, data, sampler, getattr(sampler, "sampler", None)):
+        for part in (data, sampler, getattr(sampler, "sampler", None)):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
@@ -274,12 +304,12 @@ class TrainLoader:
         return len(self.loader)
 
 
-def tolerate_bad_images(loader, bad_images: BadImages):
-    """Return timm's validation loader with unreadable images marked by the target -1 instead of an error.
+def name_bad_images(loader, bad_images: BadImages | None):
+    """Return timm's validation loader with unreadable images named in an error, or marked by the target -1.
 
     Args:
         loader: Loader of `timm.data.create_loader` over a map-style data set; others are returned as they are.
-        bad_images: Where they are reported.
+        bad_images: Where they are reported; None raises.
     """
     plain = loader.loader if isinstance(loader, PrefetchLoader) else loader
     if isinstance(plain.dataset, IterableDataset):

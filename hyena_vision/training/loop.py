@@ -97,6 +97,7 @@ def train_one_epoch(
     loader.begin(epoch, progress.step)
     first, images, started = progress.step, 0, time.perf_counter()
     group: list[tuple[torch.Tensor, int]] = []  # losses and sizes of the batches since the last update
+    buffers = _averages(run)  # of batch norms: a batch that is skipped has spoilt them
     bar = _bar(loader, f"Train {epoch}", args, initial=first)
     for step, (input, target) in enumerate(bar, start=first):
         update = step // accum
@@ -125,6 +126,8 @@ def train_one_epoch(
                 progress.loss_sum += value * size
                 progress.images += size
         group.clear()
+        for buffer, before in buffers:
+            (before if finite else buffer).copy_(buffer if finite else before)
         progress.step = step + 1
         num_updates = epoch * updates_per_epoch + update + 1
         if finite:
@@ -295,8 +298,9 @@ def _update_if_finite(
     report = f"images {', '.join(known)} of the training set" if known else "images of unknown number"
     reports = gather_objects(report if own else None)
     reports = [report for report in reports if report] or gather_objects(report)  # a gradient alone names no process
+    gradient = "" if scaled else f", largest gradient {largest}"
     message = (
-        f"not finite: loss {max(losses, key=lambda loss: not math.isfinite(loss))}, largest gradient {largest} in "
+        f"not finite: loss {max(losses, key=lambda loss: not math.isfinite(loss))}{gradient} in "
         f"epoch {epoch}, batch {', '.join(map(str, batches))} ({'; '.join(reports)})"
     )
     progress.skipped += 1
@@ -307,6 +311,14 @@ def _update_if_finite(
     if is_primary(args):
         _logger.warning(f"Skipped an update: {message}.")
     return False
+
+
+def _averages(run: Run) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the floating-point buffers of the model, each with a copy, where updates are skipped."""
+    if run.args.on_nonfinite != "skip":
+        return []
+    buffers = run.parts.task.get_trainable_module().buffers()
+    return [(buffer, buffer.clone()) for buffer in buffers if buffer.is_floating_point()]
 
 
 def _clipped(run: Run) -> Iterable | None:

@@ -84,6 +84,7 @@ def capture(parts: Parts, settings: dict[str, Any], epoch: int, progress: Progre
         **full_state(parts.task.get_checkpoint_state()),
         **full_state(parts.task.get_checkpoint_state(ema=True)),
         "progress": gather_objects(asdict(progress)) if progress else [],
+        "world_size": len(gather_objects(None)),
     }
     if parts.loss_scaler is not None:
         state[parts.loss_scaler.state_dict_key] = parts.loss_scaler.state_dict()
@@ -92,18 +93,20 @@ def capture(parts: Parts, settings: dict[str, Any], epoch: int, progress: Progre
     return state
 
 
-def restore(path: str, checkpoint: dict, parts: Parts) -> None:
+def restore(path: str, checkpoint: dict, parts: Parts, force: bool = False) -> None:
     """Load a checkpoint of timm's trainer or ours into the parts of a run.
 
     Args:
         path: Where it was read, for messages.
         checkpoint: Its content.
         parts: Task with `setup_ema` done, optimizer, scaler and scheduler to load.
+        force: Keep the optimizer's own settings (rates, weight decay, betas) instead of the checkpoint's.
 
     Raises:
         UserError: It has no training state, or is of another model.
     """
-    if missing := {"state_dict", "optimizer", "epoch"} - set(checkpoint):
+    needed = {"state_dict", "epoch"} | ({"optimizer"} if parts.optimizer is not None else set())
+    if missing := needed - set(checkpoint):
         hint = "to start from weights alone use --initial-checkpoint"
         raise UserError(f"{path} is not a training checkpoint: no {', '.join(sorted(missing))}; {hint}")
     task = parts.task
@@ -116,7 +119,11 @@ def restore(path: str, checkpoint: dict, parts: Parts) -> None:
             load_model(unwrap_model(task.get_eval_model(ema=True)), average)
             task.load_task_state(checkpoint.get("task_state_ema") or checkpoint.get("task_state"), ema=True)
         if parts.optimizer is not None:
+            own = _hyperparameters(parts.optimizer, isinstance(parts.scheduler, PlateauLRScheduler))
             load_optimizer(parts.optimizer, checkpoint["optimizer"])
+            if force:
+                for group, values in zip(parts.optimizer.param_groups, own, strict=True):
+                    group.update(values)
         if parts.loss_scaler is not None and parts.loss_scaler.state_dict_key in checkpoint:
             parts.loss_scaler.load_state_dict(checkpoint[parts.loss_scaler.state_dict_key])
         if isinstance(parts.scheduler, PlateauLRScheduler) and "plateau" in checkpoint:
@@ -126,17 +133,29 @@ def restore(path: str, checkpoint: dict, parts: Parts) -> None:
         raise UserError(f"{path} (model {checkpoint.get('arch')}) does not fit: {reason(error)}") from error
 
 
-def resume_point(checkpoint: dict, rank: int, world_size: int, updates: int = 1) -> tuple[int, Progress]:
+def resume_point(path: str, checkpoint: dict, rank: int, world_size: int, updates: int = 1) -> tuple[int, Progress]:
     """Return the epoch that a checkpoint goes on with, and what is done of it.
 
     Args:
+        path: Where it was read, for messages.
         checkpoint: Content of a checkpoint.
         rank: Number of this process.
         world_size: Number of processes.
         updates: Batches to an optimizer update.
+
+    Raises:
+        UserError: It does not say where it is in a way that can be read.
     """
-    epoch = checkpoint["epoch"] + (1 if checkpoint.get("version", 1) > 1 else 0)
-    parts = [Progress(**{**part, "bad_images": tuple(part["bad_images"])}) for part in checkpoint.get("progress", ())]
+    try:
+        epoch = checkpoint["epoch"] + (1 if checkpoint.get("version", 1) > 1 else 0)
+        parts = [Progress(**part) for part in checkpoint.get("progress", ())]
+        for part in parts:
+            part.bad_images = tuple(part.bad_images)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} does not say where it is in a run: {reason(error)}") from error
+    before = checkpoint.get("world_size", world_size)
+    if not parts and before != world_size:
+        _logger.warning(f"{path} was written by {before} processes, now there are {world_size}.")
     if not parts or len(parts) == world_size:
         return epoch, parts[rank] if parts else Progress()
     _logger.warning(
@@ -187,4 +206,13 @@ def _plain(value: Any) -> Any:
     """Return a setting such that it is the same from the command line and from YAML."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     return value
+
+
+def _hyperparameters(optimizer: torch.optim.Optimizer, keep_lr: bool) -> list[dict[str, Any]]:
+    """Return the settings of each parameter group, not what they have become in training."""
+    names = {*optimizer.defaults, "weight_decay", "lr_scale", "initial_lr"} - {"lookahead_step"}
+    names -= {"lr"} if keep_lr else set()  # a plateau's rate is not in the arguments
+    return [{name: group[name] for name in names & group.keys()} for group in optimizer.param_groups]

@@ -66,6 +66,18 @@ def test_history_and_best_continue_after_a_resume(saver, tmp_path):
     assert read_checkpoint(f"{tmp_path}/previous.pth.tar")["epoch"] == 2
 
 
+def test_a_crash_between_last_and_model_best_is_mended(saver, tmp_path):
+    save(saver, 0, 1.0)
+    best = tmp_path / "model_best.pth.tar"
+    before = best.read_bytes()
+    save(saver, 1, 2.0)
+    best.unlink()
+    best.write_bytes(before)
+    again = CheckpointSaver(saver.model, None, str(tmp_path))
+    again.load(*newest_checkpoint(str(tmp_path)))
+    assert read_checkpoint(str(best))["epoch"] == 1
+
+
 def test_recovery_files_of_an_earlier_process_are_removed_in_turn(saver, tmp_path):
     save_recovery(saver, 0, 9)
     save_recovery(saver, 0, 10)

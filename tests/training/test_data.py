@@ -23,7 +23,7 @@ def loaders(*argv: str):
 @pytest.mark.parametrize("aa", ["rand-m10-n12-inc1", "rand-m0-n12", "original-mstd0.5", "augmix-m10", "3a"])
 def test_every_strength_of_augmentation_runs(aa):
     random.seed(0)
-    transform = loaders("--aa", aa).train.dataset.dataset.transform
+    transform = loaders("--aa", aa).train.dataset.dataset.dataset.transform
     image = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
     for _ in range(60):
         assert transform(image).shape == (3, 32, 32)

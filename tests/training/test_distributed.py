@@ -125,8 +125,7 @@ def load(task: TrainingTask, optimizer: torch.optim.Optimizer, saved: dict) -> N
 def flags_objects_and_options(rank):
     assert parallel.any_process(False, rank == 0, rank == 1, True, device=CPU) == (False, True, True, True)
     assert parallel.gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
-    task = create_task("plain", nn.BatchNorm1d(1))
-    parallel.distribute(task, arguments(no_ddp_bb=True), CPU)
+    parallel.distribute(task := create_task("plain", nn.BatchNorm1d(1)), arguments(no_ddp_bb=True), CPU)
     assert not task.get_trainable_module().broadcast_buffers
 
 
@@ -201,6 +200,8 @@ def checkpoints(rank):
 
 
 def check_shards(task: TrainingTask, optimizer: torch.optim.Optimizer) -> None:
+    shards = [name for name, part in task.get_eval_model().named_modules() if type(part).__name__.startswith("FSDP")]
+    assert shards == ["", "blocks.0", "blocks.1"]
     local = [value.to_local() for entry in optimizer.state.values() for value in entry.values() if value.ndim]
     assert all(part.untyped_storage().nbytes() == part.nbytes for part in local), "a shard keeps the whole tensor"
     assert not any(isinstance(value, DTensor) for value in getattr(task, "teacher", nn.Identity()).parameters())
@@ -211,7 +212,7 @@ def check_shards(task: TrainingTask, optimizer: torch.optim.Optimizer) -> None:
 @ON_TWO.append
 def optimizers(rank):
     """Two updates of a small net; before the second the state is put together and loaded anew."""
-    for name in [*sorted(parallel.FSDP_OPTIMIZERS & set(list_optimizers())), "lookahead_adamw"]:
+    for name in [*sorted({*parallel.FSDP_OPTIMIZERS} & {*list_optimizers()}), "lookahead_adamw"]:
         results = []
         for kind in ("fsdp", "plain"):
             torch.manual_seed(0)
@@ -275,8 +276,7 @@ def test_on_two_processes(errors, name):
 
 
 def test_one_process():
-    task = create_task("plain", create_model())
-    parallel.distribute(task, arguments(), CPU)
+    parallel.distribute(task := create_task("plain", create_model()), arguments(), CPU)
     assert type(task.get_trainable_module()).__name__ == "HyenaViT"
     assert (parallel.any_process(True, False, device=CPU), parallel.gather_objects(1)) == ((True, False), [1])
     with pytest.raises(ConfigError, match="torchrun"):
@@ -286,7 +286,7 @@ def test_one_process():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_largest_gradient_does_not_overflow(dtype):
-    parameters = [nn.Parameter(torch.zeros(100, dtype=dtype)) for _ in range(3)]  # the last without gradient
+    parameters = [nn.Parameter(torch.zeros(100, dtype=dtype)) for _ in range(3)]  # the last has no gradient
     assert parallel.largest_gradient(parameters, CPU) == 0
     parameters[0].grad = parameters[1].grad = torch.full((100,), -60_000, dtype=dtype)
     assert parallel.largest_gradient(parameters, CPU) == pytest.approx(60_000, rel=1e-2)

@@ -1,16 +1,22 @@
 """Loaders: what they give follows from seed, process, epoch and position, and from nothing else."""
 
+import os
+import pickle
+from types import SimpleNamespace
+
 import numpy
 import pytest
 import torch
 from PIL import Image
 from timm.data import IterableImageDataset
 from timm.data.readers.reader import Reader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from hyena_vision.data import DataError, create_dataset
+from hyena_vision.training import loader
 from hyena_vision.training.config import parse_args
 from hyena_vision.training.data import create_loaders
-from hyena_vision.training.loader import BadImages, TrainLoader, mix_seed
+from hyena_vision.training.loader import BadImages, SeededBatchSampler, TrainLoader, mix_seed
 
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 HARD = ["--aa", "rand-m9-mstd0.5-inc1", "--reprob", "0.9", "--mixup", "0.8", "--cutmix", "1.0", "--color-jitter", "0.4"]
@@ -104,6 +110,48 @@ def test_epochs_seeds_and_processes_differ():
     assert len({mix_seed(*words) for words in ((1, 2), (2, 1), (1, 2, 0), (0, 1, 2), (12,))}) == 5
 
 
+def test_seeds_and_order_change_with_the_epoch():
+    def items(sampler, epoch: int) -> list[tuple[int, int]]:
+        batches = SeededBatchSampler(BatchSampler(sampler, 4, False), 0, 0)
+        batches.epoch = epoch
+        return [item for batch in batches for item in batch]
+
+    first, second = (items(SequentialSampler(range(8)), epoch) for epoch in range(2))
+    assert not {seed for _, seed in first} & {seed for _, seed in second}
+    assert len({seed for _, seed in first}) == 8
+    first, second = ([index for index, _ in items(RandomSampler(range(40)), epoch)] for epoch in range(2))
+    assert first != second
+
+
+def test_workers_and_epochs_of_a_stream_have_seeds_of_their_own(monkeypatch):
+    def draws(worker: int) -> set[float]:
+        monkeypatch.setattr(loader, "get_worker_info", lambda: SimpleNamespace(id=worker))
+        return {torch.rand(()).item() for _ in loader.SeededIterableDataset([0, 1], 0, 0)}
+
+    assert len(draws(0) | draws(1)) == 4
+    stream, seeds = loader._SkippingLoader(DataLoader([0, 1]), 0, 0), set()
+    for stream.epoch in range(2):
+        iter(stream)
+        seeds.add(stream.loader.generator.initial_seed())
+    assert len(seeds) == 2
+
+
+def test_reports_never_block_and_none_is_lost(tmp_path):
+    bad_images, lines = BadImages(), []
+    for index in range(3000):  # a pipe would be full
+        bad_images.report(f"cannot read image {index}.png: " + "x" * 100)
+    copy = pickle.loads(pickle.dumps(bad_images))  # what a spawned worker has
+    copy.report("line\nbreak")
+    bad_images.collect(lines.append)
+    bad_images.collect(lines.append)
+    assert len(lines) == len(set(lines)) == 3001 and lines[-1] == "line\nbreak"
+    file = bad_images.file
+    del copy
+    assert os.path.exists(file)
+    del bad_images
+    assert not os.path.exists(file)
+
+
 def test_each_image_comes_once_and_is_known_by_its_batch():
     loader = loaders("--no-aug")[0].train
     for epoch in range(2):
@@ -111,7 +159,7 @@ def test_each_image_comes_once_and_is_known_by_its_batch():
         seen = []
         for number, (_, targets) in enumerate(loader):
             batch = loader.images_of(number)
-            assert [loader.dataset.dataset.images[index][1] for index in batch] == targets.tolist()
+            assert [loader.dataset.dataset.dataset.images[index][1] for index in batch] == targets.tolist()
             seen += batch
         assert sorted(seen) == list(range(40)) != seen
     assert loader.images_of(99) is None

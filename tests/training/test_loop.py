@@ -1,5 +1,6 @@
 import argparse
 import math
+import signal
 from itertools import islice
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hyena_vision.training.config import parse_args
 from hyena_vision.training.errors import UserError
+from hyena_vision.training.interrupt import Interrupted
 from hyena_vision.training.loop import Run, train_one_epoch, validate
 from hyena_vision.training.state import Parts, Progress
 
@@ -110,6 +112,27 @@ def test_step_that_is_not_finite_leaves_the_weights(scaled):
         train_one_epoch(start(task, optimizer, **scaler), 3, Batches(data, 2), progress)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert (progress.step, progress.images) == (1, 2)
+
+
+def test_skipped_update_leaves_the_average():
+    model, data = problem(4)
+    data.tensors[0][2] = math.inf
+    task = ClassificationTask(model, nn.CrossEntropyLoss(), device=CPU, verbose=False)
+    calls = []
+    task.update_ema = lambda step: calls.append(step)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    progress = Progress()
+    train_one_epoch(start(task, optimizer, "--on-nonfinite", "skip"), 0, Batches(data, 2), progress)
+    assert calls == [1]
+    assert (progress.skipped, progress.images, progress.step) == (1, 2, 2) and math.isfinite(progress.loss)
+
+
+def test_validation_stops_at_a_signal():
+    model, data = problem(4)
+    run = start(None, None)
+    run.interrupt.received = signal.SIGTERM
+    with pytest.raises(Interrupted):
+        validate(run, model, DataLoader(data, 2))
 
 
 def test_loss_scaler_looks_for_its_scale_by_infinite_gradients():
