@@ -13,7 +13,7 @@ from timm.task import TrainingTask
 from timm.utils import NativeScaler, unwrap_model
 
 from hyena_vision.training.checkpoint import reason
-from hyena_vision.training.distributed import full_state, gather_objects, load_model, load_optimizer
+from hyena_vision.training.distributed import full_state, gather_objects, load_model, load_optimizer, shard_like
 from hyena_vision.training.errors import ConfigError, UserError
 
 _logger = logging.getLogger("train")
@@ -113,11 +113,12 @@ def restore(path: str, checkpoint: dict, parts: Parts, force: bool = False) -> N
     try:
         weights = clean_state_dict(checkpoint["state_dict"])
         load_model(unwrap_model(task.get_eval_model()), weights)
-        task.load_task_state(checkpoint.get("task_state"))
+        task.load_task_state(shard_like(checkpoint.get("task_state"), task.get_task_state()))
         if task.has_ema():
             average = clean_state_dict(checkpoint.get("state_dict_ema") or weights)
             load_model(unwrap_model(task.get_eval_model(ema=True)), average)
-            task.load_task_state(checkpoint.get("task_state_ema") or checkpoint.get("task_state"), ema=True)
+            task_state = checkpoint.get("task_state_ema") or checkpoint.get("task_state")
+            task.load_task_state(shard_like(task_state, task.get_task_state(ema=True)), ema=True)
         if parts.optimizer is not None:
             own = _hyperparameters(parts.optimizer, isinstance(parts.scheduler, PlateauLRScheduler))
             load_optimizer(parts.optimizer, checkpoint["optimizer"])
