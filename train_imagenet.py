@@ -269,8 +269,8 @@ def evaluate(args: argparse.Namespace) -> dict:
     dataset = create_datasets(args, config, model.num_classes, train=False)[1]
     bad_images = BadImages()
     loader = create_eval_loader(args, config, dataset, device, bad_images)
-    task = create_task(args, place_model(args, model, device), device)
-    run = Run(args, device, state.Parts(task), create_autocast(args, device)[0], bad_images=bad_images)
+    model = place_model(args, model, device)
+    run = Run(args, device, state.Parts(None), create_autocast(args, device)[0], bad_images=bad_images)
     size = list(config["input_size"][1:])
     result = {"model": args.model, "checkpoint": args.eval, "img_size": size, **validate(run, model, loader)}
     if is_primary(args):
