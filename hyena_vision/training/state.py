@@ -57,7 +57,7 @@ class Progress:
 class Parts:
     """The parts of a run that have a state: those that are None have none."""
 
-    task: TrainingTask
+    task: TrainingTask | None
     optimizer: torch.optim.Optimizer | None = None
     loss_scaler: NativeScaler | None = None
     scheduler: Scheduler | None = None
