@@ -34,7 +34,8 @@ def weights(folder: str | Path, name: str = "last.pth.tar") -> dict:
     ],
     ids=lambda argv: " ".join(argv[:2]),
 )
-def test_options_train(run, argv):
+def test_options_train(run, argv, request):
+    request.addfinalizer(lambda: timm.layers.set_fast_norm(False))  # --fast-norm is for the process
     folder = run("run", *argv, "--img-size", "32")["folder"]
     assert summary(folder)[-1]["epoch"] == "1"
     images = sorted(path.name for path in Path(folder).glob("train-batch-*.jpg"))

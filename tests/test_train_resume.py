@@ -141,22 +141,23 @@ def test_a_broken_newest_checkpoint_is_passed_over(run, straight, monkeypatch, t
 
 
 def test_ctrl_c_saves_and_a_second_one_does_not_wait(run, monkeypatch):
-    stop(run, monkeypatch, 130, call=2, number=signal.SIGINT)
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch:
-        signal_at(patch, 1, signal.SIGINT)
-        signal_at(patch, 1, signal.SIGINT, "_backward")
-        with pytest.raises(SystemExit) as stopped:
-            run("stopped", *RANDOM, "--resume", "auto")
-    assert stopped.value.code == 130
-    assert (
-        (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
-        == before
-        == (
-            signal.SIG_DFL,
-            signal.default_int_handler,
-        )
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell ignores it
+    try:
+        stop(run, monkeypatch, 130, call=2, number=signal.SIGINT)
+        with monkeypatch.context() as patch:
+            signal_at(patch, 1, signal.SIGINT)
+            signal_at(patch, 1, signal.SIGINT, "_backward")
+            with pytest.raises(SystemExit) as stopped:
+                run("stopped", *RANDOM, "--resume", "auto")
+        assert stopped.value.code == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with monkeypatch.context() as patch:
+            signal_at(patch, 1, signal.SIGINT)
+            assert len(run("background", *RANDOM)["results"]) == 3
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_resume_from_an_earlier_checkpoint_keeps_the_later_rows(run):

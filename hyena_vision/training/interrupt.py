@@ -39,7 +39,9 @@ class Interrupt:
         if threading.current_thread() is not threading.main_thread():
             return self
         for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-            if number := getattr(signal, name, None):  # Windows has no SIGUSR1
+            number = getattr(signal, name, None)  # Windows has no SIGUSR1
+            # nohup, or a shell that starts a job in the background, has one ignored: so it stays
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 

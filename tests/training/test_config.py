@@ -310,6 +310,7 @@ def test_missing_packages(packages, error):
 
 def test_folder_of_logs_is_not_the_package(error, monkeypatch, tmp_path):
     (tmp_path / "tensorboard").mkdir()
+    monkeypatch.delitem(sys.modules, "tensorboard", raising=False)
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     assert "--log-tensorboard" in error(parse_args, ["--device", "cpu", "--log-tensorboard"])
 
