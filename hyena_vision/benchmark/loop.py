@@ -5,6 +5,7 @@ optimizer, schedule, log. With a model that does nothing this is all that is lef
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     Returns:
         Median images/s of `timm loader` and `training loop`, and the median `ratio` of neighbouring epochs.
     """
+    # The cores that the workers leave: OpenMP threads that wait for work would take time from them
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - args.workers))
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), args.images, args.side)
         contenders = {"timm loader": bare_epoch(folder, args), "training loop": training_epoch(folder, args)}
