@@ -152,7 +152,8 @@ def create_loaders(
         )
     skip = args.on_bad_image == "skip"
     train = TrainLoader(loader, args.seed, args.rank, bad_images if skip else None)
-    batch_size = getattr(loader.batch_sampler, "average_batch_size", float(args.batch_size))
+    sampler = getattr(train.batches, "batch_sampler", None)
+    batch_size = getattr(sampler, "average_batch_size", float(args.batch_size))
     loader_eval = (
         None if dataset_eval is None else create_eval_loader(args, data_config, dataset_eval, device, bad_images)
     )
