@@ -11,6 +11,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -261,7 +262,7 @@ def export_model(
     replace_file(os.path.join(folder, "model.safetensors"), safetensors.torch.save(weights, metadata))
     path = os.path.join(folder, "config.json")
     try:
-        save_config_for_hf(model, f"{path}.tmp", {"pretrained_cfg": cfg}, model_args or None)
+        save_config_for_hf(model, Path(f"{path}.tmp"), {"pretrained_cfg": cfg}, model_args or None)
         os.replace(f"{path}.tmp", path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {one_line(error)}") from error

@@ -297,7 +297,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator:
         """Return the batches of the chosen epoch from the chosen one on."""
-        return iter(self.loader)
+        return iter(self.loader if self.batches.first < len(self) else ())  # older timm prefetches one even of none
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""

@@ -309,5 +309,5 @@ def test_exported_model_is_read_by_timm(tmp_path):
     images = torch.randn(2, 1, 16, 16)
     assert torch.equal(again(images), model(images))
     read = timm.data.resolve_model_data_config(again)
-    assert read["input_size"] == (1, 16, 16) and tuple(read["mean"]) == (0.3,) and tuple(read["std"]) == (0.4,)
+    assert tuple(read["input_size"]) == (1, 16, 16) and tuple(read["mean"]) == (0.3,) and tuple(read["std"]) == (0.4,)
     assert names(tmp_path) == {"model.safetensors", "config.json"}
