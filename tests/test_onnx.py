@@ -1,14 +1,12 @@
 """Export to ONNX: onnxruntime computes what torch computes."""
 
 import numpy
+import onnxruntime
 import pytest
 import timm
 import torch
 
 import hyena_vision  # noqa: F401  registers the models
-
-pytest.importorskip("onnxscript")
-onnxruntime = pytest.importorskip("onnxruntime")
 
 SMALL = dict(img_size=64, embed_dim=24, depth=1, filter_dim=8, num_classes=7)
 BATCH = torch.export.Dim("batch")

@@ -324,7 +324,7 @@ def _link(src: str, dst: str) -> None:
         os.remove(dst)
     try:
         os.link(src, dst)
-    except (OSError, NotImplementedError):
+    except OSError:
         with open(src, "rb") as source:
             write_file(dst, lambda file: shutil.copyfileobj(source, file))
 

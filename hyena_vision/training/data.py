@@ -99,16 +99,6 @@ def create_loaders(
     if args.aug_splits > 1:
         dataset_train = AugMixDataset(dataset_train, num_splits=args.aug_splits)
     mixup = _create_mixup(args) if mixup_active(args) else None
-    common = dict(
-        mean=data_config["mean"],
-        std=data_config["std"],
-        persistent_workers=args.workers > 0,
-        distributed=args.distributed,
-        pin_memory=args.pin_mem,
-        img_dtype=getattr(torch, args.model_dtype or "float32"),
-        device=device,
-        use_prefetcher=prefetch,
-    )
     fixed_interpolation = args.no_aug or not args.train_interpolation
     try:
         loader = create_loader(
@@ -137,7 +127,7 @@ def create_loaders(
             interpolation=data_config["interpolation"] if fixed_interpolation else args.train_interpolation,
             collate_fn=mixup if prefetch else None,
             **_size_schedule(args),
-            **common,
+            **_common(args, data_config, device),
         )
     except (ValueError, TypeError) as error:
         if args.train_img_sizes is None:
@@ -174,6 +164,14 @@ def create_eval_loader(
         crop_pct=data_config["crop_pct"],
         # Each worker of an iterable data set may repeat images to make the processes even: timm takes two at most
         num_workers=min(2, args.workers) if args.distributed and iterable else args.workers,
+        **_common(args, data_config, device),
+    )
+    return name_bad_images(loader, bad_images if args.on_bad_image == "skip" else None)
+
+
+def _common(args: argparse.Namespace, data_config: dict, device: torch.device) -> dict:
+    """Return the arguments of timm's loader that training and validation share."""
+    return dict(
         mean=data_config["mean"],
         std=data_config["std"],
         persistent_workers=args.workers > 0,
@@ -183,7 +181,6 @@ def create_eval_loader(
         device=device,
         use_prefetcher=not args.no_prefetcher,
     )
-    return name_bad_images(loader, bad_images if args.on_bad_image == "skip" else None)
 
 
 def mixup_active(args: argparse.Namespace) -> bool:
