@@ -217,7 +217,6 @@ def test_a_model_of_the_user_is_registered_by_its_module(run, tmp_path, monkeypa
     monkeypatch.syspath_prepend(tmp_path)
     argv = ["--device-modules", "users_models", "--model", "users_net", "--model-kwargs", "filter_dim=4"]
     assert load(run("run", *argv)["folder"])["arch"] == "users_net"
-    shutil.rmtree(tmp_path / "run")
 
 
 def test_package_is_the_one_under_test():

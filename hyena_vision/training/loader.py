@@ -248,19 +248,16 @@ class TrainLoader:
         plain = loader.loader if isinstance(loader, PrefetchLoader) else loader
         if isinstance(plain.dataset, IterableDataset):
             self.dataset = SeededIterableDataset(plain.dataset, *key)
-            self.batches = _SkippingLoader(_rebuild(plain, self.dataset), *key)
+            rebuilt = self.batches = _SkippingLoader(_rebuild(plain, self.dataset), *key)
         else:
             self.dataset = SeededDataset(TolerantDataset(plain.dataset, bad_images, replace=True))
             self.batches = SeededBatchSampler(plain.batch_sampler, *key)
-            plain = _rebuild(plain, self.dataset, self.batches)
-        self.erasing = None
+            rebuilt = _rebuild(plain, self.dataset, self.batches)
+        self.loader, self.erasing = rebuilt, None
         if isinstance(loader, PrefetchLoader):
-            loader.loader = self.batches if isinstance(self.batches, _SkippingLoader) else plain
+            self.loader, loader.loader = loader, rebuilt
             if loader.random_erasing is not None:
                 self.erasing = loader.random_erasing = SeededErasing(loader.random_erasing, *key)
-        else:
-            loader = self.batches if isinstance(self.batches, _SkippingLoader) else plain
-        self.loader = loader
         self.mixup = plain.collate_fn if isinstance(plain.collate_fn, FastCollateMixup) else None
         if self.mixup is not None:
             # Workers that live through epochs have copies; a tensor in shared memory reaches them
