@@ -129,13 +129,25 @@ class _Hyena(nn.Module):
         """Settings that the sub-modules do not show."""
         return f"dim={self.dim}, order={self.order}, causal={self.causal}, backend={self.backend!r}"
 
-    def _check_input(self, x: Tensor) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens (B, H, W, C)."""
         if x.ndim != 4 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
+        # FiLM: the mean token conditions the kernels
+        cond = None if self.filter.film is None else x.flatten(1, 2).mean(1)
+        return self.proj_drop(self.proj(self.out_norm(self.mix(self.qkv(x), cond))))
 
-    def _kernels(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Kernels of all long convolutions, conditioned on the mean token if the mixer was made with `film`."""
-        return self.filter(size, None if self.filter.film is None else x.flatten(1, 2).mean(1))
+    def mix(self, signals: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Short filter, gates and long convolutions: all that is between the two projections.
+
+        Args:
+            signals: (B, H, W, (order + 1) C), the projected tokens.
+            cond: (B, C), for the kernels of each sample, if and only if the mixer was made with `film`.
+
+        Returns:
+            (B, H, W, C), dtype of the signals.
+        """
+        raise NotImplementedError
 
     def _recurrence(self, signals: Tensor, kernels: Tensor, long_conv) -> Tensor:
         """Gates and long convolutions on channels-first signals (B, (order + 1) C, *); gives (B, C, *)."""
@@ -146,9 +158,6 @@ class _Hyena(nn.Module):
             value = _channels_last(self.gate_norms[step], value)
             value = long_conv(value, kernels[step], self.skip[step], backend=self.backend)
         return value * self.out_gate_act(gates[0])
-
-    def _project(self, x: Tensor) -> Tensor:
-        return self.proj_drop(self.proj(self.out_norm(x)))
 
 
 class Hyena1d(_Hyena):
@@ -194,14 +203,13 @@ class Hyena1d(_Hyena):
     def __init__(self, dim: int, *, causal: bool = False, **kwargs) -> None:
         super().__init__(dim, rank=1, causal=causal, **kwargs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix tokens (B, H, W, C)."""
-        self._check_input(x)
-        height, width = x.shape[1:3]
-        signals = self.short_filter(self.qkv(x).flatten(1, 2).transpose(1, 2))[..., : height * width]
-        kernels = self._kernels(x, (height * width,))
+    def mix(self, signals: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Short filter, gates and long convolutions of (B, H, W, (order + 1) C) in raster order."""
+        height, width = signals.shape[1:3]
+        signals = self.short_filter(signals.flatten(1, 2).transpose(1, 2))[..., : height * width]
+        kernels = self.filter((height * width,), cond)
         y = self._recurrence(signals, kernels, partial(long_conv1d, causal=self.causal))
-        return self._project(y.transpose(1, 2).unflatten(1, (height, width)))
+        return y.transpose(1, 2).unflatten(1, (height, width))
 
 
 class Hyena2d(_Hyena):
@@ -231,13 +239,13 @@ class Hyena2d(_Hyena):
         super().__init__(dim, rank=2, **kwargs)
         self.padding = padding
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix tokens (B, H, W, C)."""
-        self._check_input(x)
-        signals = self.short_filter(self.qkv(x).permute(0, 3, 1, 2))
-        kernels = self._kernels(x, (x.shape[1], x.shape[2]))
-        y = self._recurrence(signals, kernels, partial(long_conv2d, padding=self.padding))
-        return self._project(y.permute(0, 2, 3, 1))
+    def mix(self, signals: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Short filter, gates and long convolutions of (B, H, W, (order + 1) C)."""
+        kernels = self.filter(signals.shape[1:3], cond)
+        y = self._recurrence(
+            self.short_filter(signals.permute(0, 3, 1, 2)), kernels, partial(long_conv2d, padding=self.padding)
+        )
+        return y.permute(0, 2, 3, 1)
 
 
 def _channels_last(norm: nn.Module, x: Tensor) -> Tensor:
