@@ -3,16 +3,21 @@
 import argparse
 from collections.abc import Sequence
 
-from hyena_vision.benchmark import loop
+from hyena_vision.benchmark import flops, loop, models, ops
+from hyena_vision.training.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one benchmark."""
     parser = argparse.ArgumentParser(prog="hyena_vision.benchmark", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True)
-    loop.add_command(commands)
+    for command in (ops, models, flops, loop):
+        command.add_command(commands)
     args = parser.parse_args(argv)
-    args.run(args)
+    try:
+        args.run(args)
+    except UserError as error:
+        parser.exit(error.exit_code, f"{parser.prog}: error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,18 @@ y = W_o\,(v \odot \sigma_o(x_0))$$
 This is the recurrence of the released code: order 2 has two gates and one long convolution.
 """
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import get_act_layer, get_norm_layer, to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
+from hyena_vision.layers import kernel_store
 from hyena_vision.layers.implicit_filter import ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d
 from hyena_vision.ops import long_conv1d, long_conv2d
 
@@ -52,6 +55,7 @@ class _Hyena(nn.Module):
         dim: int,
         *,
         rank: int,
+        op_settings: dict[str, Any],
         causal: bool = False,
         order: int = 2,
         short_kernel_size: int = 3,
@@ -68,6 +72,7 @@ class _Hyena(nn.Module):
         film: bool = False,
         base_grid: int | tuple[int, int] = 14,
         backend: str | None = None,
+        cache_limit: int = 2**25,
         device=None,
         dtype=None,
         **filter_kwargs,
@@ -86,6 +91,7 @@ class _Hyena(nn.Module):
         self.order = order
         self.causal = causal
         self.backend = backend
+        self.op_settings = {**op_settings, "backend": backend}
         width = (order + 1) * dim
         self.qkv = nn.Linear(dim, width, bias=qkv_bias, **dd)
         self.short_filter = (nn.Conv1d if rank == 1 else nn.Conv2d)(
@@ -103,12 +109,14 @@ class _Hyena(nn.Module):
         self.out_gate_act = (
             nn.Identity() if out_gate_act is None else named_layer(get_act_layer, "out_gate_act", out_gate_act)()
         )
-        filter_kwargs = dict(num_filters=order - 1, cond_dim=dim if film else 0, **filter_kwargs, **dd)
+        filter_kwargs = dict(num_filters=order - 1, cond_dim=dim if film else 0, **filter_kwargs)
         base_grid = to_2tuple(base_grid)
         if rank == 1:
-            self.filter = ImplicitFilter1d(dim, causal=causal, base_size=math.prod(base_grid), **filter_kwargs)
+            self.filter = ImplicitFilter1d(dim, causal=causal, base_size=math.prod(base_grid), **filter_kwargs, **dd)
         else:
-            self.filter = ImplicitFilter2d(dim, base_size=base_grid, **filter_kwargs)
+            self.filter = ImplicitFilter2d(dim, base_size=base_grid, **filter_kwargs, **dd)
+        # For torch.compile, which passes numbers and text to its operators
+        self.config = json.dumps({"filter": self.filter.arguments, "op": self.op_settings, "limit": cache_limit})
         self.skip = nn.Parameter(torch.empty(order - 1, dim, **dd))
         self.out_norm = norm_layer() if out_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
@@ -147,17 +155,31 @@ class _Hyena(nn.Module):
         Returns:
             (B, H, W, C), dtype of the signals.
         """
+        *gates, value = self._short(signals.permute(0, 3, 1, 2)).chunk(self.order + 1, dim=1)
+        value = _channels_last(self.value_norm, value)
+        last = self.out_gate_act(gates[0])
+        convolve = self._convolution(value, cond)
+        for step in range(self.order - 1):
+            gate = self.gate_act(gates[self.order - 1 - step])
+            if not isinstance(self.gate_norms[step], nn.Identity):
+                value, gate = _channels_last(self.gate_norms[step], value * gate), None
+            value = convolve(step, value, gate, last if step == self.order - 2 else None)
+        value = value if value.ndim == 4 else value.unflatten(2, signals.shape[1:3])
+        return value.permute(0, 2, 3, 1)
+
+    def _short(self, x: Tensor) -> Tensor:
+        """Short filter of (B, (order + 1) C, H, W), with the axes that the long convolutions run over."""
         raise NotImplementedError
 
-    def _recurrence(self, signals: Tensor, kernels: Tensor, long_conv) -> Tensor:
-        """Gates and long convolutions on channels-first signals (B, (order + 1) C, *); gives (B, C, *)."""
-        *gates, value = signals.chunk(self.order + 1, dim=1)
-        value = _channels_last(self.value_norm, value)
-        for step in range(self.order - 1):
-            value = value * self.gate_act(gates[self.order - 1 - step])
-            value = _channels_last(self.gate_norms[step], value)
-            value = long_conv(value, kernels[step], self.skip[step], backend=self.backend)
-        return value * self.out_gate_act(gates[0])
+    def _convolution(self, value: Tensor, cond: Tensor | None) -> Callable[..., Tensor]:
+        """`(step, value, gate, out_gate) -> value`: the long convolutions, with the kernels for this call."""
+        if kernel_store.serves(self, value):
+            return partial(kernel_store.convolve, self)
+        kernels = self.filter(value.shape[2:], cond)
+        long_conv = long_conv1d if value.ndim == 3 else long_conv2d
+        return lambda step, v, gate, out_gate: long_conv(
+            v, kernels[step], self.skip[step], gate=gate, out_gate=out_gate, **self.op_settings
+        )
 
 
 class Hyena1d(_Hyena):
@@ -183,6 +205,8 @@ class Hyena1d(_Hyena):
             coordinates agree and its kernels begin with unit energy; usually that of the training images. It is not in
             the state dict: load weights with the base grid that they were trained with.
         backend: Backend of the long convolutions, see `hyena_vision.ops`; None picks.
+        cache_limit: Bytes of prepared kernels that the mixer keeps between calls in eval mode on the CPU. Where they
+            would need more, or it is 0, they are made anew in each call, a few channels at a time.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
         **filter_kwargs: For `ImplicitFilter1d`.
@@ -201,15 +225,25 @@ class Hyena1d(_Hyena):
     """
 
     def __init__(self, dim: int, *, causal: bool = False, **kwargs) -> None:
-        super().__init__(dim, rank=1, causal=causal, **kwargs)
+        super().__init__(dim, rank=1, op_settings={"causal": causal}, causal=causal, **kwargs)
 
-    def mix(self, signals: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Short filter, gates and long convolutions of (B, H, W, (order + 1) C) in raster order."""
-        height, width = signals.shape[1:3]
-        signals = self.short_filter(signals.flatten(1, 2).transpose(1, 2))[..., : height * width]
-        kernels = self.filter((height * width,), cond)
-        y = self._recurrence(signals, kernels, partial(long_conv1d, causal=self.causal))
-        return y.transpose(1, 2).unflatten(1, (height, width))
+    def _short(self, x: Tensor) -> Tensor:
+        taps = self.short_filter.kernel_size[0]
+        if x.device.type != "cpu" or torch.compiler.is_exporting() or x.shape[-1] < taps:
+            return self.short_filter(x.flatten(2))[..., : x.shape[-2] * x.shape[-1]]
+        # On the CPU a sequence is an image of one row, which no thread can share: filter the rows of the image, and add
+        # what crosses from one row to the next.
+        weight, before = self.short_filter.weight, self.short_filter.padding[0]
+        y = F.conv2d(x, weight.unsqueeze(2), self.short_filter.bias, padding=(0, before), groups=len(weight))
+        y = y[..., : x.shape[-1]]
+        for tap in range(taps):
+            shift = tap - before
+            # A row of zeros goes in and one goes out: a slice of H - 1 rows would bind a compiled graph to H > 2
+            if shift < 0:
+                y[..., :-shift] += weight[:, 0, tap, None, None] * F.pad(x[..., shift:], (0, 0, 1, 0))[:, :, :-1]
+            elif shift > 0:
+                y[..., -shift:] += weight[:, 0, tap, None, None] * F.pad(x[..., :shift], (0, 0, 0, 1))[:, :, 1:]
+        return y.flatten(2)
 
 
 class Hyena2d(_Hyena):
@@ -236,16 +270,11 @@ class Hyena2d(_Hyena):
     def __init__(self, dim: int, *, padding: str = "linear", **kwargs) -> None:
         if padding not in ("linear", "circular"):
             raise ValueError(f"padding must be 'linear' or 'circular', got {padding!r}")
-        super().__init__(dim, rank=2, **kwargs)
+        super().__init__(dim, rank=2, op_settings={"padding": padding}, **kwargs)
         self.padding = padding
 
-    def mix(self, signals: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Short filter, gates and long convolutions of (B, H, W, (order + 1) C)."""
-        kernels = self.filter(signals.shape[1:3], cond)
-        y = self._recurrence(
-            self.short_filter(signals.permute(0, 3, 1, 2)), kernels, partial(long_conv2d, padding=self.padding)
-        )
-        return y.permute(0, 2, 3, 1)
+    def _short(self, x: Tensor) -> Tensor:
+        return self.short_filter(x)
 
 
 def _channels_last(norm: nn.Module, x: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ larger images continue it. Both are equal on the base grid.
 """
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -89,7 +90,9 @@ class ImplicitFilter(nn.Module):
         device=None,
         dtype=None,
     ) -> None:
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__", "device", "dtype")}
         super().__init__()
+        self.arguments = arguments
         for name, value, known in (("features", features, FEATURES), ("window", window, WINDOWS)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
@@ -144,6 +147,11 @@ class ImplicitFilter(nn.Module):
             f"window={self.window!r}, coords={self.coords!r}, base_size={self.base_size}"
         )
 
+    @property
+    def settings(self) -> tuple:
+        """All that a kernel depends on besides the weights and the size."""
+        return (self.causal, self.features, self.window, self.coords, self.base_size, self.window_shift)
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw all parameters; each kernel then has unit energy (sum of squares) on the base grid, on average.
@@ -195,19 +203,46 @@ class ImplicitFilter(nn.Module):
         """
         size = self._to_size(size)
         self._check_cond(cond)
-        device = self.out.weight.device
-        autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
-        with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
-            coordinates = self._coordinates(size)
-            if self.z is None:
-                features, extents = self._position_features(coordinates), self._extents(size)
-            else:
-                features, coordinates, extents = self._table_features(size, coordinates)
-            kernel = self._mlp(features, cond) * self._window(coordinates)
-            if self.coords == "relative":
-                kernel = kernel * math.prod([base / n for base, n in zip(self.base_size, size, strict=True)])
+        with self._without_autocast():
+            hidden, coordinates, extents = self._hidden(size, cond)
+            kernel = self._values(hidden, coordinates, size, slice(None))
         kernel = kernel.unflatten(-1, extents).unflatten(-1 - self.rank, (self.num_filters, self.dim))
         return kernel.movedim(-2 - self.rank, 0)
+
+    @torch.no_grad()
+    def stream(self, size: int | tuple[int, ...], block: int, index: int = 0) -> Iterator[tuple[slice, Tensor]]:
+        """Evaluate the kernels a few channels at a time, so that all of them are never in memory; without gradients.
+
+        Args:
+            size: As for `forward`.
+            block: Channels at a time, >= 1.
+            index: Of the filter, 0 to num_filters - 1.
+
+        Yields:
+            Channels, and their kernels (block, *K).
+
+        Raises:
+            ValueError: `size` has the wrong number of axes, or the filter is conditioned on samples.
+        """
+        size = self._to_size(size)
+        self._check_cond(None)
+        with self._without_autocast():
+            hidden, coordinates, extents = self._hidden(size, None)
+        for start in range(0, self.dim, block):
+            channels = slice(start, min(start + block, self.dim))
+            rows = slice(index * self.dim + channels.start, index * self.dim + channels.stop)
+            with self._without_autocast():
+                kernel = self._values(hidden, coordinates, size, rows)
+            yield channels, kernel.unflatten(-1, extents)
+
+    def taps(self, size: tuple[int, ...]) -> int:
+        """Number of values of one kernel."""
+        return math.prod(self._extents(size))
+
+    def _without_autocast(self) -> AbstractContextManager:
+        device = self.out.weight.device
+        autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
+        return torch.autocast(device.type, enabled=False) if autocast else nullcontext()
 
     def _to_size(self, size: int | tuple[int, ...]) -> tuple[int, ...]:
         size = tuple(size) if isinstance(size, (tuple, list, torch.Size)) else (size,) * self.rank
@@ -302,10 +337,14 @@ class ImplicitFilter(nn.Module):
         above = (below + 1).clamp_max(length - 1)
         return torch.lerp(table[:, below], table[:, above], position - below)
 
-    def _mlp(self, features: Tensor, cond: Tensor | None) -> Tensor:
-        """Network values (channels, P), or (B, channels, P) with `cond`."""
+    def _hidden(self, size: tuple[int, ...], cond: Tensor | None) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Activations of the last hidden layer (P, width) or (B, P, width), displacements (rank, P), kernel extents."""
+        coordinates = self._coordinates(size)
+        if self.z is None:
+            hidden, extents = self._position_features(coordinates), self._extents(size)
+        else:
+            hidden, coordinates, extents = self._table_features(size, coordinates)
         dtype = self._dtype
-        hidden = features
         modulation = None
         if cond is not None:
             film = F.linear(cond.to(dtype), self.film.weight.to(dtype), self.film.bias.to(dtype))
@@ -315,19 +354,28 @@ class ImplicitFilter(nn.Module):
             hidden = torch.sin(self.omega[index].to(dtype) * hidden)
             if modulation is not None:
                 hidden = (1 + modulation[:, index, 0]) * hidden + modulation[:, index, 1]
-        return self.out.weight.to(dtype) @ hidden.transpose(-1, -2)
+        return hidden, coordinates, extents
 
-    def _window(self, coordinates: Tensor) -> Tensor:
-        """Window plus shift, (channels, P)."""
+    def _values(self, hidden: Tensor, coordinates: Tensor, size: tuple[int, ...], rows: slice) -> Tensor:
+        """Kernels of some of the num_filters * C channels, (rows, P) or (B, rows, P)."""
+        weight = self.out.weight[rows].to(self._dtype)
+        if self.coords == "relative":
+            weight = weight * math.prod([base / n for base, n in zip(self.base_size, size, strict=True)])
+        kernel = weight @ hidden.transpose(-1, -2)
+        return kernel if self.window == "none" else kernel * self._window(coordinates, rows)
+
+    def _window(self, coordinates: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Window plus shift of some channels, (rows, P)."""
         dtype = self._dtype
         if self.window == "none":
-            return torch.ones(self.num_filters * self.dim, 1, device=coordinates.device, dtype=dtype)
+            return torch.ones(self.num_filters * self.dim, 1, device=coordinates.device, dtype=dtype)[rows]
         if self.window == "gaussian":
-            precision = torch.exp(-2 * self.log_sigma.to(dtype))
+            precision = torch.exp(-2 * self.log_sigma[:, rows].to(dtype))
             return torch.exp(-0.5 * precision.T @ coordinates.square())
         distance = coordinates.abs().sum(0) if self.window == "exponential" else coordinates.square().sum(0).sqrt()
-        window = torch.exp(-self.decay.to(dtype).abs()[:, None] * distance)
-        return window + (self.window_shift if self.shift is None else self.shift.to(dtype)[:, None])
+        window = torch.exp(-self.decay[rows].to(dtype).abs()[:, None] * distance)
+        shift = self.window_shift if self.shift is None else self.shift[rows].to(dtype)[:, None]
+        return window + shift
 
 
 class ImplicitFilter1d(ImplicitFilter):

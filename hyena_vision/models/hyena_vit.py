@@ -58,6 +58,18 @@ MIXERS: dict[str, type[nn.Module]] = {
 }
 
 
+# From so many tokens on, mixers and activations are computed again in the backward pass, and training needs less memory
+# than with attention. Not in compiled models: a compiler makes such choices itself.
+RECOMPUTE_TOKENS = 2048
+
+
+def is_large(x: Tensor) -> bool:
+    """Whether the backward pass of tokens (B, H, W, C) computes again instead of keeping; not in traced models."""
+    if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy):
+        return False
+    return torch.is_grad_enabled() and x.shape[1] * x.shape[2] >= RECOMPUTE_TOKENS
+
+
 @register_notrace_function
 def check_divisible(x: Tensor, patch_size: tuple[int, int]) -> Tensor:
     """Give back images (B, C, H, W) if the patch size divides them; fx takes the call as one node."""
@@ -76,10 +88,11 @@ class DynamicPatchEmbed(PatchEmbed):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embed images (B, in_chans, H, W) as tokens (B, H', W', C)."""
+        """Embed images (B, in_chans, H, W) as tokens (B, H', W', C), contiguous."""
         if self.strict_img_size or self.dynamic_img_pad:
-            return super().forward(x)
-        return self.norm(self.proj(check_divisible(x, self.patch_size)).permute(0, 2, 3, 1))
+            return super().forward(x).contiguous()
+        # Else all blocks would inherit the memory order of the convolution, and each norm would copy its input.
+        return self.norm(self.proj(check_divisible(x, self.patch_size)).permute(0, 2, 3, 1).contiguous())
 
 
 class Block(nn.Module):
@@ -127,8 +140,19 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens (B, H, W, C), then channels."""
+        if is_large(x):
+            return self._forward_large(x)
         x = x + self.drop_path1(self.ls1(self.mixer(self.norm1(x))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+    def _forward_large(self, x: Tensor) -> Tensor:
+        """The same, keeping less for the backward pass: not the mixer's signals and kernels, nor what follows fc1."""
+        y = checkpoint(lambda x: self.mixer(self.norm1(x)), x, use_reentrant=False)
+        x = x + self.drop_path1(self.ls1(y))
+        mlp = self.mlp
+        hidden = mlp.fc1(self.norm2(x))
+        y = checkpoint(lambda h: mlp.drop2(mlp.fc2(mlp.norm(mlp.drop1(mlp.act(h))))), hidden, use_reentrant=False)
+        return x + self.drop_path2(self.ls2(y))
 
 
 class HyenaViT(nn.Module):

@@ -3,12 +3,17 @@
 A backend that was named either runs or says why it cannot; nothing is replaced behind the caller's back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
-from hyena_vision.ops import fft, reference
+from hyena_vision.ops import blocked, fft, reference
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class Backend:
         long_conv2d: `(x, kernel, skip, padding) -> y` on checked arguments.
         available: Whether the machine can run it at all.
         reason: `(x, kernel) -> None` when it can run these arguments, else a phrase that says why not.
+        prepare: `(x, kernel, skip, centre, circular) -> state`: what can be done before x is known.
+        convolve_prepared: `(x, state, gate, out_gate) -> y`, without gradients.
         automatic: Whether `backend=None` may pick it.
     """
 
@@ -29,7 +36,25 @@ class Backend:
     long_conv2d: Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
     available: Callable[[], bool]
     reason: Callable[[Tensor, Tensor], str | None]
+    prepare: Callable[[Tensor, Tensor, Tensor | None, Sequence[int], bool], Any]
+    convolve_prepared: Callable[[Tensor, Any, Tensor | None, Tensor | None], Tensor]
     automatic: bool = True
+
+
+def _plain_backend(name: str, module: Any, automatic: bool = True) -> Backend:
+    """A backend that prepares nothing."""
+
+    def prepare(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Any:
+        if len(centre) == 1:
+            # A centred kernel has its centre at 0 only if it has one tap, which is causal as well
+            return partial(module.long_conv1d, kernel=kernel, skip=skip, causal=centre[0] == 0)
+        return partial(module.long_conv2d, kernel=kernel, skip=skip, padding="circular" if circular else "linear")
+
+    def convolve(x: Tensor, state: Callable, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
+        y = state(x if gate is None else x * gate)
+        return y if out_gate is None else y * out_gate
+
+    return Backend(name, module.long_conv1d, module.long_conv2d, _always, _no_reason, prepare, convolve, automatic)
 
 
 def _always() -> bool:
@@ -40,12 +65,38 @@ def _no_reason(x: Tensor, kernel: Tensor) -> None:
     return None
 
 
+def _reason_not_blocked(x: Tensor, kernel: Tensor) -> str | None:
+    if x.device.type != "cpu":
+        return f"it is for the CPU, and x is on {x.device}"
+    if not torch.compiler.is_dynamo_compiling() and not is_plain(x, kernel):
+        return "exporters, torch.func, forward derivatives and tensor subclasses see through torch's own calls only"
+    return None
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether these are nothing but numbers, and nobody wants to see the operations on them.
+
+    False for tensor subclasses, and in torch.compile, torch.export, torch.onnx.export, torch.func and forward-mode
+    differentiation.
+    """
+    watched = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return not watched and not transformed and all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
+
+
 # In order of preference for `backend=None`.
 _BACKENDS: dict[str, Backend] = {
-    "fft": Backend("fft", fft.long_conv1d, fft.long_conv2d, _always, _no_reason),
-    "reference": Backend(
-        "reference", reference.long_conv1d, reference.long_conv2d, _always, _no_reason, automatic=False
+    "blocked": Backend(
+        "blocked",
+        blocked.long_conv1d,
+        blocked.long_conv2d,
+        _always,
+        _reason_not_blocked,
+        blocked.prepare,
+        blocked.convolve_prepared,
     ),
+    "fft": _plain_backend("fft", fft),
+    "reference": _plain_backend("reference", reference, automatic=False),
 }
 
 

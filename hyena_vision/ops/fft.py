@@ -20,11 +20,13 @@ nothing of the transform's size for the backward pass. torch.onnx.export gets wh
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hyena_vision.ops.library import opaque_op
 
 
 def long_conv1d(x: Tensor, kernel: Tensor, skip: Tensor | None, causal: bool) -> Tensor:
@@ -62,11 +64,12 @@ class _Axis(NamedTuple):
 def _dispatch(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: tuple[int, ...], circular: bool) -> Tensor:
     if torch.compiler.is_dynamo_compiling():
         return _compiled(x, kernel, skip, list(centre), circular)
-    return _fft_conv(x, kernel, skip, centre, circular)
+    return convolve(x, kernel, skip, centre, circular)
 
 
-def _fft_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
-    dtype = _sum_dtype(x)
+def convolve(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
+    """The convolution in torch calls that autograd and torch.export know; `centre` is the index of displacement 0."""
+    dtype = sum_dtype(x)
     xs, axes = x.to(dtype), _plan(x, kernel, centre, circular)
     spectrum = _forward(xs, axes) * _forward(_taps(kernel.to(dtype), x, axes, centre, circular), axes)
     y = _inverse(spectrum, axes, [axis.start for axis in axes], x.shape)
@@ -75,11 +78,11 @@ def _fft_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[i
     return y.to(x.dtype)
 
 
-def _fft_conv_gradients(
+def gradients(
     grad: Tensor, x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `_fft_conv`: two correlations, by the same transforms; that of no skip is empty."""
-    dtype, rank = _sum_dtype(x), len(centre)
+    """Gradients of `convolve`: two correlations, by the same transforms; that of no skip is empty."""
+    dtype, rank = sum_dtype(x), len(centre)
     xs, axes = x.to(dtype), _plan(x, kernel, centre, circular)
     dy = grad.to(dtype)
     padding = []  # of the last axis first, as F.pad has it
@@ -87,8 +90,9 @@ def _fft_conv_gradients(
         padding += [axes[axis].start, axes[axis].transform - axes[axis].start - x.shape[axis]]
     spectrum = _forward(F.pad(dy, padding), axes)
     taps = _forward(_taps(kernel.to(dtype), x, axes, centre, circular), axes)
-    dx = _inverse(spectrum * taps.conj(), axes, [0] * rank, x.shape)
-    products = spectrum * _forward(xs, axes).conj()
+    # Not conj(), which only marks a tensor: a compiled graph that calls this as an operator does not see the mark
+    dx = _inverse(spectrum * taps.conj_physical(), axes, [0] * rank, x.shape)
+    products = spectrum * _forward(xs, axes).conj_physical()
     products = products.sum(0) if kernel.ndim < x.ndim else products
     dtaps = _inverse(products, axes, [0] * rank, [a.taps for a in axes])
     for axis, a, middle in zip(range(-rank, 0), axes, centre, strict=True):
@@ -106,7 +110,8 @@ def _fft_conv_gradients(
     return dx.to(x.dtype), dtaps.to(kernel.dtype), dskip
 
 
-def _sum_dtype(x: Tensor) -> torch.dtype:
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of transforms and sums: float64 for float64 input, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -134,7 +139,7 @@ def _taps(kernel: Tensor, x: Tensor, axes: list[_Axis], centre: Sequence[int], c
     rank = len(axes)
     for axis in range(-rank, 0):
         if circular:
-            kernel = _fold(kernel, axis, x.shape[axis], centre[axis])
+            kernel = fold(kernel, axis, x.shape[axis], centre[axis])
         else:
             kernel = kernel.narrow(axis, axes[axis].first, axes[axis].taps)
     return kernel
@@ -166,7 +171,7 @@ def _inverse(spectrum: Tensor, axes: list[_Axis], starts: Sequence[int], sizes: 
     return torch.fft.irfft(spectrum, n=axes[-1].transform, dim=-1).narrow(-1, starts[-1], sizes[-1])
 
 
-def _fold(kernel: Tensor, axis: int, size: int, centre: int) -> Tensor:
+def fold(kernel: Tensor, axis: int, size: int, centre: int) -> Tensor:
     """Kernel of period `size` whose tap 0 is the centre: taps a whole period apart act on the same value."""
     # Two are enough for the global kernel, and a constant keeps graphs of dynamic shapes simple.
     periods = 2 if kernel.shape[axis] <= 2 * size else (kernel.shape[axis] + size - 1) // size
@@ -175,49 +180,12 @@ def _fold(kernel: Tensor, axis: int, size: int, centre: int) -> Tensor:
     return kernel.unflatten(axis, (periods, size)).sum(axis - 1).roll(-centre, axis)
 
 
-@torch.library.custom_op("hyena_vision::fft_conv", mutates_args=())
-def _compiled(
-    x: Tensor,
-    kernel: Tensor,
-    skip: Optional[Tensor],  # noqa: UP045  torch reads the schema from this spelling
-    centre: Sequence[int],
-    circular: bool,
-) -> Tensor:
-    return _fft_conv(x, kernel, skip, centre, circular).contiguous()
+def _contiguous_forward(*args) -> Tensor:
+    return convolve(*args).contiguous()
 
 
-@_compiled.register_fake
-def _(x, kernel, skip, centre, circular):
-    return x.new_empty(x.shape)
+def _contiguous_gradients(*args) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(t.contiguous() for t in gradients(*args))
 
 
-@torch.library.custom_op("hyena_vision::fft_conv_backward", mutates_args=())
-def _compiled_backward(
-    grad: Tensor,
-    x: Tensor,
-    kernel: Tensor,
-    skip: Optional[Tensor],  # noqa: UP045  as above
-    centre: Sequence[int],
-    circular: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(t.contiguous() for t in _fft_conv_gradients(grad, x, kernel, skip, centre, circular))
-
-
-@_compiled_backward.register_fake
-def _(grad, x, kernel, skip, centre, circular):
-    dskip = x.new_empty(0) if skip is None else skip.new_empty(skip.shape)
-    return x.new_empty(x.shape), kernel.new_empty(kernel.shape), dskip
-
-
-def _keep(ctx, inputs, output) -> None:
-    x, kernel, skip, ctx.centre, ctx.circular = inputs
-    ctx.save_for_backward(x, kernel, skip)
-
-
-def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, kernel, skip = ctx.saved_tensors
-    dx, dkernel, dskip = _compiled_backward(grad, x, kernel, skip, ctx.centre, ctx.circular)
-    return dx, dkernel, None if skip is None else dskip, None, None
-
-
-_compiled.register_autograd(_backward, setup_context=_keep)
+_compiled = opaque_op("fft_conv", _contiguous_forward, _contiguous_gradients, gradients, keep_layout=False)

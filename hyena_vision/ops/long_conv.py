@@ -4,19 +4,45 @@ Both operators *convolve*: the kernel is flipped relative to `torch.nn.functiona
 kernel of extent K has its centre, the tap of zero displacement, at index `K // 2`.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from hyena_vision.ops.backends import select
+from hyena_vision.ops.backends import Backend, select
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+@dataclass(frozen=True)
+class PreparedKernel:
+    """A kernel and its skip as a backend wants them, for signals of one size; made by `prepare_kernel1d` and `2d`.
+
+    Attributes:
+        backend: That made it.
+        size: Extents of the signals, (L,) or (H, W).
+        channels: C.
+        batch: B if each sample has its own kernel, else None.
+        dtype: Of the sums.
+        state: What the backend wants, usually a spectrum.
+    """
+
+    backend: Backend
+    size: tuple[int, ...]
+    channels: int
+    batch: int | None
+    dtype: torch.dtype
+    state: Any
+
+
 def long_conv1d(
     x: Tensor,
-    kernel: Tensor,
+    kernel: Tensor | PreparedKernel,
     skip: Tensor | None = None,
     *,
+    gate: Tensor | None = None,
+    out_gate: Tensor | None = None,
     causal: bool = False,
     backend: str | None = None,
 ) -> Tensor:
@@ -30,8 +56,10 @@ def long_conv1d(
     Args:
         x: (B, C, L), float16 / bfloat16 / float32 / float64, any strides.
         kernel: (C, K) shared by the batch, or (B, C, K) one per sample; any K >= 1, floating point. It is cast to the
-            dtype of the sums.
+            dtype of the sums. Or a prepared kernel, without gradients; then no skip, and settings as it was prepared.
         skip: (C,) weight $d$ of the unconvolved input (the papers call it bias), or None.
+        gate: As x, multiplied with it before the convolution and the skip, or None.
+        out_gate: As x, multiplied with the result, or None.
         causal: Whether the kernel starts at displacement 0 instead of being centred on it.
         backend: Name of the implementation, None for the fastest that can run; see
             `hyena_vision.ops.available_backends`.
@@ -42,7 +70,7 @@ def long_conv1d(
     Raises:
         ValueError: Shapes or devices do not fit, or the backend's name is unknown; the message has what was given.
         TypeError: A dtype that is not listed above.
-        RuntimeError: The named backend cannot run here.
+        RuntimeError: The named backend cannot run here, or a gradient is wanted of a prepared kernel.
 
     Cost:
         `fft`: O(B C F log F) time with F about L + min(K, L), and 2 L for any K in exported programs.
@@ -51,15 +79,22 @@ def long_conv1d(
     Source:
         Hyena (arXiv:2302.10866), section 3.1; the centred form is that of HyenaPixel (arXiv:2402.19305).
     """
+    if isinstance(kernel, PreparedKernel):
+        return _convolve_prepared(x, kernel, skip, gate, out_gate)
     _check(x, kernel, skip, "L")
-    return select(backend, x, kernel).long_conv1d(x, kernel, skip, causal)
+    _check_gates(x, gate, out_gate)
+    chosen = select(backend, x, kernel)
+    y = chosen.long_conv1d(x if gate is None else x * gate, kernel, skip, causal)
+    return y if out_gate is None else y * out_gate
 
 
 def long_conv2d(
     x: Tensor,
-    kernel: Tensor,
+    kernel: Tensor | PreparedKernel,
     skip: Tensor | None = None,
     *,
+    gate: Tensor | None = None,
+    out_gate: Tensor | None = None,
     padding: str = "linear",
     backend: str | None = None,
 ) -> Tensor:
@@ -73,8 +108,11 @@ def long_conv2d(
     Args:
         x: (B, C, H, W), float16 / bfloat16 / float32 / float64, any strides.
         kernel: (C, Kh, Kw) shared by the batch, or (B, C, Kh, Kw) one per sample; any Kh, Kw >= 1, floating point. It
-            is cast to the dtype of the sums.
+            is cast to the dtype of the sums. Or a prepared kernel, without gradients; then no skip, and settings as it
+            was prepared.
         skip: (C,) weight $d$ of the unconvolved input (the papers call it bias), or None.
+        gate: As x, multiplied with it before the convolution and the skip, or None.
+        out_gate: As x, multiplied with the result, or None.
         padding: "linear" (zeros outside) or "circular" (periodic).
         backend: Name of the implementation, None for the fastest that can run; see
             `hyena_vision.ops.available_backends`.
@@ -86,7 +124,7 @@ def long_conv2d(
         ValueError: Shapes, devices or padding do not fit, or the backend's name is unknown; the message has what was
             given.
         TypeError: A dtype that is not listed above.
-        RuntimeError: The named backend cannot run here.
+        RuntimeError: The named backend cannot run here, or a gradient is wanted of a prepared kernel.
 
     Cost:
         `fft`: O(B C Fh Fw log(Fh Fw)) time, about 2H x 2W for the global kernel (2H-1, 2W-1); "circular" needs H x W.
@@ -95,10 +133,105 @@ def long_conv2d(
     Source:
         HyenaPixel (arXiv:2402.19305), section 3; the 1D operator is Hyena's (arXiv:2302.10866).
     """
+    if isinstance(kernel, PreparedKernel):
+        return _convolve_prepared(x, kernel, skip, gate, out_gate)
     _check(x, kernel, skip, "H, W")
+    _check_padding(padding)
+    _check_gates(x, gate, out_gate)
+    chosen = select(backend, x, kernel)
+    y = chosen.long_conv2d(x if gate is None else x * gate, kernel, skip, padding)
+    return y if out_gate is None else y * out_gate
+
+
+def prepare_kernel1d(
+    x: Tensor, kernel: Tensor, skip: Tensor | None = None, *, causal: bool = False, backend: str | None = None
+) -> PreparedKernel:
+    """Do the part of `long_conv1d` that depends on the kernel alone, to be used for many signals without gradients.
+
+    Args:
+        x: (B, C, L), a signal of the size, dtype and device that will come; its values do not matter.
+        kernel: As for `long_conv1d`.
+        skip: As for `long_conv1d`.
+        causal: As for `long_conv1d`.
+        backend: As for `long_conv1d`.
+
+    Returns:
+        What `long_conv1d` takes as its kernel. `blocked` keeps a spectrum of about 8 C L bytes (float32).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: As `long_conv1d`.
+    """
+    _check(x, kernel, skip, "L")
+    return _prepare(x, kernel, skip, [0 if causal else kernel.shape[-1] // 2], False, backend)
+
+
+def prepare_kernel2d(
+    x: Tensor, kernel: Tensor, skip: Tensor | None = None, *, padding: str = "linear", backend: str | None = None
+) -> PreparedKernel:
+    """Do the part of `long_conv2d` that depends on the kernel alone, to be used for many images without gradients.
+
+    Args:
+        x: (B, C, H, W), an image of the size, dtype and device that will come; its values do not matter.
+        kernel: As for `long_conv2d`.
+        skip: As for `long_conv2d`.
+        padding: As for `long_conv2d`.
+        backend: As for `long_conv2d`.
+
+    Returns:
+        What `long_conv2d` takes as its kernel. `blocked` keeps a spectrum of about 16 C H W bytes (float32; "circular"
+        4 C H W).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: As `long_conv2d`.
+    """
+    _check(x, kernel, skip, "H, W")
+    _check_padding(padding)
+    centre = [kernel.shape[-2] // 2, kernel.shape[-1] // 2]
+    return _prepare(x, kernel, skip, centre, padding == "circular", backend)
+
+
+@torch.no_grad()
+def _prepare(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: list[int], circular: bool, name: str | None):
+    backend = select(name, x, kernel)
+    state = backend.prepare(x, kernel, skip, centre, circular)
+    batch = x.shape[0] if kernel.ndim == x.ndim else None
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return PreparedKernel(backend, tuple(x.shape[2:]), x.shape[1], batch, dtype, state)
+
+
+def _convolve_prepared(
+    x: Tensor, kernel: PreparedKernel, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None
+) -> Tensor:
+    if skip is not None:
+        raise ValueError("a prepared kernel has its skip already, got another one")
+    batch = "B" if kernel.batch is None else kernel.batch
+    fits = x.ndim == len(kernel.size) + 2 and x.shape[1:] == (kernel.channels, *kernel.size)
+    if not fits or (kernel.batch is not None and x.shape[0] != kernel.batch):
+        shape = ", ".join(str(n) for n in (batch, kernel.channels, *kernel.size))
+        raise ValueError(f"x must have shape ({shape}) for this prepared kernel, got {tuple(x.shape)}")
+    if (x.dtype == torch.float64) != (kernel.dtype == torch.float64):
+        raise TypeError(f"the kernel was prepared for sums in {kernel.dtype}, got x in {x.dtype}")
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gate, out_gate)):
+        raise RuntimeError("a prepared kernel has no gradients: give the kernel itself, or use torch.no_grad()")
+    _check_gates(x, gate, out_gate)
+    for tensor in (gate, out_gate):
+        if tensor is not None:
+            x = x.to(torch.promote_types(x.dtype, tensor.dtype))
+    return kernel.backend.convolve_prepared(x, kernel.state, gate, out_gate)
+
+
+def _check_gates(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> None:
+    for name, tensor in (("gate", gate), ("out_gate", out_gate)):
+        if tensor is not None and (tensor.shape != x.shape or tensor.device != x.device):
+            raise ValueError(
+                f"{name} must have the shape and device of x: x has {tuple(x.shape)} on {x.device}, "
+                f"{name} {tuple(tensor.shape)} on {tensor.device}"
+            )
+
+
+def _check_padding(padding: str) -> None:
     if padding not in ("linear", "circular"):
         raise ValueError(f"padding must be 'linear' or 'circular', got {padding!r}")
-    return select(backend, x, kernel).long_conv2d(x, kernel, skip, padding)
 
 
 def _check(x: Tensor, kernel: Tensor, skip: Tensor | None, axes: str) -> None:

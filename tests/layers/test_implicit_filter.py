@@ -263,3 +263,37 @@ def test_bad_sizes_and_conditions_are_refused():
         Filter2d(4, cond_dim=3)((4, 4), torch.zeros(2, 5))
     with pytest.raises(ValueError, match="if and only if cond_dim"):
         Filter2d(4)((4, 4), torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("window", ["exponential", "radial", "gaussian", "none"])
+@pytest.mark.parametrize(
+    ("make", "size"), [(Filter1d, 9), (partial(Filter1d, causal=True), (9,)), (Filter2d, (3, 5))], ids=str
+)
+@pytest.mark.parametrize("options", [dict(), dict(learn_features=True), dict(coords="absolute")], ids=str)
+def test_stream_equals_forward(make, size, window, options):
+    module = make(5, num_filters=2, base_size=4, window=window, **options)
+    kernels = module(size)
+    for index in (0, 1):
+        for block in (1, 2, 3, 5, 8):
+            parts = list(module.stream(size, block, index))
+            assert [len(kernel) for _, kernel in parts[:-1]] == [block] * ((5 - 1) // block)
+            for channels, kernel in parts:
+                assert not kernel.requires_grad
+                torch.testing.assert_close(kernel, kernels[index, channels].detach(), rtol=1e-12, atol=1e-14)
+            assert [c for channels, _ in parts for c in range(5)[channels]] == list(range(5))
+
+
+def test_stream_leaves_gradients_on_between_kernels():
+    for _ in Filter2d(5).stream((3, 3), 2):
+        assert torch.is_grad_enabled()
+
+
+def test_stream_refuses_kernels_of_samples_and_wrong_sizes():
+    with pytest.raises(ValueError, match="cond must be given if and only if cond_dim is set"):
+        next(Filter2d(5, cond_dim=3).stream((3, 3), 2))
+    with pytest.raises(ValueError, match="size must have 2 axes"):
+        next(Filter2d(5).stream((3, 3, 3), 2))
+
+
+def test_taps_counts_the_values_of_a_kernel():
+    assert Filter1d(5).taps((4,)) == 7 and Filter1d(5, causal=True).taps((4,)) == 4 and Filter2d(5).taps((2, 3)) == 15

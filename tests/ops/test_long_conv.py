@@ -43,7 +43,7 @@ def test_unknown_padding_is_refused():
 
 
 def test_unknown_backend_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown backend 'cudnn', expected one of \['fft', 'reference'\]"):
+    with pytest.raises(ValueError, match=r"unknown backend 'cudnn', expected one of \['blocked', 'fft', 'reference'\]"):
         long_conv1d(ones(1, 1, 3), ones(1, 3), backend="cudnn")
 
 
@@ -51,8 +51,8 @@ def test_named_backend_says_why_it_cannot_run(monkeypatch):
     def refuse(x, kernel):
         return "kernels are limited to 2 taps, got 3"
 
-    limited = backends.Backend("limited", None, None, lambda: True, refuse)
-    missing = backends.Backend("missing", None, None, lambda: False, refuse)
+    limited = backends.Backend("limited", None, None, lambda: True, refuse, None, None)
+    missing = backends.Backend("missing", None, None, lambda: False, refuse, None, None)
     monkeypatch.setattr(backends, "_BACKENDS", {"limited": limited, "missing": missing, **backends._BACKENDS})
     with pytest.raises(RuntimeError, match="'limited' cannot run this call: kernels are limited to 2 taps, got 3"):
         long_conv1d(ones(1, 1, 3), ones(1, 3), backend="limited")

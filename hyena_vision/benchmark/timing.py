@@ -1,0 +1,140 @@
+"""Interleaved timing: contenders take turns, so that what slows the machine for a while slows all of them."""
+
+import gc
+import math
+import statistics
+import timeit
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch.utils.benchmark import timer
+
+Result = TypeVar("Result")
+OK, SINGLE_READING, OUT_OF_MEMORY = "ok", "single reading", "out of memory"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Readings of one contender.
+
+    Attributes:
+        seconds: Of one call, one per round; empty if memory ran out.
+        status: `OK`, `SINGLE_READING` (the warm-up's: it took longer than the limit) or `OUT_OF_MEMORY`.
+    """
+
+    seconds: tuple[float, ...]
+    status: str = OK
+
+    def quartiles(self, figure: Callable[[float], float] = lambda seconds: seconds) -> tuple[float | None, ...]:
+        """Lower quartile, median and upper quartile of a figure.
+
+        Args:
+            figure: The figure as a function of the seconds of one call; by default the seconds.
+
+        Returns:
+            Three numbers, three times the only one of a single reading, or three times None.
+        """
+        values = [figure(seconds) for seconds in self.seconds]
+        if len(values) < 2:
+            return (*(values or [None]),) * 3
+        return tuple(statistics.quantiles(values, n=4, method="inclusive"))
+
+
+def time_interleaved(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int = 5,
+    *,
+    time_limit: float | None = None,
+    least_seconds: float = 0.1,
+    untimed_calls: int = 0,
+) -> dict[str, Timing]:
+    """Time callables in turn, round after round.
+
+    Two warm-up calls of each come first. The clock is that of `torch.utils.benchmark.Timer`, which waits for the
+    accelerator; Timer itself would call every contender twice more before every reading, three times the hours where
+    one call takes minutes.
+
+    Args:
+        contenders: What to call, by name, in the order of their turns.
+        rounds: Readings per contender, >= 1.
+        time_limit: Seconds; a contender whose first call takes longer is not called again. None for no limit.
+        least_seconds: Calls are repeated until a reading takes about this long.
+        untimed_calls: Calls before the first one that the limit looks at, for what compiles itself.
+
+    Returns:
+        Readings by name. A contender that runs out of memory has none, and the others go on.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    status = dict.fromkeys(contenders, OK)
+    number: dict[str, int] = {}
+
+    def read(name: str, number: int) -> float | None:
+        watch = timeit.Timer(contenders[name], timer=timer)
+        reading = unless_out_of_memory(lambda: watch.timeit(number) / number)
+        if reading is None:
+            status[name] = OUT_OF_MEMORY
+        return reading
+
+    for name in contenders:
+        for _ in range(untimed_calls):
+            if status[name] == OK:
+                read(name, 1)
+        first = read(name, 1) if status[name] == OK else None
+        if first is not None and time_limit is not None and first > time_limit:
+            status[name] = SINGLE_READING
+            seconds[name].append(first)
+        # The first call may have set things up; the second tells how many fill a reading
+        elif first is not None and (again := read(name, 1)) is not None:
+            number[name] = max(1, math.ceil(least_seconds / again))
+    for _ in range(rounds):
+        for name in number:
+            if status[name] == OK and (reading := read(name, number[name])) is not None:
+                seconds[name].append(reading)
+    return {
+        name: Timing((), OUT_OF_MEMORY) if status[name] == OUT_OF_MEMORY else Timing(tuple(readings), status[name])
+        for name, readings in seconds.items()
+    }
+
+
+def speed_ratio(timing: Timing, base: Timing) -> float | None:
+    """How many times as fast as the base: the median of the ratios of each round.
+
+    Args:
+        timing: Readings of a contender.
+        base: Readings of the base, of the same rounds.
+
+    Returns:
+        The ratio; that of the medians where either has a single reading, None where either has none.
+    """
+    if not timing.seconds or not base.seconds:
+        return None
+    if len(timing.seconds) == len(base.seconds):
+        return statistics.median(theirs / ours for ours, theirs in zip(timing.seconds, base.seconds, strict=True))
+    return statistics.median(base.seconds) / statistics.median(timing.seconds)
+
+
+def unless_out_of_memory(call: Callable[[], Result]) -> Result | None:
+    """Return what a function without arguments returns, or None if it runs out of memory."""
+    try:
+        return call()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only here, after the handler, has the traceback let go of the tensors in its frames
+    release_memory()
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: of the device, of torch's CPU allocator, or of Python."""
+    phrases = ("can't allocate memory", "not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(phrase in str(error) for phrase in phrases)
+
+
+def release_memory() -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

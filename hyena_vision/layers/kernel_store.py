@@ -1,0 +1,172 @@
+"""Long convolutions with implicit kernels where no gradient is wanted, on the CPU.
+
+Kernels are prepared once and kept as long as nothing that they depend on changes; those too large to keep are made,
+used and dropped a few channels at a time. The weights behind a kernel are compared by value before each use, so that a
+change is seen however it was made (optimizer, loading, averaging, `.data`). They are few: the comparison takes
+microseconds where the kernels take milliseconds. On other devices it would have to wait for the device.
+
+torch.compile sees one operator, `hyena_vision::kept_conv`, which has the weights among its arguments.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from hyena_vision.layers.implicit_filter import ImplicitFilter
+from hyena_vision.ops import PreparedKernel, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
+from hyena_vision.ops.backends import is_plain
+from hyena_vision.ops.library import empty_result
+
+# Of the kernels that are made at a time: their network's values and windows should stay in the cache.
+_STREAM_BYTES = 2**23
+
+
+@dataclass(frozen=True)
+class _Kept:
+    settings: tuple
+    weights: Tensor
+    kernels: list[PreparedKernel]
+
+
+# By the skip of a mixer: an entry goes when its mixer does, and copies of a mixer have their own.
+_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def serves(mixer: nn.Module, value: Tensor) -> bool:
+    """Whether this call needs no gradients and no kernels of its own, and runs on the CPU, eagerly or compiled."""
+    if mixer.training or torch.is_grad_enabled() or mixer.filter.film is not None or value.device.type != "cpu":
+        return False
+    if torch.compiler.is_dynamo_compiling():
+        return not torch.compiler.is_exporting()
+    return is_plain(value, mixer.skip, *mixer.filter.parameters())
+
+
+def convolve(mixer: nn.Module, step: int, value: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
+    """The long convolution of one step of a mixer that `serves` says yes to.
+
+    Args:
+        mixer: Has `filter`, `skip` and `config`.
+        step: Of the recurrence, 0 to order - 2.
+        value: (B, C, *size).
+        gate: As value, or None.
+        out_gate: As value, or None.
+
+    Returns:
+        (B, C, *size).
+    """
+    if torch.compiler.is_dynamo_compiling():
+        weights = [*mixer.filter.parameters(), *mixer.filter.buffers()]
+        return _compiled(value, gate, out_gate, mixer.skip, weights, mixer.config, step)
+    return _convolve(mixer.filter, mixer.skip, _config(mixer.config), step, value, gate, out_gate)
+
+
+def _convolve(
+    filter: ImplicitFilter,
+    skip: Tensor,
+    config: dict[str, Any],
+    step: int,
+    value: Tensor,
+    gate: Tensor | None,
+    out_gate: Tensor | None,
+) -> Tensor:
+    long_conv = long_conv1d if value.ndim == 3 else long_conv2d
+    kernels = _kernels(filter, skip, config, value)
+    if kernels is not None:
+        return long_conv(value, kernels[step], gate=gate, out_gate=out_gate)
+    y = None
+    for channels, kernel in _stream(filter, tuple(value.shape[2:]), step):
+        parts = [None if t is None else t[:, channels] for t in (value, gate, out_gate)]
+        result = long_conv(parts[0], kernel, skip[step, channels], gate=parts[1], out_gate=parts[2], **config["op"])
+        y = torch.empty_like(value, dtype=result.dtype) if y is None else y
+        y[:, channels] = result
+    return y
+
+
+def _stream(filter: ImplicitFilter, size: tuple[int, ...], step: int) -> Iterator[tuple[slice, Tensor]]:
+    return filter.stream(size, max(1, _STREAM_BYTES // (4 * filter.taps(size))), step)
+
+
+def _whole(filter: ImplicitFilter, size: tuple[int, ...], step: int) -> Tensor:
+    """The kernels of a step, with little more memory than they take."""
+    kernels = None
+    for channels, kernel in _stream(filter, size, step):
+        kernels = kernel.new_empty(filter.dim, *kernel.shape[1:]) if kernels is None else kernels
+        kernels[channels] = kernel
+    return kernels
+
+
+def _kernels(
+    filter: ImplicitFilter, skip: Tensor, config: dict[str, Any], value: Tensor
+) -> list[PreparedKernel] | None:
+    """Prepared kernels of all steps, or None where they are too large to keep."""
+    rank, size = value.ndim - 2, tuple(value.shape[2:])
+    # Of a spectrum: at most twice as many numbers per axis as there are tokens
+    numbers = value[0].numel() * 2**rank * len(skip)
+    if numbers * (8 if value.dtype == torch.float64 else 4) > config["limit"]:
+        _kept.pop(skip, None)
+        return None
+    weights = torch.cat([weight.flatten() for weight in (skip, *filter.parameters(), *filter.buffers())])
+    settings = (size, value.dtype == torch.float64, weights.dtype, filter.settings, config)
+    kept = _kept.get(skip)
+    if kept is None or kept.settings != settings or not torch.equal(kept.weights, weights):
+        _kept.pop(skip, None)
+        prepare = prepare_kernel1d if rank == 1 else prepare_kernel2d
+        kernels = [
+            prepare(value, _whole(filter, size, index), skip[index], **config["op"]) for index in range(len(skip))
+        ]
+        kept = _kept[skip] = _Kept(settings, weights, kernels)
+    return kept.kernels
+
+
+@lru_cache(maxsize=128)
+def _config(text: str) -> dict[str, Any]:
+    return json.loads(text)
+
+
+class _Holder(nn.Module):
+    """Gives a function a filter of the settings of another, with whatever weights it is called with."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.filter = ImplicitFilter(**settings, device="meta")
+
+    def forward(self, function: Callable[[ImplicitFilter], Tensor]) -> Tensor:
+        return function(self.filter)
+
+
+@lru_cache(maxsize=128)
+def _holder(text: str) -> tuple[_Holder, list[str]]:
+    holder = _Holder(_config(text)["filter"])
+    return holder, [name for name, _ in (*holder.named_parameters(), *holder.named_buffers())]
+
+
+@torch.library.custom_op("hyena_vision::kept_conv", mutates_args=())
+def _compiled(
+    value: Tensor,
+    gate: Optional[Tensor],  # noqa: UP045  torch reads the schema from this spelling
+    out_gate: Optional[Tensor],  # noqa: UP045
+    skip: Tensor,
+    weights: list[Tensor],
+    config: str,
+    step: int,
+) -> Tensor:
+    holder, names = _holder(config)
+
+    def function(filter: ImplicitFilter) -> Tensor:
+        return _convolve(filter, skip, _config(config), step, value, gate, out_gate)
+
+    return torch.func.functional_call(holder, dict(zip(names, weights, strict=True)), (function,))
+
+
+@_compiled.register_fake
+def _(value, gate, out_gate, skip, weights, config, step):
+    dtype = value.dtype
+    for tensor in (gate, out_gate):
+        dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)
+    return empty_result(value, keep_layout=True).to(dtype)

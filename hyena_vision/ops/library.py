@@ -1,0 +1,84 @@
+"""Registers an implementation with PyTorch as one operator, which compilers take as it is."""
+
+from collections.abc import Callable, Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+
+
+def empty_result(x: Tensor, keep_layout: bool) -> Tensor:
+    """Memory for a result of the shape of x: contiguous, or channels last if x is and `keep_layout` is set."""
+    if keep_layout and x.stride(1) == 1:
+        return x.new_empty(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
+    return x.new_empty(x.shape)
+
+
+def opaque_op(
+    name: str,
+    forward: Callable[[Tensor, Tensor, Tensor | None, Sequence[int], bool], Tensor],
+    gradients: Callable[[Tensor, Tensor, Tensor, Tensor | None, Sequence[int], bool], Gradients],
+    differentiable_gradients: Callable[[Tensor, Tensor, Tensor, Tensor | None, Sequence[int], bool], Gradients],
+    keep_layout: bool,
+) -> Callable[[Tensor, Tensor, Tensor | None, Sequence[int], bool], Tensor]:
+    """Register a long convolution as `hyena_vision::{name}`, and its backward pass as `hyena_vision::{name}_backward`.
+
+    What is kept for the backward pass is what came in. An implementation must not use lazy conjugation (`conj()`,
+    `mH`): within an operator that a compiled graph calls, the mark on such a tensor is not seen.
+
+    Args:
+        name: Of the operator.
+        forward: `(x, kernel, skip, centre, circular) -> y`.
+        gradients: `(grad, x, kernel, skip, centre, circular)` to those of x, kernel and skip (empty for no skip).
+        differentiable_gradients: The same by operations that autograd knows, for second derivatives.
+        keep_layout: Whether results are channels last where x is; else they are contiguous.
+
+    Returns:
+        The operator.
+    """
+
+    @torch.library.custom_op(f"hyena_vision::{name}", mutates_args=())
+    def op(
+        x: Tensor,
+        kernel: Tensor,
+        skip: Optional[Tensor],  # noqa: UP045  torch reads the schema from this spelling
+        centre: Sequence[int],
+        circular: bool,
+    ) -> Tensor:
+        return forward(x, kernel, skip, centre, circular)
+
+    @op.register_fake
+    def _(x, kernel, skip, centre, circular):
+        return empty_result(x, keep_layout)
+
+    @torch.library.custom_op(f"hyena_vision::{name}_backward", mutates_args=())
+    def backward_op(
+        grad: Tensor,
+        x: Tensor,
+        kernel: Tensor,
+        skip: Optional[Tensor],  # noqa: UP045  as above
+        centre: Sequence[int],
+        circular: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return gradients(grad, x, kernel, skip, centre, circular)
+
+    @backward_op.register_fake
+    def _(grad, x, kernel, skip, centre, circular):
+        dskip = x.new_empty(0) if skip is None else skip.new_empty(skip.shape)
+        return empty_result(x, keep_layout), kernel.new_empty(kernel.shape), dskip
+
+    def keep(ctx, inputs, output) -> None:
+        x, kernel, skip, ctx.centre, ctx.circular = inputs
+        ctx.save_for_backward(x, kernel, skip)
+
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, kernel, skip = ctx.saved_tensors
+        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        compute = differentiable_gradients if again else backward_op
+        dx, dkernel, dskip = compute(grad, x, kernel, skip, ctx.centre, ctx.circular)
+        return dx, dkernel, None if skip is None else dskip, None, None
+
+    op.register_autograd(backward, setup_context=keep)
+    return op

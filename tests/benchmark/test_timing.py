@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from hyena_vision.benchmark.timing import OK, OUT_OF_MEMORY, SINGLE_READING, Timing, speed_ratio, time_interleaved
+
+
+@pytest.fixture
+def calls() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def contender(calls):
+    """Return a function that makes a contender, which notes its calls and raises at one of them."""
+
+    def contender(name: str, error: Exception | None = None, at: int = 0):
+        def call() -> None:
+            calls.append(name)
+            if error is not None and calls.count(name) == at:
+                raise error
+
+        return call
+
+    return contender
+
+
+def test_contenders_take_turns_after_two_warm_up_calls_of_each(calls, contender):
+    timings = time_interleaved({name: contender(name) for name in "abc"}, 3, least_seconds=0)
+    assert "".join(calls) == "aabbcc" + "abc" * 3
+    assert all(len(timing.seconds) == 3 and min(timing.seconds) > 0 for timing in timings.values())
+    assert {timing.status for timing in timings.values()} == {OK}
+
+
+def test_short_calls_are_repeated_to_fill_a_reading(calls, contender):
+    time_interleaved({"a": contender("a")}, 2, least_seconds=0.001)
+    repeats, rest = divmod(len(calls) - 2, 2)
+    assert repeats > 1 and rest == 0
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_a_contender_without_memory_is_dropped_and_the_others_go_on(calls, contender, at):
+    contenders = {
+        "a": contender("a"),
+        "big": contender("big", torch.OutOfMemoryError("CUDA out of memory"), at),
+        "b": contender("b"),
+    }
+    timings = time_interleaved(contenders, 3, least_seconds=0)
+    assert timings["big"] == Timing((), OUT_OF_MEMORY)
+    assert calls.count("big") == at and calls.count("a") == calls.count("b") == 5
+    assert [len(timings[name].seconds) for name in "ab"] == [3, 3]
+
+
+def test_the_cpu_allocators_error_is_out_of_memory():
+    timings = time_interleaved({"big": lambda: torch.empty(10**16), "small": lambda: torch.empty(1)}, 1)
+    assert timings["big"].status == OUT_OF_MEMORY and timings["small"].status == OK
+
+
+def test_other_errors_are_raised(contender):
+    with pytest.raises(RuntimeError, match="shapes"):
+        time_interleaved({"a": contender("a", RuntimeError("shapes"), at=3)}, 1, least_seconds=0)
+
+
+def test_a_first_call_over_the_limit_is_the_only_one(calls, contender):
+    timings = time_interleaved({"a": contender("a"), "b": contender("b")}, 3, time_limit=0, untimed_calls=1)
+    assert "".join(calls) == "aabb"
+    assert all(timing.status == SINGLE_READING and len(timing.seconds) == 1 for timing in timings.values())
+
+
+def test_quartiles_of_a_figure():
+    assert Timing((4.0, 1.0, 2.0, 3.0, 5.0)).quartiles() == (2, 3, 4)
+    assert Timing((1.0, 2.0, 4.0)).quartiles(lambda seconds: 8 / seconds) == (3, 4, 6)
+    assert Timing((2.0,), SINGLE_READING).quartiles() == (2, 2, 2)
+    assert Timing((), OUT_OF_MEMORY).quartiles() == (None, None, None)
+
+
+def test_ratio_is_taken_round_by_round():
+    base = Timing((2.0, 20.0, 6.0))
+    assert speed_ratio(Timing((1.0, 4.0, 2.0)), base) == 3  # of 2, 5, 3; the ratio of the medians is the same here
+    assert speed_ratio(Timing((4.0, 2.0, 6.0)), base) == 1  # of 0.5, 10, 1; that of the medians is 1.5
+    assert speed_ratio(Timing((3.0,), SINGLE_READING), base) == 2
+    assert speed_ratio(base, Timing((), OUT_OF_MEMORY)) is None
+    assert speed_ratio(Timing((), OUT_OF_MEMORY), base) is None

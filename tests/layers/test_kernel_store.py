@@ -1,0 +1,315 @@
+"""Kept kernels give what fresh ones would, whatever happens to the mixer between two calls."""
+
+import copy
+import gc
+import pickle
+from functools import partial
+
+import pytest
+import torch
+
+from hyena_vision.layers import Hyena1d, Hyena2d, kernel_store
+
+small = dict(filter_dim=8, base_grid=4, dtype=torch.float64)
+MIXERS = {
+    "1d": partial(Hyena1d, 6, **small),
+    "1d-causal": partial(Hyena1d, 6, causal=True, **small),
+    "2d": partial(Hyena2d, 6, **small),
+    "2d-circular": partial(Hyena2d, 6, padding="circular", **small),
+}
+OPTIONS = {
+    "plain": dict(),
+    "order-3": dict(order=3, gate_act="silu"),
+    "norms": dict(gate_norm=True, value_norm=True, out_norm=True),
+    "learnt-features": dict(learn_features=True),
+}
+close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture(autouse=True)
+def _empty_store():
+    gc.collect()
+    kernel_store._kept.clear()
+
+
+def tokens(*shape, dtype=torch.float64):
+    return torch.randn(shape or (2, 4, 5, 6), dtype=dtype)
+
+
+def is_kept(mixer):
+    return mixer.skip in kernel_store._kept
+
+
+def kernels_of(mixer):
+    return kernel_store._kept[mixer.skip].kernels
+
+
+def check(mixer, x):
+    """Against the path that has gradients, which keeps nothing."""
+    with torch.no_grad():
+        y = mixer(x)
+    close(y, mixer(x).detach())
+    return y
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_kept_kernels_equal_fresh_ones(name, options, without_gradients):
+    mixer = MIXERS[name](**OPTIONS[options]).eval()
+    x = tokens()
+    expected = mixer(x).detach()
+    assert not is_kept(mixer)
+    with without_gradients():
+        first = mixer(x)
+        kernels = kernels_of(mixer)
+        second = mixer(x)
+    assert kernels_of(mixer) is kernels and len(kernels) == mixer.order - 1
+    close(first, expected)
+    assert torch.equal(first, second)
+    # Other values and another batch need no other kernels.
+    check(mixer, tokens(3, 4, 5, 6))
+    assert kernels_of(mixer) is kernels
+
+
+def step(mixer):
+    optimizer = torch.optim.SGD(mixer.parameters(), lr=0.1)
+    mixer(tokens()).square().sum().backward()
+    optimizer.step()
+
+
+def through_data(mixer):
+    mixer.filter.out.weight.data.mul_(1.5)
+
+
+def load(mixer):
+    mixer.load_state_dict({k: v + 0.1 for k, v in mixer.state_dict().items()})
+
+
+def move_skip(mixer):
+    mixer.skip.data[0, 0] += 1
+
+
+def move_window(mixer):
+    mixer.filter.decay.data.mul_(2)
+
+
+def move_shift(mixer):
+    mixer.filter.shift.data.add_(0.25)
+
+
+def move_omega(mixer):
+    mixer.filter.omega[1].data.mul_(1.5)
+
+
+def replace_skip(mixer):
+    mixer.skip = torch.nn.Parameter(mixer.skip.detach() * 2)
+
+
+def replace_weight(mixer):
+    mixer.filter.out.weight = torch.nn.Parameter(mixer.filter.out.weight.detach() * 2)
+
+
+def move_base(mixer):
+    mixer.filter.base_size = tuple(2 * n for n in mixer.filter.base_size)
+
+
+def move_by_one_bit(mixer):
+    weight = mixer.filter.hidden[0].weight.data
+    weight.view(-1)[3] = torch.nextafter(weight.view(-1)[3], torch.tensor(9.0, dtype=weight.dtype))
+
+
+CHANGES = [step, through_data, load, move_skip, move_window, move_shift, move_omega, replace_skip, replace_weight]
+CHANGES += [move_base]
+
+
+@pytest.mark.parametrize("name", ["1d", "2d"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_every_change_is_seen(name, change):
+    mixer = MIXERS[name](learn_window=True).eval()
+    x = tokens()
+    before = check(mixer, x)
+    change(mixer)
+    fresh = MIXERS[name](learn_window=True).eval()
+    fresh.load_state_dict(mixer.state_dict())
+    fresh.filter.base_size = mixer.filter.base_size
+    with torch.no_grad():
+        y = mixer(x)
+        assert torch.equal(y, fresh(x)) and not torch.equal(y, before)
+
+
+def test_the_least_change_of_a_weight_makes_new_kernels():
+    mixer = MIXERS["2d"]().eval()
+    check(mixer, tokens())
+    kernels = kernels_of(mixer)
+    move_by_one_bit(mixer)
+    check(mixer, tokens())
+    assert kernels_of(mixer) is not kernels
+
+
+@pytest.mark.parametrize("setting", ["coords", "window_shift"])
+def test_changed_setting_of_the_filter_is_seen(setting):
+    mixer = Hyena2d(6, window="exponential", **small).eval()
+    x = tokens()
+    before = check(mixer, x)
+    setattr(mixer.filter, setting, {"coords": "absolute", "window_shift": 0.5}[setting])
+    assert not torch.equal(check(mixer, x), before)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_sizes_there_and_back(name):
+    mixer = MIXERS[name]().eval()
+    sizes = [(4, 5), (5, 4), (1, 7), (4, 5), (10, 2)]
+    for size in sizes:
+        check(mixer, tokens(2, *size, 6))
+        assert len(kernel_store._kept) == 1
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_dtypes_there_and_back(name):
+    mixer = MIXERS[name]().float().eval()
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
+        mixer.to(dtype)
+        x = tokens(dtype=dtype)
+        with torch.no_grad():
+            y = mixer(x)
+        assert y.dtype == dtype
+        tolerance = dict(rtol=1e-10, atol=1e-12) if dtype == torch.float64 else dict(rtol=1e-4, atol=1e-5)
+        if dtype == torch.bfloat16:
+            # Gates are rounded at other places.
+            tolerance = dict(rtol=0.05, atol=0.02 * y.float().abs().max().item())
+        torch.testing.assert_close(y, mixer(x).detach(), **tolerance)
+
+
+def test_autocast_keeps_filters_in_float32():
+    mixer = Hyena2d(6, filter_dim=8).eval()
+    x = tokens(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = mixer(x).detach()
+        with torch.no_grad():
+            torch.testing.assert_close(mixer(x), expected, rtol=0.05, atol=0.02 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("of_copy", [False, True])
+def test_copies_have_their_own_kernels(of_copy):
+    mixer = MIXERS["2d"]().eval()
+    x = tokens()
+    before = check(mixer, x)
+    twin = copy.deepcopy(mixer)
+    assert torch.equal(check(twin, x), before) and kernels_of(twin) is not kernels_of(mixer)
+    changed, kept = (twin, mixer) if of_copy else (mixer, twin)
+    through_data(changed)
+    assert not torch.equal(check(changed, x), before) and torch.equal(check(kept, x), before)
+
+
+def test_pickles_without_kernels():
+    mixer = MIXERS["2d"]().eval()
+    x, size = tokens(), len(pickle.dumps(mixer))
+    before = check(mixer, x)
+    assert len(pickle.dumps(mixer)) == size
+    twin = pickle.loads(pickle.dumps(mixer))
+    assert not is_kept(twin) and torch.equal(check(twin, x), before)
+    assert set(twin.state_dict()) == set(MIXERS["2d"]().state_dict())
+
+
+def test_nothing_is_kept_in_training_or_with_gradients():
+    mixer = MIXERS["2d"]().eval()
+    mixer(tokens())
+    mixer.train()
+    mixer(tokens())
+    with torch.no_grad():
+        mixer(tokens())
+    assert len(kernel_store._kept) == 0
+
+
+def test_kernels_go_with_their_mixer():
+    mixer = MIXERS["2d"]().eval()
+    check(mixer, tokens())
+    assert len(kernel_store._kept) == 1
+    del mixer
+    gc.collect()
+    assert len(kernel_store._kept) == 0
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("order", [2, 3])
+def test_streamed_kernels_equal_kept_ones(name, order, monkeypatch):
+    mixer = MIXERS[name](order=order, cache_limit=0).eval()
+    twin = MIXERS[name](order=order).eval()
+    twin.load_state_dict(mixer.state_dict())
+    x = tokens()
+    # All channels at a time, then 4 and the remaining 2.
+    for channels in (6, 4):
+        taps = mixer.filter.taps((20,) if name.startswith("1d") else (4, 5))
+        monkeypatch.setattr(kernel_store, "_STREAM_BYTES", 4 * taps * channels)
+        close(check(mixer, x), check(twin, x))
+    assert not is_kept(mixer) and is_kept(twin)
+
+
+def test_kernels_that_grow_over_the_limit_are_dropped():
+    # Complex numbers of twice the extent on each axis, half of them by symmetry.
+    mixer = MIXERS["2d"](cache_limit=6 * 20 * 4 * 8).eval()
+    check(mixer, tokens())
+    assert is_kept(mixer)
+    check(mixer, tokens(2, 5, 5, 6))
+    assert not is_kept(mixer)
+    check(mixer, tokens())
+    assert is_kept(mixer)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_kept_kernels_take_about_the_memory_of_the_limit(name):
+    """The limit is on bytes, so the spectra must not be larger than what it counts, up to the padding of transforms."""
+    mixer = MIXERS[name](order=3).eval()
+    check(mixer, tokens(1, 16, 16, 6))
+    held = sum(kernel.state[0].untyped_storage().nbytes() for kernel in kernels_of(mixer))
+    counted = 6 * 256 * (2 if name.startswith("1d") else 4) * 2 * 8
+    assert held <= 1.3 * counted
+
+
+def test_kernels_of_samples_are_never_kept():
+    mixer = MIXERS["2d"](film=True).eval()
+    check(mixer, tokens())
+    assert len(kernel_store._kept) == 0
+
+
+@pytest.mark.parametrize("backend", ["blocked", "fft", "reference"])
+def test_named_backend_makes_the_kernels(backend):
+    mixer = MIXERS["2d"](backend=backend).eval()
+    check(mixer, tokens())
+    assert [kernel.backend.name for kernel in kernels_of(mixer)] == [backend]
+
+
+@pytest.mark.parametrize("name", ["1d", "2d"])
+def test_functional_call_gets_the_result_of_its_weights(name):
+    mixer, other = MIXERS[name]().eval(), MIXERS[name]().eval()
+    x = tokens()
+    before = check(mixer, x)
+    with torch.no_grad():
+        y = torch.func.functional_call(mixer, dict(other.named_parameters()), (x,))
+        buffers_too = torch.func.functional_call(mixer, other.state_dict(), (x,))
+        assert torch.equal(y, other(x)) and torch.equal(buffers_too, other(x))
+        assert torch.equal(mixer(x), before) and not torch.equal(y, before)
+
+
+@pytest.mark.parametrize(("name", "cache_limit"), [("1d", 2**25), ("2d", 0)])
+def test_compiled_mixer_sees_changes(name, cache_limit):
+    torch._dynamo.reset()
+    mixer = MIXERS[name](order=3, cache_limit=cache_limit).eval()
+    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    x = tokens()
+    for _ in range(2):
+        with torch.no_grad():
+            close(compiled(x), mixer(x))
+            close(compiled(x), mixer(x))
+        through_data(mixer)
+    # With gradients it takes the other path, and nothing stays of the first.
+    close(compiled(x), mixer(x))
+
+
+def test_compiled_by_inductor():
+    torch._dynamo.reset()
+    mixer = MIXERS["2d"]().eval()
+    with torch.no_grad():
+        x = tokens()
+        close(torch.compile(mixer, fullgraph=True)(x), mixer(x))

@@ -1,0 +1,117 @@
+import ast
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+PATH = Path(__file__).parents[1] / "notebooks" / "throughput.ipynb"
+SMALL_MODELS = ("hyena2d_iso_tiny", "vit_tiny_patch16_224")
+CLOCKS = re.compile(
+    r"\b(import|from)\s+time\b|\btime\.\w|\bperf_counter|\bmonotonic|\bprocess_time|\btimeit\b|%%?time"
+    r"|cuda\.Event|utils\.benchmark|benchmark\.timing"
+)
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """The notebook as it is in the repository."""
+    return nbformat.read(PATH, as_version=nbformat.NO_CONVERT)
+
+
+@pytest.fixture(scope="module")
+def executed(stored, tmp_path_factory):
+    """The notebook after a run in its small mode, without a display; a cell that fails raises."""
+    notebook = nbformat.from_dict(stored)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYENA_VISION_NOTEBOOK", "small")
+        patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
+        patch.delenv("DISPLAY", raising=False)
+        patch.delenv("MPLBACKEND", raising=False)
+        folder = tmp_path_factory.mktemp("working_folder")
+        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook, kind):
+    """Contents of one MIME type, in order."""
+    return [
+        output.data[kind]
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+        if output.output_type in ("display_data", "execute_result") and kind in output.data
+    ]
+
+
+@pytest.mark.slow
+def test_no_cell_fails(executed):
+    for cell in code_cells(executed):
+        assert cell.execution_count is not None, cell.id
+        assert not [output for output in cell.outputs if output.output_type == "error"], cell.id
+
+
+@pytest.mark.slow
+def test_figures_are_shown(executed):
+    assert len(outputs(executed, "image/png")) == 3  # inference, training steps, operators
+
+
+@pytest.mark.slow
+def test_tables_have_rows_of_each_model(executed):
+    infer, train, ops = outputs(executed, "text/markdown")
+    for name in SMALL_MODELS:
+        for size in (32, 64):
+            assert re.search(rf"^\| {name} \| {size} \|.*\| ok \|$", infer, re.MULTILINE), infer
+        for mode in ("infer", "train"):
+            assert re.search(rf"^\| {name} \| {mode} \| 32 \|.*\| ok \|$", train, re.MULTILINE), train
+    for op in ("sdpa", "hyena2d", "hyena1d"):
+        for grid in (2, 4):
+            assert re.search(rf"^\| {op} \| {grid} \| {grid**2} \| [\d.]+ \|", ops, re.MULTILINE), ops
+
+
+def test_stored_without_outputs(stored):
+    nbformat.validate(stored)
+    assert (stored.nbformat, stored.nbformat_minor) == (4, 5)
+    assert stored.metadata.kernelspec.name == "python3"
+    assert all(cell.id for cell in stored.cells)
+    for cell in code_cells(stored):
+        assert cell.outputs == [] and cell.execution_count is None, cell.id
+    assert PATH.stat().st_size < 20_000
+
+
+def test_no_clock_of_its_own(stored):
+    """What is timed is timed by the package."""
+    source = "\n".join(cell.source for cell in code_cells(stored))
+    assert not CLOCKS.search(source)
+    tree = ast.parse(re.sub(r"^%matplotlib inline$", "", source, flags=re.MULTILINE))  # and no other magic
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {"time", "timeit"} & imported
+    assert {"hyena_vision.benchmark.models", "hyena_vision.benchmark.ops"} <= imported
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import time",
+        "start = time.time()",
+        "from time import perf_counter",
+        "perf_counter()",
+        "%timeit f()",
+        "%%time",
+        "import timeit",
+        "torch.cuda.Event()",
+    ],
+)
+def test_clocks_are_found(line):
+    assert CLOCKS.search(line)
+
+
+def test_settings_are_no_clocks():
+    assert not CLOCKS.search("time_limit = 60.0  # one time\nrows = measure_models(time_limit=time_limit)")
