@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 RUN := $(shell date +%Y%m%d-%H%M%S)
 OUTPUT ?= output/digits-$(RUN)
 
-.PHONY: help train test test-floor lint clean
+.PHONY: help train test test-floor bench lint clean
 
 help:
 	@echo "make train       train Hyena and the attention ViT on real images, print the comparison"
 	@echo "make test        lint and all tests"
 	@echo "make test-floor  the tests with the oldest supported versions (Python 3.10)"
+	@echo "make bench       operators and models against attention, tables and figures into output/"
 	@echo "make lint        ruff and the direction of imports"
 
 $(VENV)/.train: pyproject.toml
@@ -34,8 +35,14 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+# One test process per core: threads of several would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+bench: $(VENV)/.train
+	$(BIN)/python -m hyena_vision.benchmark ops --check --output output/bench-$(RUN)
+	$(BIN)/python -m hyena_vision.benchmark models --batch-memory 0.2 --rounds 3 --time-limit 10 --output output/bench-$(RUN)
 
 # Kept in step with the lower bounds in pyproject.toml.
 FLOOR := torch==2.8.0 torchvision==0.23.0 timm==1.0.27 einops==0.8.0

@@ -46,7 +46,9 @@ def find_errors(contender: Contender, setting: Setting) -> list[str]:
     wrong = []
     for what, value, exact_value in compared:
         errors = relative_errors(value, exact_value)
-        bounds = [growth * bound for bound in TOLERANCES[setting.dtype]]
+        rms, worst = TOLERANCES[setting.dtype]
+        # A gate multiplies the error of its element, and the largest of millions of them are 5 times their RMS
+        bounds = growth * rms, growth * worst * (5.0 if contender.roundings > 1 else 1.0)
         if not all(error <= bound for error, bound in zip(errors, bounds, strict=True)):
             wrong.append(
                 f"{what} in {setting.dtype}: relative RMS {errors[0]:.2e} (at most {bounds[0]:.1e}), "

@@ -90,7 +90,6 @@ class _Hyena(nn.Module):
         self.dim = dim
         self.order = order
         self.causal = causal
-        self.backend = backend
         self.op_settings = {**op_settings, "backend": backend}
         width = (order + 1) * dim
         self.qkv = nn.Linear(dim, width, bias=qkv_bias, **dd)
@@ -132,6 +131,11 @@ class _Hyena(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
         nn.init.normal_(self.skip)
+
+    @property
+    def backend(self) -> str | None:
+        """Backend of the long convolutions, as it was given; read-only, like all that compiled graphs contain."""
+        return self.op_settings["backend"]
 
     def extra_repr(self) -> str:
         """Settings that the sub-modules do not show."""
@@ -271,7 +275,11 @@ class Hyena2d(_Hyena):
         if padding not in ("linear", "circular"):
             raise ValueError(f"padding must be 'linear' or 'circular', got {padding!r}")
         super().__init__(dim, rank=2, op_settings={"padding": padding}, **kwargs)
-        self.padding = padding
+
+    @property
+    def padding(self) -> str:
+        """As it was given."""
+        return self.op_settings["padding"]
 
     def _short(self, x: Tensor) -> Tensor:
         return self.short_filter(x)
