@@ -232,7 +232,7 @@ class ImplicitFilter(nn.Module):
             channels = slice(start, min(start + block, self.dim))
             rows = slice(index * self.dim + channels.start, index * self.dim + channels.stop)
             with self._without_autocast():
-                kernel = self._values(hidden, coordinates, size, rows)
+                kernel = self._values(hidden, coordinates, size, rows, in_place=True)
             yield channels, kernel.unflatten(-1, extents)
 
     def taps(self, size: tuple[int, ...]) -> int:
@@ -356,13 +356,18 @@ class ImplicitFilter(nn.Module):
                 hidden = (1 + modulation[:, index, 0]) * hidden + modulation[:, index, 1]
         return hidden, coordinates, extents
 
-    def _values(self, hidden: Tensor, coordinates: Tensor, size: tuple[int, ...], rows: slice) -> Tensor:
-        """Kernels of some of the num_filters * C channels, (rows, P) or (B, rows, P)."""
+    def _values(
+        self, hidden: Tensor, coordinates: Tensor, size: tuple[int, ...], rows: slice, in_place: bool = False
+    ) -> Tensor:
+        """Kernels of some of the num_filters * C channels, (rows, P) or (B, rows, P); in place without gradients."""
         weight = self.out.weight[rows].to(self._dtype)
         if self.coords == "relative":
             weight = weight * math.prod([base / n for base, n in zip(self.base_size, size, strict=True)])
         kernel = weight @ hidden.transpose(-1, -2)
-        return kernel if self.window == "none" else kernel * self._window(coordinates, rows)
+        if self.window == "none":
+            return kernel
+        window = self._window(coordinates, rows)
+        return kernel.mul_(window) if in_place else kernel * window
 
     def _window(self, coordinates: Tensor, rows: slice = slice(None)) -> Tensor:
         """Window plus shift of some channels, (rows, P)."""
