@@ -109,18 +109,9 @@ def plot_models(rows: Sequence[Any]) -> "Figure":
     Raises:
         UserError: matplotlib is missing.
     """
-    figure = _figure(2)
-    modes = {row.mode for row in rows}
-    groups = {}
-    for row in rows:
-        groups.setdefault(row.model + (f", {row.mode}" if len(modes) > 1 else ""), []).append(row)
-    speed, memory = figure.axes
-    _lines(speed, groups, "img_size", "images_per_s", edge=0.03)
-    _lines(memory, groups, "img_size", "peak_mb", edge=0.97)
-    speed.set(xlabel="image size (pixels)", ylabel="images/s")
-    memory.set(xlabel="image size (pixels)", ylabel="peak memory (MB)")
-    speed.legend(fontsize="small")
-    return figure
+    several = len({row.mode for row in rows}) > 1
+    labels = [row.model + (f", {row.mode}" if several else "") for row in rows]
+    return _speed_and_memory(rows, labels, ("img_size", "image size (pixels)"), ("images_per_s", "images/s"), edge=0.03)
 
 
 def plot_ops(rows: Sequence[Any]) -> "Figure":
@@ -135,17 +126,7 @@ def plot_ops(rows: Sequence[Any]) -> "Figure":
     Raises:
         UserError: matplotlib is missing.
     """
-    figure = _figure(2)
-    groups = {}
-    for row in rows:
-        groups.setdefault(row.op, []).append(row)
-    time, memory = figure.axes
-    _lines(time, groups, "grid", "ms", edge=0.97)
-    _lines(memory, groups, "grid", "peak_mb", edge=0.97)
-    time.set(xlabel="grid side (tokens)", ylabel="ms")
-    memory.set(xlabel="grid side (tokens)", ylabel="peak memory (MB)")
-    time.legend(fontsize="small")
-    return figure
+    return _speed_and_memory(rows, [row.op for row in rows], ("grid", "grid side (tokens)"), ("ms", "ms"), edge=0.97)
 
 
 def save_figure(figure: "Figure", folder: str, name: str) -> None:
@@ -162,12 +143,22 @@ def require_matplotlib() -> None:
         raise UserError('figures need matplotlib: pip install "hyena-vision[train]"') from None
 
 
-def _figure(panels: int) -> "Figure":
+def _speed_and_memory(
+    rows: Sequence[Any], labels: Sequence[str], x: tuple[str, str], speed: tuple[str, str], edge: float
+) -> "Figure":
+    """Two panels, a line per label; x and speed are attributes and their texts, `edge` where missing speeds stand."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
+    groups: dict[str, list] = {}
+    for label, row in zip(labels, rows, strict=True):
+        groups.setdefault(label, []).append(row)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    figure.subplots(1, panels)
+    panels = (speed, edge), (("peak_mb", "peak memory (MB)"), 0.97)
+    for axes, ((column, text), height) in zip(figure.subplots(1, 2), panels, strict=True):
+        _lines(axes, groups, x[0], column, edge=height)
+        axes.set(xlabel=x[1], ylabel=text)
+    figure.axes[0].legend(fontsize="small")
     return figure
 
 

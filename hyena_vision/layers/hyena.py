@@ -173,7 +173,7 @@ class _Hyena(nn.Module):
 
     def _short(self, x: Tensor) -> Tensor:
         """Short filter of (B, (order + 1) C, H, W), with the axes that the long convolutions run over."""
-        raise NotImplementedError
+        return self.short_filter(x)
 
     def _convolution(self, value: Tensor, cond: Tensor | None) -> Callable[..., Tensor]:
         """`(step, value, gate, out_gate) -> value`: the long convolutions, with the kernels for this call."""
@@ -280,9 +280,6 @@ class Hyena2d(_Hyena):
     def padding(self) -> str:
         """As it was given."""
         return self.op_settings["padding"]
-
-    def _short(self, x: Tensor) -> Tensor:
-        return self.short_filter(x)
 
 
 def _channels_last(norm: nn.Module, x: Tensor) -> Tensor:

@@ -271,8 +271,6 @@ class _Work:
         """(s, lines, rows, c) real, any strides, to (s, lines, c, F) complex."""
         matrix = self.tables.forward
         samples, lines, rows, channels = signal.shape
-        if samples * lines > 1 and not (samples == 1 or signal.stride(0) == lines * signal.stride(1)):
-            signal = signal.contiguous()
         flat = signal.transpose(2, 3).reshape(samples * lines, channels, rows)
         product = torch.bmm(flat, matrix.expand(len(flat), *matrix.shape))
         return torch.view_as_complex(product.view(samples, lines, channels, -1, 2))

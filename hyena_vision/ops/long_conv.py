@@ -61,7 +61,7 @@ def long_conv1d(
         gate: As x, multiplied with it before the convolution and the skip, or None.
         out_gate: As x, multiplied with the result, or None.
         causal: Whether the kernel starts at displacement 0 instead of being centred on it.
-        backend: Name of the implementation, None for the fastest that can run; see
+        backend: Name of the implementation, None for the first that can run of
             `hyena_vision.ops.available_backends`.
 
     Returns:
@@ -73,6 +73,7 @@ def long_conv1d(
         RuntimeError: The named backend cannot run here, or a gradient is wanted of a prepared kernel.
 
     Cost:
+        `blocked`: O(B C L (sqrt(L) + log L)) time with small matrix products, for L with a divisor near its root.
         `fft`: O(B C F log F) time with F about L + min(K, L), and 2 L for any K in exported programs.
         `reference`: O(B C L K) time.
 
@@ -114,7 +115,7 @@ def long_conv2d(
         gate: As x, multiplied with it before the convolution and the skip, or None.
         out_gate: As x, multiplied with the result, or None.
         padding: "linear" (zeros outside) or "circular" (periodic).
-        backend: Name of the implementation, None for the fastest that can run; see
+        backend: Name of the implementation, None for the first that can run of
             `hyena_vision.ops.available_backends`.
 
     Returns:
@@ -127,6 +128,7 @@ def long_conv2d(
         RuntimeError: The named backend cannot run here, or a gradient is wanted of a prepared kernel.
 
     Cost:
+        `blocked`: O(B C H W (W + log H)) time with small matrix products.
         `fft`: O(B C Fh Fw log(Fh Fw)) time, about 2H x 2W for the global kernel (2H-1, 2W-1); "circular" needs H x W.
         `reference`: O(B C H W Kh Kw) time.
 
@@ -209,14 +211,14 @@ def _convolve_prepared(
     if not fits or (kernel.batch is not None and x.shape[0] != kernel.batch):
         shape = ", ".join(str(n) for n in (batch, kernel.channels, *kernel.size))
         raise ValueError(f"x must have shape ({shape}) for this prepared kernel, got {tuple(x.shape)}")
-    if (x.dtype == torch.float64) != (kernel.dtype == torch.float64):
-        raise TypeError(f"the kernel was prepared for sums in {kernel.dtype}, got x in {x.dtype}")
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gate, out_gate)):
         raise RuntimeError("a prepared kernel has no gradients: give the kernel itself, or use torch.no_grad()")
     _check_gates(x, gate, out_gate)
     for tensor in (gate, out_gate):
         if tensor is not None:
             x = x.to(torch.promote_types(x.dtype, tensor.dtype))
+    if (x.dtype == torch.float64) != (kernel.dtype == torch.float64):
+        raise TypeError(f"the kernel was prepared for sums in {kernel.dtype}, got x and gates in {x.dtype}")
     return kernel.backend.convolve_prepared(x, kernel.state, gate, out_gate)
 
 

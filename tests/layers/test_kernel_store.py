@@ -7,16 +7,10 @@ from functools import partial
 
 import pytest
 import torch
+from mixers import MIXERS, small
 
-from hyena_vision.layers import Hyena1d, Hyena2d, kernel_store
+from hyena_vision.layers import Hyena2d, kernel_store
 
-small = dict(filter_dim=8, base_grid=4, dtype=torch.float64)
-MIXERS = {
-    "1d": partial(Hyena1d, 6, **small),
-    "1d-causal": partial(Hyena1d, 6, causal=True, **small),
-    "2d": partial(Hyena2d, 6, **small),
-    "2d-circular": partial(Hyena2d, 6, padding="circular", **small),
-}
 OPTIONS = {
     "plain": dict(),
     "order-3": dict(order=3, gate_act="silu"),

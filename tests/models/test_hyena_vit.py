@@ -295,6 +295,16 @@ def test_init_weights_after_to_empty(name):
         torch.testing.assert_close(given.std(), tensor.std(), rtol=0.5, atol=0.2, msg=key, equal_nan=True)
 
 
+@pytest.mark.parametrize("pad", [False, True])
+def test_tokens_lie_contiguous(name, pad):
+    """Else each norm would copy its input, and each residual sum would run across memory."""
+    model = small_model(name, dynamic_img_pad=pad)
+    seen = []
+    model.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].is_contiguous()))
+    model(images())
+    assert seen == [True]
+
+
 def test_dtype_change_after_a_forward_pass(name):
     model = small_model(name)
     model(images())
