@@ -159,7 +159,9 @@ class _Hyena(nn.Module):
         Returns:
             (B, H, W, C), dtype of the signals.
         """
+        grid = signals.shape[1:3]
         *gates, value = self._short(signals.permute(0, 3, 1, 2)).chunk(self.order + 1, dim=1)
+        del signals  # as large as what the short filter gave; without gradients its memory can be used again
         value = _channels_last(self.value_norm, value)
         last = self.out_gate_act(gates[0])
         convolve = self._convolution(value, cond)
@@ -168,7 +170,7 @@ class _Hyena(nn.Module):
             if not isinstance(self.gate_norms[step], nn.Identity):
                 value, gate = _channels_last(self.gate_norms[step], value * gate), None
             value = convolve(step, value, gate, last if step == self.order - 2 else None)
-        value = value if value.ndim == 4 else value.unflatten(2, signals.shape[1:3])
+        value = value if value.ndim == 4 else value.unflatten(2, grid)
         return value.permute(0, 2, 3, 1)
 
     def _short(self, x: Tensor) -> Tensor:
@@ -235,14 +237,16 @@ class Hyena1d(_Hyena):
         taps = self.short_filter.kernel_size[0]
         if x.device.type != "cpu" or torch.compiler.is_exporting() or x.shape[-1] < taps:
             return self.short_filter(x.flatten(2))[..., : x.shape[-2] * x.shape[-1]]
-        # On the CPU a sequence is an image of one row, which no thread can share: filter the rows of the image, and add
-        # what crosses from one row to the next.
+        # On the CPU a sequence is an image of one row, which no thread can share: filter the rows of the image.
         weight, before = self.short_filter.weight, self.short_filter.padding[0]
-        y = F.conv2d(x, weight.unsqueeze(2), self.short_filter.bias, padding=(0, before), groups=len(weight))
-        y = y[..., : x.shape[-1]]
+        filter_rows = partial(F.conv2d, weight=weight.unsqueeze(2), bias=self.short_filter.bias, groups=len(weight))
+        if torch.is_grad_enabled():
+            return filter_rows(_with_neighbours(x, before, taps - 1 - before)).flatten(2)
+        # Without gradients, instead of the copy, add what crosses from one row to the next.
+        y = filter_rows(x, padding=(0, before))[..., : x.shape[-1]]
         for tap in range(taps):
             shift = tap - before
-            # A row of zeros goes in and one goes out: a slice of H - 1 rows would bind a compiled graph to H > 2
+            # As in _with_neighbours, no slice of H - 1 rows
             if shift < 0:
                 y[..., :-shift] += weight[:, 0, tap, None, None] * F.pad(x[..., shift:], (0, 0, 1, 0))[:, :, :-1]
             elif shift > 0:
@@ -280,6 +284,18 @@ class Hyena2d(_Hyena):
     def padding(self) -> str:
         """As it was given."""
         return self.op_settings["padding"]
+
+
+def _with_neighbours(x: Tensor, before: int, after: int) -> Tensor:
+    """Rows of an image (B, C, H, W), each between the ends of those before and after it in raster order.
+
+    Its backward pass is one concatenation, too, where slices of x would each give a whole image of zeros.
+    """
+    rows = x.permute(0, 2, 3, 1)
+    first, middle, last = rows.split([after, rows.shape[2] - before - after, before], dim=2)
+    # A row of zeros goes in and one goes out: a slice of H - 1 rows would bind a compiled graph to H > 2
+    above, below = F.pad(last, (0, 0, 0, 0, 1, 0))[:, :-1], F.pad(first, (0, 0, 0, 0, 0, 1))[:, 1:]
+    return torch.cat([above, first, middle, last, below], dim=2).permute(0, 3, 1, 2)
 
 
 def _channels_last(norm: nn.Module, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ larger images continue it. Both are equal on the base grid.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
@@ -25,6 +25,9 @@ from torch import Tensor, nn
 FEATURES = ("fourier", "sinusoid", "coords")
 WINDOWS = ("exponential", "radial", "gaussian", "none")
 COORDS = ("relative", "absolute")
+
+# Taps whose hidden layers are computed at a time where no gradient is wanted: they should stay in the cache.
+_POSITIONS = 4096
 
 
 class ImplicitFilter(nn.Module):
@@ -181,8 +184,8 @@ class ImplicitFilter(nn.Module):
             nn.init.constant_(self.shift, self.window_shift)
         coordinates = self._coordinates(self.base_size)
         if self.z is not None:
-            self.z.copy_(self._position_features(coordinates).T.reshape(self.z.shape))
-        energy = self._window(coordinates).square().sum(-1)
+            self.z.copy_(self._position_features(self._axes(self.base_size)).movedim(-1, 0))
+        energy = self._window(self._distances(coordinates)).square().sum(-1)
         nn.init.normal_(self.out.weight, std=math.sqrt(2 / self.out.in_features))
         self.out.weight.div_(energy.sqrt()[:, None].clamp_min(1e-12))
 
@@ -204,22 +207,22 @@ class ImplicitFilter(nn.Module):
         size = self._to_size(size)
         self._check_cond(cond)
         with self._without_autocast():
-            hidden, coordinates, extents = self._hidden(size, cond)
-            kernel = self._values(hidden, coordinates, size, slice(None))
+            first, coordinates, extents = self._first_layer(size)
+            kernel = self._values(self._hidden(first, cond), self._distances(coordinates), size, slice(None))
         kernel = kernel.unflatten(-1, extents).unflatten(-1 - self.rank, (self.num_filters, self.dim))
         return kernel.movedim(-2 - self.rank, 0)
 
     @torch.no_grad()
-    def stream(self, size: int | tuple[int, ...], block: int, index: int = 0) -> Iterator[tuple[slice, Tensor]]:
-        """Evaluate the kernels a few channels at a time, so that all of them are never in memory; without gradients.
+    def at(self, size: int | tuple[int, ...], taps: Tensor, index: int = 0) -> Callable[[slice, slice], Tensor]:
+        """Prepare to evaluate one kernel per channel at chosen taps, a part at a time; without gradients.
 
         Args:
             size: As for `forward`.
-            block: Channels at a time, >= 1.
+            taps: (P,), int64, positions in a flattened kernel, or -1 where the value is to be 0.
             index: Of the filter, 0 to num_filters - 1.
 
-        Yields:
-            Channels, and their kernels (block, *K).
+        Returns:
+            `(channels, part) -> (c, p)`, the values of some channels at `taps[part]`.
 
         Raises:
             ValueError: `size` has the wrong number of axes, or the filter is conditioned on samples.
@@ -227,17 +230,29 @@ class ImplicitFilter(nn.Module):
         size = self._to_size(size)
         self._check_cond(None)
         with self._without_autocast():
-            hidden, coordinates, extents = self._hidden(size, None)
-        for start in range(0, self.dim, block):
-            channels = slice(start, min(start + block, self.dim))
-            rows = slice(index * self.dim + channels.start, index * self.dim + channels.stop)
-            with self._without_autocast():
-                kernel = self._values(hidden, coordinates, size, rows, in_place=True)
-            yield channels, kernel.unflatten(-1, extents)
+            first, coordinates, _ = self._first_layer(size)
+            distances = self._distances(coordinates)[:, taps]
+            hidden = first.new_empty(len(taps), first.shape[1])
+            for start in range(0, len(taps), _POSITIONS):
+                part = slice(start, start + _POSITIONS)
+                hidden[part] = self._hidden(first[taps[part]], in_place=True)
+            hidden[taps < 0] = 0
 
-    def taps(self, size: tuple[int, ...]) -> int:
-        """Number of values of one kernel."""
-        return math.prod(self._extents(size))
+        @torch.no_grad()
+        def values(channels: slice, part: slice) -> Tensor:
+            start, stop, _ = channels.indices(self.dim)
+            rows = slice(index * self.dim + start, index * self.dim + stop)
+            with self._without_autocast():
+                return self._values(hidden[part], distances[:, part], size, rows, in_place=True)
+
+        return values
+
+    def extents(self, size: int | tuple[int, ...]) -> tuple[int, ...]:
+        """Taps of a kernel on each axis."""
+        size = self._to_size(size)
+        if self.z is not None and self.coords == "absolute":
+            size = tuple(min(n, base) for n, base in zip(size, self.base_size, strict=True))
+        return self._extents(size)
 
     def _without_autocast(self) -> AbstractContextManager:
         device = self.out.weight.device
@@ -279,36 +294,61 @@ class ImplicitFilter(nn.Module):
     def _dtype(self) -> torch.dtype:
         return torch.promote_types(self.out.weight.dtype, torch.float32)
 
-    def _coordinates(self, size: tuple[int, ...]) -> Tensor:
-        """Displacement of every tap, (rank, P): in image extents or in base grids."""
+    def _axes(self, size: tuple[int, ...]) -> list[Tensor]:
+        """Displacements along each axis: in image extents or in base grids."""
         scales = size if self.coords == "relative" else self.base_size
-        axes = [
+        return [
             torch.arange(0 if self.causal else 1 - n, n, device=self.out.weight.device, dtype=self._dtype) / scale
             for n, scale in zip(size, scales, strict=True)
         ]
-        return torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")])
 
-    def _position_features(self, coordinates: Tensor) -> Tensor:
-        """Features (P, filter_emb_dim) of displacements (rank, P)."""
+    def _coordinates(self, size: tuple[int, ...]) -> Tensor:
+        """Displacement of every tap, (rank, P)."""
+        return torch.stack([axis.flatten() for axis in torch.meshgrid(*self._axes(size), indexing="ij")])
+
+    def _axis_features(self, axes: list[Tensor]) -> list[Tensor]:
+        """Features of the displacements along each axis, (n, filter_emb_dim / rank)."""
         if self.features == "coords":
-            return coordinates.T
+            return [axis[:, None] for axis in axes]
         if self.features == "fourier":
             bands = (self.filter_emb_dim // self.rank - 1) // 2
-            frequency = torch.linspace(1e-4, max(bands - 1, 1e-4), bands).to(coordinates)
+            frequency = torch.linspace(1e-4, max(bands - 1, 1e-4), bands).to(axes[0])
             # Once round over the kernel, which is as long as the image if causal and twice as long if centred.
-            angle = (2 if self.causal else 1) * math.pi * coordinates[..., None] * frequency
-            parts = torch.cat([coordinates[..., None], angle.cos(), -angle.sin()], dim=-1)
-        else:
-            per_axis = self.filter_emb_dim // self.rank
-            exponent = torch.arange(0, per_axis, 2).to(coordinates) / per_axis
-            middles = [0 if self.causal else base - 1 for base in self.base_size]
-            index = torch.stack(
-                [u * base + middle for u, base, middle in zip(coordinates, self.base_size, middles, strict=True)]
-            )
-            angle = index[..., None] * 10000.0**-exponent
-            # Columns before rows, as in HyenaPixel.
-            parts = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2).flip(0)
-        return parts.transpose(0, 1).flatten(1)
+            angles = [(2 if self.causal else 1) * math.pi * axis[:, None] * frequency for axis in axes]
+            return [
+                torch.cat([axis[:, None], angle.cos(), -angle.sin()], 1)
+                for axis, angle in zip(axes, angles, strict=True)
+            ]
+        per_axis = self.filter_emb_dim // self.rank
+        exponent = torch.arange(0, per_axis, 2).to(axes[0]) / per_axis
+        angles = [
+            (axis * base + (0 if self.causal else base - 1))[:, None] * 10000.0**-exponent
+            for axis, base in zip(axes, self.base_size, strict=True)
+        ]
+        return [torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1) for angle in angles]
+
+    def _in_order(self, of_axes: Sequence[Tensor]) -> list[Tensor]:
+        """What belongs to each axis, in the order of the features: columns before rows for "sinusoid" (HyenaPixel)."""
+        return list(of_axes[::-1] if self.features == "sinusoid" else of_axes)
+
+    def _position_features(self, axes: list[Tensor]) -> Tensor:
+        """Features of all taps, (*K, filter_emb_dim)."""
+        grids = [_along(part, axis, self.rank) for axis, part in enumerate(self._axis_features(axes))]
+        extents = [len(axis) for axis in axes]
+        return torch.cat(self._in_order([grid.expand(*extents, -1) for grid in grids]), -1)
+
+    def _first_layer(self, size: tuple[int, ...]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """First layer before its sine (P, width), displacements (rank, P), kernel extents."""
+        coordinates, dtype = self._coordinates(size), self._dtype
+        weight, bias = self.hidden[0].weight.to(dtype), self.hidden[0].bias.to(dtype)
+        if self.z is not None:
+            features, coordinates, extents = self._table_features(size, coordinates)
+            return F.linear(features, weight, bias), coordinates, extents
+        # Features belong to one axis each, so the layer is a sum over axes
+        weights = self._in_order(weight.chunk(self.rank, dim=1))
+        parts = map(F.linear, self._axis_features(self._axes(size)), weights, (bias, None))
+        grid = sum(_along(part, axis, self.rank) for axis, part in enumerate(parts))
+        return grid.flatten(0, -2), coordinates, self._extents(size)
 
     def _table_features(self, size: tuple[int, ...], coordinates: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """Learnt features (P, filter_emb_dim), with the displacements and extents that they stand for."""
@@ -337,27 +377,25 @@ class ImplicitFilter(nn.Module):
         above = (below + 1).clamp_max(length - 1)
         return torch.lerp(table[:, below], table[:, above], position - below)
 
-    def _hidden(self, size: tuple[int, ...], cond: Tensor | None) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        """Activations of the last hidden layer (P, width) or (B, P, width), displacements (rank, P), kernel extents."""
-        coordinates = self._coordinates(size)
-        if self.z is None:
-            hidden, extents = self._position_features(coordinates), self._extents(size)
-        else:
-            hidden, coordinates, extents = self._table_features(size, coordinates)
+    def _hidden(self, first: Tensor, cond: Tensor | None = None, in_place: bool = False) -> Tensor:
+        """Last hidden layer (P, width) or (B, P, width) from the first before its sine; in place without gradients."""
         dtype = self._dtype
         modulation = None
         if cond is not None:
             film = F.linear(cond.to(dtype), self.film.weight.to(dtype), self.film.bias.to(dtype))
             modulation = film.unflatten(-1, (len(self.hidden), 2, 1, -1))
-        for index, linear in enumerate(self.hidden):
-            hidden = F.linear(hidden, linear.weight.to(dtype), linear.bias.to(dtype))
-            hidden = torch.sin(self.omega[index].to(dtype) * hidden)
+        hidden = first
+        for index, (linear, omega) in enumerate(zip(self.hidden, self.omega, strict=True)):
+            if index > 0:
+                hidden = F.linear(hidden, linear.weight.to(dtype), linear.bias.to(dtype))
+            omega = omega.to(dtype)
+            hidden = hidden.mul_(omega).sin_() if in_place else torch.sin(omega * hidden)
             if modulation is not None:
                 hidden = (1 + modulation[:, index, 0]) * hidden + modulation[:, index, 1]
-        return hidden, coordinates, extents
+        return hidden
 
     def _values(
-        self, hidden: Tensor, coordinates: Tensor, size: tuple[int, ...], rows: slice, in_place: bool = False
+        self, hidden: Tensor, distances: Tensor, size: tuple[int, ...], rows: slice, in_place: bool = False
     ) -> Tensor:
         """Kernels of some of the num_filters * C channels, (rows, P) or (B, rows, P); in place without gradients."""
         weight = self.out.weight[rows].to(self._dtype)
@@ -366,21 +404,32 @@ class ImplicitFilter(nn.Module):
         kernel = weight @ hidden.transpose(-1, -2)
         if self.window == "none":
             return kernel
-        window = self._window(coordinates, rows)
+        window = self._window(distances, rows, in_place)
         return kernel.mul_(window) if in_place else kernel * window
 
-    def _window(self, coordinates: Tensor, rows: slice = slice(None)) -> Tensor:
+    def _distances(self, coordinates: Tensor) -> Tensor:
+        """What the window falls off with, (1, P), or (rank, P) for "gaussian"."""
+        if self.window == "exponential":
+            return coordinates.abs().sum(0, keepdim=True)
+        squares = coordinates.square()
+        return squares.sum(0, keepdim=True).sqrt() if self.window == "radial" else squares
+
+    def _window(self, distances: Tensor, rows: slice = slice(None), in_place: bool = False) -> Tensor:
         """Window plus shift of some channels, (rows, P)."""
         dtype = self._dtype
         if self.window == "none":
-            return torch.ones(self.num_filters * self.dim, 1, device=coordinates.device, dtype=dtype)[rows]
+            return torch.ones(self.num_filters * self.dim, 1, device=distances.device, dtype=dtype)[rows]
         if self.window == "gaussian":
             precision = torch.exp(-2 * self.log_sigma[:, rows].to(dtype))
-            return torch.exp(-0.5 * precision.T @ coordinates.square())
-        distance = coordinates.abs().sum(0) if self.window == "exponential" else coordinates.square().sum(0).sqrt()
-        window = torch.exp(-self.decay[rows].to(dtype).abs()[:, None] * distance)
+            return torch.exp(-0.5 * precision.T @ distances)
+        exponent = -self.decay[rows].to(dtype).abs()[:, None] * distances
         shift = self.window_shift if self.shift is None else self.shift[rows].to(dtype)[:, None]
-        return window + shift
+        return exponent.exp_().add_(shift) if in_place else torch.exp(exponent) + shift
+
+
+def _along(of_axis: Tensor, axis: int, rank: int) -> Tensor:
+    """(n, width) as (1, ..., n, ..., 1, width), with n on one of the axes."""
+    return of_axis.view(*[-1 if other == axis else 1 for other in range(rank)], of_axis.shape[-1])
 
 
 class ImplicitFilter1d(ImplicitFilter):

@@ -9,9 +9,9 @@ torch.compile sees one operator, `hyena_vision::kept_conv`, which has the weight
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Optional
 
 import torch
@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hyena_vision.layers.implicit_filter import ImplicitFilter
-from hyena_vision.ops import PreparedKernel, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
+from hyena_vision.ops import (
+    LazyKernel,
+    PreparedKernel,
+    long_conv1d,
+    long_conv2d,
+    prepare_kernel1d,
+    prepare_kernel2d,
+)
 from hyena_vision.ops.backends import is_plain
 from hyena_vision.ops.library import empty_result
-
-# Of the kernels that are made at a time: their network's values and windows should stay in the cache.
-_STREAM_BYTES = 2**23
 
 
 @dataclass(frozen=True)
@@ -76,52 +80,39 @@ def _convolve(
     out_gate: Tensor | None,
 ) -> Tensor:
     long_conv = long_conv1d if value.ndim == 3 else long_conv2d
-    kernels = _kernels(filter, skip, config, value)
-    if kernels is not None:
-        return long_conv(value, kernels[step], gate=gate, out_gate=out_gate)
-    y = None
-    for channels, kernel in _stream(filter, tuple(value.shape[2:]), step):
-        parts = [None if t is None else t[:, channels] for t in (value, gate, out_gate)]
-        result = long_conv(parts[0], kernel, skip[step, channels], gate=parts[1], out_gate=parts[2], **config["op"])
-        y = torch.empty_like(value, dtype=result.dtype) if y is None else y
-        y[:, channels] = result
-    return y
+    return long_conv(value, _kernel(filter, skip, config, step, value), gate=gate, out_gate=out_gate)
 
 
-def _stream(filter: ImplicitFilter, size: tuple[int, ...], step: int) -> Iterator[tuple[slice, Tensor]]:
-    return filter.stream(size, max(1, _STREAM_BYTES // (4 * filter.taps(size))), step)
+def _prepare(
+    filter: ImplicitFilter, skip: Tensor, config: dict[str, Any], step: int, value: Tensor, keep: bool
+) -> PreparedKernel:
+    size = tuple(value.shape[2:])
+    kernel = LazyKernel(
+        (filter.dim, *filter.extents(size)),
+        torch.promote_types(skip.dtype, torch.float32),
+        skip.device,
+        partial(filter.at, size, index=step),
+    )
+    prepare = prepare_kernel1d if value.ndim == 3 else prepare_kernel2d
+    return prepare(value, kernel, skip[step], **config["op"], keep=keep)
 
 
-def _whole(filter: ImplicitFilter, size: tuple[int, ...], step: int) -> Tensor:
-    """The kernels of a step, with little more memory than they take."""
-    kernels = None
-    for channels, kernel in _stream(filter, size, step):
-        kernels = kernel.new_empty(filter.dim, *kernel.shape[1:]) if kernels is None else kernels
-        kernels[channels] = kernel
-    return kernels
-
-
-def _kernels(
-    filter: ImplicitFilter, skip: Tensor, config: dict[str, Any], value: Tensor
-) -> list[PreparedKernel] | None:
-    """Prepared kernels of all steps, or None where they are too large to keep."""
+def _kernel(filter: ImplicitFilter, skip: Tensor, config: dict[str, Any], step: int, value: Tensor) -> PreparedKernel:
+    """The kernel of a step: kept from an earlier call, or kept from now on, or only for this call if it is large."""
     rank, size = value.ndim - 2, tuple(value.shape[2:])
     # Of a spectrum: at most twice as many numbers per axis as there are tokens
     numbers = value[0].numel() * 2**rank * len(skip)
     if numbers * (8 if value.dtype == torch.float64 else 4) > config["limit"]:
         _kept.pop(skip, None)
-        return None
+        return _prepare(filter, skip, config, step, value, keep=False)
     weights = torch.cat([weight.flatten() for weight in (skip, *filter.parameters(), *filter.buffers())])
     settings = (size, value.dtype == torch.float64, weights.dtype, filter.settings, config)
     kept = _kept.get(skip)
     if kept is None or kept.settings != settings or not torch.equal(kept.weights, weights):
         _kept.pop(skip, None)
-        prepare = prepare_kernel1d if rank == 1 else prepare_kernel2d
-        kernels = [
-            prepare(value, _whole(filter, size, index), skip[index], **config["op"]) for index in range(len(skip))
-        ]
+        kernels = [_prepare(filter, skip, config, index, value, keep=True) for index in range(len(skip))]
         kept = _kept[skip] = _Kept(settings, weights, kernels)
-    return kept.kernels
+    return kept.kernels[step]
 
 
 @lru_cache(maxsize=128)

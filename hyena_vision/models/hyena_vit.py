@@ -70,6 +70,18 @@ def is_large(x: Tensor) -> bool:
     return torch.is_grad_enabled() and x.shape[1] * x.shape[2] >= RECOMPUTE_TOKENS
 
 
+# Tokens for which an MLP is computed at a time where no gradient is wanted, on the CPU. All its hidden activations at
+# once, four times the size of the tokens, are more than the allocator keeps: each call would begin with fresh pages.
+PART_TOKENS = 2048
+
+
+def is_cut(x: Tensor) -> bool:
+    """Whether the MLPs of tokens (B, H, W, C) are computed in parts; not in traced models."""
+    if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy):
+        return False
+    return not torch.is_grad_enabled() and x.device.type == "cpu" and x.shape[:-1].numel() > PART_TOKENS
+
+
 @register_notrace_function
 def check_divisible(x: Tensor, patch_size: tuple[int, int]) -> Tensor:
     """Give back images (B, C, H, W) if the patch size divides them; fx takes the call as one node."""
@@ -143,7 +155,16 @@ class Block(nn.Module):
         if is_large(x):
             return self._forward_large(x)
         x = x + self.drop_path1(self.ls1(self.mixer(self.norm1(x))))
+        if is_cut(x):
+            return self._mix_channels_in_parts(x)
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+    def _mix_channels_in_parts(self, x: Tensor) -> Tensor:
+        """The MLP and its residual, a few tokens at a time; tokens (B, H, W, C) are overwritten."""
+        tokens = x.flatten(0, 2)
+        for part in tokens.chunk(-(-len(tokens) // PART_TOKENS)):
+            part += self.drop_path2(self.ls2(self.mlp(self.norm2(part))))
+        return x
 
     def _forward_large(self, x: Tensor) -> Tensor:
         """The same, keeping less for the backward pass: not the mixer's signals and kernels, nor what follows fc1."""

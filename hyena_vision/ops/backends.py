@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from hyena_vision.ops import blocked, fft, reference
+from hyena_vision.ops.lazy_kernel import LazyKernel
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Backend:
         long_conv2d: `(x, kernel, skip, padding) -> y` on checked arguments.
         available: Whether the machine can run it at all.
         reason: `(x, kernel) -> None` when it can run these arguments, else a phrase that says why not.
-        prepare: `(x, kernel, skip, centre, circular) -> state`: what can be done before x is known.
+        prepare: `(x, kernel, skip, centre, circular, keep) -> state`: what can be done before x is known, for a kernel
+            or a lazy one; without `keep` it is done in each call.
         convolve_prepared: `(x, state, gate, out_gate) -> y`, without gradients.
         automatic: Whether `backend=None` may pick it.
     """
@@ -36,7 +38,7 @@ class Backend:
     long_conv2d: Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
     available: Callable[[], bool]
     reason: Callable[[Tensor, Tensor], str | None]
-    prepare: Callable[[Tensor, Tensor, Tensor | None, Sequence[int], bool], Any]
+    prepare: Callable[[Tensor, Tensor | LazyKernel, Tensor | None, Sequence[int], bool, bool], Any]
     convolve_prepared: Callable[[Tensor, Any, Tensor | None, Tensor | None], Tensor]
     automatic: bool = True
 
@@ -44,14 +46,25 @@ class Backend:
 def _plain_backend(name: str, module: Any, automatic: bool = True) -> Backend:
     """A backend that prepares nothing."""
 
-    def prepare(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Any:
+    def prepare(
+        x: Tensor,
+        kernel: Tensor | LazyKernel,
+        skip: Tensor | None,
+        centre: Sequence[int],
+        circular: bool,
+        keep: bool,
+    ) -> Any:
+        if keep and isinstance(kernel, LazyKernel):
+            kernel = kernel.whole()
         if len(centre) == 1:
             # A centred kernel has its centre at 0 only if it has one tap, which is causal as well
-            return partial(module.long_conv1d, kernel=kernel, skip=skip, causal=centre[0] == 0)
-        return partial(module.long_conv2d, kernel=kernel, skip=skip, padding="circular" if circular else "linear")
+            return kernel, partial(module.long_conv1d, skip=skip, causal=centre[0] == 0)
+        return kernel, partial(module.long_conv2d, skip=skip, padding="circular" if circular else "linear")
 
-    def convolve(x: Tensor, state: Callable, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
-        y = state(x if gate is None else x * gate)
+    def convolve(x: Tensor, state: tuple, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
+        kernel, long_conv = state
+        kernel = kernel.whole() if isinstance(kernel, LazyKernel) else kernel
+        y = long_conv(x if gate is None else x * gate, kernel)
         return y if out_gate is None else y * out_gate
 
     return Backend(name, module.long_conv1d, module.long_conv2d, _always, _no_reason, prepare, convolve, automatic)

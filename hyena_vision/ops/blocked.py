@@ -17,9 +17,10 @@ kernel's spectrum is the batch's sum of $\overline{X} \cdot DY$. Nothing of the 
 what `prepare` returns. docs/cpu.md has figures.
 """
 
+import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import NamedTuple
@@ -29,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyena_vision.ops.fft import fold, gradients, sum_dtype, transform_size
+from hyena_vision.ops.lazy_kernel import LazyKernel
 from hyena_vision.ops.library import empty_result, opaque_op
 
 # Spectrum of one block and thread: half of a core's second-level cache, which buffers and results share.
@@ -37,6 +39,10 @@ _BLOCK_BYTES = 2**19
 _PRODUCT_LINES = 32
 # Of the rows' transforms, which are made for several blocks in one product.
 _GROUP_BYTES = 2**24
+# Of the spectra that are made together. Making them takes a few times as much from kernels in memory; lazy kernels are
+# computed a few lines at a time, for many channels at once.
+_SPECTRA_BYTES = 2**22
+_LAZY_SPECTRA_BYTES = 2**25
 
 
 class Plan(NamedTuple):
@@ -172,32 +178,53 @@ def spectrum(kernel: Tensor, skip: Tensor | None, plan: Plan, centre: Sequence[i
     Returns:
         (..., C, F, T_a), complex, in the memory order in which transforms of signals come.
     """
-    rank = len(plan.size)
-    kernel = kernel.to(dtype)
-    for axis, period, size, middle in zip(range(-rank, 0), plan.periods, plan.size, centre, strict=True):
-        kernel = _lay_periodically(kernel, axis, size, period, middle, plan.circular)
+    periodic = _lay_periodically(kernel, plan, centre, dtype)
     if skip is not None:
-        kernel[(..., *[0] * rank)] += skip.to(dtype)
-    if rank == 1:
-        kernel = kernel.unflatten(-1, (plan.row_transform, plan.line_transform)).transpose(-1, -2).contiguous()
-    lines = torch.fft.rfft(kernel)
-    twiddle = _tables(plan, dtype).twiddle
-    if twiddle is not None:
-        lines *= twiddle
-    spectrum = torch.fft.fft(lines.transpose(-1, -2).contiguous())
+        periodic[(..., *[0] * len(centre))] += skip.to(dtype)
+    spectrum = _transform_lines(torch.fft.rfft(_rows_last(periodic, plan)), plan)
     return spectrum.movedim(-1, -3).contiguous().movedim(-3, -1) if plan.by_product else spectrum
 
 
-def _lay_periodically(kernel: Tensor, axis: int, size: int, period: int, centre: int, circular: bool) -> Tensor:
-    """A copy of the kernel with displacement d at index d modulo the period, less the taps that reach no signal."""
-    if circular:
-        return fold(kernel, axis, size, centre)
-    after = min(kernel.shape[axis] - centre, size)
-    before = min(centre, size - 1)
-    shape = list(kernel.shape)
-    shape[axis] = period - after - before
-    parts = kernel.narrow(axis, centre, after), kernel.new_zeros(shape), kernel.narrow(axis, centre - before, before)
-    return torch.cat(parts, axis)
+def _rows_last(periodic: Tensor, plan: Plan) -> Tensor:
+    """(..., *periods) as (..., T_a, T_b)."""
+    if len(plan.size) == 2:
+        return periodic
+    return periodic.unflatten(-1, (plan.row_transform, plan.line_transform)).transpose(-1, -2).contiguous()
+
+
+def _transform_lines(lines: Tensor, plan: Plan) -> Tensor:
+    """(..., T_a, F), transformed along rows, to (..., F, T_a)."""
+    twiddle = _tables(plan, lines.real.dtype).twiddle
+    if twiddle is not None:
+        lines *= twiddle
+    return torch.fft.fft(lines.transpose(-1, -2).contiguous())
+
+
+def _lay_periodically(kernel: Tensor, plan: Plan, centre: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The kernel with displacement d at index d modulo the period, less the taps that reach no signal.
+
+    The result is valid until the next call of this thread.
+    """
+    rank = len(plan.size)
+    if plan.circular:
+        kernel = kernel.to(dtype, copy=True)
+        for axis, size, middle in zip(range(-rank, 0), plan.size, centre, strict=True):
+            kernel = fold(kernel, axis, size, middle)
+        return kernel
+    from_to = []  # of each axis: (taps, places) from displacement 0 on, and of those before it
+    for size, extent, middle in zip(plan.size, kernel.shape[-rank:], centre, strict=True):
+        after, before = min(extent - middle, size), min(middle, size - 1)
+        pairs = [
+            (slice(middle, middle + after), slice(0, after)),
+            (slice(middle - before, middle), slice(-before, None)),
+        ]
+        from_to.append(pairs if before else pairs[:1])
+    used = tuple((to.start, to.stop) for pairs in from_to for _, to in pairs)
+    periodic = _padded_buffer("kernel", (*kernel.shape[:-rank], *plan.periods), used, dtype)
+    for pairs in itertools.product(*from_to):
+        taps, places = zip(*pairs, strict=True)
+        periodic[(..., *places)] = kernel[(..., *taps)]
+    return periodic
 
 
 def _taps_of(periodic: Tensor, axis: int, size: int, extent: int, centre: int, circular: bool) -> Tensor:
@@ -224,13 +251,14 @@ def _kernel_of(spectrum: Tensor, plan: Plan) -> Tensor:
 _scratch = threading.local()
 
 
-def _padded_buffer(shape: tuple[int, ...], used: int, dtype: torch.dtype) -> Tensor:
+def _padded_buffer(purpose: str, shape: tuple[int, ...], used: Hashable, dtype: torch.dtype) -> Tensor:
     """Memory of this thread's last call if that was alike: the padding, which is all that must be zero, is still so."""
-    key = shape, used, dtype
-    if getattr(_scratch, "key", None) != key:
+    key, (last, buffer) = (shape, used, dtype), getattr(_scratch, purpose, (None, None))
+    if key != last:
         with torch.inference_mode(False):
-            _scratch.key, _scratch.buffer = key, torch.zeros(shape, dtype=dtype, device="cpu")
-    return _scratch.buffer
+            buffer = torch.zeros(shape, dtype=dtype, device="cpu")
+        setattr(_scratch, purpose, (key, buffer))
+    return buffer
 
 
 def _even(total: int, limit: int) -> int:
@@ -241,22 +269,24 @@ def _even(total: int, limit: int) -> int:
 class _Work:
     """Buffers of one call, and the two steps of the transform for a few samples and channels."""
 
-    def __init__(self, plan: Plan, batch: int, channels: int, dtype: torch.dtype, kernels: bool = False) -> None:
+    def __init__(
+        self, plan: Plan, batch: int, channels: int, dtype: torch.dtype, spectra_bytes: int | None = None
+    ) -> None:
         self.plan, self.tables = plan, _tables(plan, dtype)
         element = torch.finfo(dtype).bits // 4
         of_channel = plan.frequencies * plan.line_transform * element
         block = max(1, _BLOCK_BYTES * torch.get_num_threads() // of_channel)
         self.samples = min(batch, max(1, block // channels))
         group = _GROUP_BYTES // (plan.lines * plan.frequencies * element)
-        if kernels:  # making a spectrum takes several times its memory
-            group = min(group, _GROUP_BYTES // 4 // of_channel)
+        if spectra_bytes is not None:
+            group = min(group, spectra_bytes // of_channel)
         self.group = _even(channels, max(block, group))
         if plan.by_product:
             self.block = self.group
         else:
             self.block = _even(self.group, block)
             shape = (self.samples, self.block, plan.frequencies, plan.line_transform)
-            self.buffer = _padded_buffer(shape, plan.lines, _complex(dtype))
+            self.buffer = _padded_buffer("lines", shape, plan.lines, _complex(dtype))
 
     def groups(self, channels: int) -> Iterator[slice]:
         """Channels whose rows are transformed together."""
@@ -339,7 +369,7 @@ def convolve(
     plan: Plan,
     gate: Tensor | None = None,
     out_gate: Tensor | None = None,
-    kernels: bool = False,
+    spectra_bytes: int | None = None,
 ) -> Tensor:
     """out_gate * (kernel * (gate * x)), without gradients.
 
@@ -349,14 +379,14 @@ def convolve(
         plan: Of x.
         gate: As x, or None.
         out_gate: As x, or None.
-        kernels: Whether `spectrum_of` has to compute, and should be asked for few channels at a time.
+        spectra_bytes: Size of the spectra that `spectrum_of` should be asked for at a time, where it has to compute.
 
     Returns:
         (B, C, *size), dtype of x.
     """
     dtype = sum_dtype(x)
     batch, channels = x.shape[:2]
-    work = _Work(plan, batch, channels, dtype, kernels)
+    work = _Work(plan, batch, channels, dtype, spectra_bytes)
     y = empty_result(_padded(x, plan), keep_layout=True)
     y_lines = _as_lines(y, plan)
     signal, gate, out_gate = (None if t is None else _as_lines(t, plan) for t in (x, gate, out_gate))
@@ -379,18 +409,28 @@ def convolve(
 
 
 def prepare(
-    x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
-) -> tuple[Tensor, Plan]:
-    """Spectrum of a kernel for signals like x, and their plan."""
+    x: Tensor,
+    kernel: Tensor | LazyKernel,
+    skip: Tensor | None,
+    centre: Sequence[int],
+    circular: bool,
+    keep: bool,
+) -> tuple[Tensor | Callable[[slice], Tensor], int | None, Plan]:
+    """Spectrum of a kernel for signals like x, or how to make it and how much at a time; and their plan."""
     plan = make_plan(x.shape[2:], kernel.shape[-len(centre) :], centre, circular)
-    work = _Work(plan, 1, x.shape[1], sum_dtype(x), kernels=True)
-    spectrum_of, whole = _spectra(x, kernel, skip, centre, plan), None
+    lazy = isinstance(kernel, LazyKernel)
+    spectrum_of = (_lazy_spectra if lazy else _spectra)(x, kernel, skip, centre, plan)
+    spectra_bytes = _LAZY_SPECTRA_BYTES if lazy else _SPECTRA_BYTES
+    if not keep:
+        return spectrum_of, spectra_bytes, plan
+    work = _Work(plan, 1, x.shape[1], sum_dtype(x), spectra_bytes)
+    whole = None
     for group in work.groups(x.shape[1]):
         part = spectrum_of(group)
         if whole is None:
             whole = _empty_spectrum((*part.shape[:-3], x.shape[1], *part.shape[-2:]), plan, part.dtype)
         whole[..., group, :, :] = part
-    return whole, plan
+    return whole, None, plan
 
 
 def _empty_spectrum(shape: tuple[int, ...], plan: Plan, dtype: torch.dtype) -> Tensor:
@@ -413,15 +453,59 @@ def _spectra(
     return spectrum_of
 
 
-def convolve_prepared(x: Tensor, state: tuple[Tensor, Plan], gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
+def _lazy_spectra(
+    x: Tensor, kernel: LazyKernel, skip: Tensor | None, centre: Sequence[int], plan: Plan
+) -> Callable[[slice], Tensor]:
+    """As `_spectra`, for a kernel that is computed a few lines at a time, where it lies periodically."""
+    dtype, extents = sum_dtype(x), kernel.shape[1:]
+    taps = torch.arange(math.prod(extents))
+    if plan.circular:
+        values = kernel.at(taps)
+
+        def folded_spectrum_of(group: slice) -> Tensor:
+            part = values(group, slice(None)).unflatten(-1, extents)
+            return spectrum(part, None if skip is None else skip[group], plan, centre, dtype)
+
+        return folded_spectrum_of
+    # Laid periodically like a kernel: each place has the number of its tap, or -1 where there is none
+    places = _rows_last(_lay_periodically(taps.view(extents) + 1, plan, centre, torch.int64), plan) - 1
+    count, width = places.shape
+    values = kernel.at(places.flatten())
+
+    def spectrum_of(group: slice) -> Tensor:
+        channels = group.stop - group.start
+        lines = torch.empty(channels, count, plan.frequencies, dtype=_complex(dtype))
+        step = max(1, _BLOCK_BYTES * torch.get_num_threads() // (channels * width * 4))
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            part = values(group, slice(start * width, stop * width)).to(dtype)
+            if start == 0 and skip is not None:
+                part[:, 0] += skip[group].to(dtype)
+            lines[:, start:stop] = torch.fft.rfft(part.view(channels, -1, width))
+        spectrum = _empty_spectrum((channels, plan.frequencies, count), plan, lines.dtype)
+        block = max(1, _BLOCK_BYTES * torch.get_num_threads() // (count * plan.frequencies * 8))
+        for start in range(0, channels, block):
+            spectrum[start : start + block] = _transform_lines(lines[start : start + block], plan)
+        return spectrum
+
+    return spectrum_of
+
+
+def convolve_prepared(
+    x: Tensor,
+    state: tuple[Tensor | Callable[[slice], Tensor], int | None, Plan],
+    gate: Tensor | None,
+    out_gate: Tensor | None,
+) -> Tensor:
     """`convolve` with what `prepare` made."""
-    spectrum, plan = state
-    return convolve(x, lambda group: spectrum[..., group, :, :], plan, gate, out_gate)
+    spectrum, spectra_bytes, plan = state
+    spectrum_of = spectrum if spectra_bytes is not None else lambda group: spectrum[..., group, :, :]
+    return convolve(x, spectrum_of, plan, gate, out_gate, spectra_bytes)
 
 
 def _forward(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
     plan = make_plan(x.shape[2:], kernel.shape[-len(centre) :], centre, circular)
-    return convolve(x, _spectra(x, kernel, skip, centre, plan), plan, kernels=True)
+    return convolve(x, _spectra(x, kernel, skip, centre, plan), plan, spectra_bytes=_SPECTRA_BYTES)
 
 
 @_full_precision()
@@ -432,7 +516,7 @@ def _gradients(
     dtype, rank = sum_dtype(x), len(centre)
     batch, channels = x.shape[:2]
     plan = make_plan(x.shape[2:], kernel.shape[-rank:], centre, circular)
-    work = _Work(plan, batch, channels, dtype, kernels=True)
+    work = _Work(plan, batch, channels, dtype, _SPECTRA_BYTES)
     spectrum_of = _spectra(x, kernel, skip, centre, plan)
     dx = empty_result(_padded(x, plan), keep_layout=True)
     dx_lines = _as_lines(dx, plan)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hyena_vision.ops.backends import Backend, select
+from hyena_vision.ops.lazy_kernel import LazyKernel
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -146,16 +147,24 @@ def long_conv2d(
 
 
 def prepare_kernel1d(
-    x: Tensor, kernel: Tensor, skip: Tensor | None = None, *, causal: bool = False, backend: str | None = None
+    x: Tensor,
+    kernel: Tensor | LazyKernel,
+    skip: Tensor | None = None,
+    *,
+    causal: bool = False,
+    backend: str | None = None,
+    keep: bool = True,
 ) -> PreparedKernel:
     """Do the part of `long_conv1d` that depends on the kernel alone, to be used for many signals without gradients.
 
     Args:
         x: (B, C, L), a signal of the size, dtype and device that will come; its values do not matter.
-        kernel: As for `long_conv1d`.
+        kernel: As for `long_conv1d`, or lazy.
         skip: As for `long_conv1d`.
         causal: As for `long_conv1d`.
         backend: As for `long_conv1d`.
+        keep: Whether the work is done now and its result kept, or done in each call, where the backend can a few
+            channels at a time.
 
     Returns:
         What `long_conv1d` takes as its kernel. `blocked` keeps a spectrum of about 8 C L bytes (float32).
@@ -164,20 +173,27 @@ def prepare_kernel1d(
         ValueError, TypeError, RuntimeError: As `long_conv1d`.
     """
     _check(x, kernel, skip, "L")
-    return _prepare(x, kernel, skip, [0 if causal else kernel.shape[-1] // 2], False, backend)
+    return _prepare(x, kernel, skip, [0 if causal else kernel.shape[-1] // 2], False, backend, keep)
 
 
 def prepare_kernel2d(
-    x: Tensor, kernel: Tensor, skip: Tensor | None = None, *, padding: str = "linear", backend: str | None = None
+    x: Tensor,
+    kernel: Tensor | LazyKernel,
+    skip: Tensor | None = None,
+    *,
+    padding: str = "linear",
+    backend: str | None = None,
+    keep: bool = True,
 ) -> PreparedKernel:
     """Do the part of `long_conv2d` that depends on the kernel alone, to be used for many images without gradients.
 
     Args:
         x: (B, C, H, W), an image of the size, dtype and device that will come; its values do not matter.
-        kernel: As for `long_conv2d`.
+        kernel: As for `long_conv2d`, or lazy.
         skip: As for `long_conv2d`.
         padding: As for `long_conv2d`.
         backend: As for `long_conv2d`.
+        keep: As for `prepare_kernel1d`.
 
     Returns:
         What `long_conv2d` takes as its kernel. `blocked` keeps a spectrum of about 16 C H W bytes (float32; "circular"
@@ -189,13 +205,21 @@ def prepare_kernel2d(
     _check(x, kernel, skip, "H, W")
     _check_padding(padding)
     centre = [kernel.shape[-2] // 2, kernel.shape[-1] // 2]
-    return _prepare(x, kernel, skip, centre, padding == "circular", backend)
+    return _prepare(x, kernel, skip, centre, padding == "circular", backend, keep)
 
 
 @torch.no_grad()
-def _prepare(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: list[int], circular: bool, name: str | None):
-    backend = select(name, x, kernel)
-    state = backend.prepare(x, kernel, skip, centre, circular)
+def _prepare(
+    x: Tensor,
+    kernel: Tensor | LazyKernel,
+    skip: Tensor | None,
+    centre: list[int],
+    circular: bool,
+    name: str | None,
+    keep: bool,
+) -> PreparedKernel:
+    backend = select(name, x, x if isinstance(kernel, LazyKernel) else kernel)
+    state = backend.prepare(x, kernel, skip, centre, circular, keep)
     batch = x.shape[0] if kernel.ndim == x.ndim else None
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return PreparedKernel(backend, tuple(x.shape[2:]), x.shape[1], batch, dtype, state)
@@ -219,7 +243,8 @@ def _convolve_prepared(
             x = x.to(torch.promote_types(x.dtype, tensor.dtype))
     if (x.dtype == torch.float64) != (kernel.dtype == torch.float64):
         raise TypeError(f"the kernel was prepared for sums in {kernel.dtype}, got x and gates in {x.dtype}")
-    return kernel.backend.convolve_prepared(x, kernel.state, gate, out_gate)
+    with torch.no_grad():
+        return kernel.backend.convolve_prepared(x, kernel.state, gate, out_gate)
 
 
 def _check_gates(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> None:
@@ -236,7 +261,7 @@ def _check_padding(padding: str) -> None:
         raise ValueError(f"padding must be 'linear' or 'circular', got {padding!r}")
 
 
-def _check(x: Tensor, kernel: Tensor, skip: Tensor | None, axes: str) -> None:
+def _check(x: Tensor, kernel: Tensor | LazyKernel, skip: Tensor | None, axes: str) -> None:
     """Refuse arguments that would fail later or, worse, broadcast to a wrong number."""
     rank = axes.count(",") + 1
     if x.dtype not in _DTYPES:

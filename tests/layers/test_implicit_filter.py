@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from hyena_vision.layers import ImplicitFilter1d, ImplicitFilter2d
+from hyena_vision.layers import ImplicitFilter1d, ImplicitFilter2d, implicit_filter
 
 Filter1d = partial(ImplicitFilter1d, filter_dim=8, dtype=torch.float64)
 Filter2d = partial(ImplicitFilter2d, filter_dim=8, dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_defaults_are_the_published_ones():
 
 def test_causal_angles_go_round_once_over_the_sequence():
     module = Filter1d(2, filter_emb_dim=7, causal=True)
-    features = module._position_features(module._coordinates((8,)))
+    features = module._position_features(module._axes((8,)))
     torch.testing.assert_close(features[:, 3], torch.cos(2 * 2 * math.pi * torch.arange(8).double() / 8))
 
 
@@ -110,7 +110,7 @@ def test_sinusoid_features_are_those_of_hyenapixel():
 
 def test_gaussian_widths_go_from_one_token_to_the_image():
     module = Filter2d(3, window="gaussian", base_size=(8, 5))
-    window = module._window(module._coordinates((8, 5))).unflatten(-1, (15, 9))
+    window = module._window(module._distances(module._coordinates((8, 5)))).unflatten(-1, (15, 9))
     torch.testing.assert_close(window[0, 7, 5], torch.tensor(0.1, dtype=torch.float64))
     torch.testing.assert_close(window[0, 8, 4], torch.tensor(0.1, dtype=torch.float64))
     edge = torch.exp(-0.5 * torch.exp(-2 * module.log_sigma[0, -1]))
@@ -270,30 +270,39 @@ def test_bad_sizes_and_conditions_are_refused():
     ("make", "size"), [(Filter1d, 9), (partial(Filter1d, causal=True), (9,)), (Filter2d, (3, 5))], ids=str
 )
 @pytest.mark.parametrize("options", [dict(), dict(learn_features=True), dict(coords="absolute")], ids=str)
-def test_stream_equals_forward(make, size, window, options):
+def test_chosen_taps_are_those_of_forward(make, size, window, options, monkeypatch):
+    monkeypatch.setattr(implicit_filter, "_POSITIONS", 4)
     module = make(5, num_filters=2, base_size=4, window=window, **options)
-    kernels = module(size)
+    kernels = module(size).detach().flatten(2)
+    taps = torch.tensor([3, -1, 0, 1, -1, kernels.shape[2] - 1, 3, 2, 2])
+    expected = torch.where(taps < 0, 0, kernels[:, :, taps])
     for index in (0, 1):
-        for block in (1, 2, 3, 5, 8):
-            parts = list(module.stream(size, block, index))
-            assert [len(kernel) for _, kernel in parts[:-1]] == [block] * ((5 - 1) // block)
-            for channels, kernel in parts:
-                assert not kernel.requires_grad
-                torch.testing.assert_close(kernel, kernels[index, channels].detach(), rtol=1e-12, atol=1e-14)
-            assert [c for channels, _ in parts for c in range(5)[channels]] == list(range(5))
+        values = module.at(size, taps, index)
+        for channels in (slice(None), slice(1, 4), slice(4, 5)):
+            for part in (slice(None), slice(2, 7)):
+                given = values(channels, part)
+                assert not given.requires_grad and torch.is_grad_enabled()
+                torch.testing.assert_close(given, expected[index, channels, part], rtol=1e-12, atol=1e-14)
 
 
-def test_stream_leaves_gradients_on_between_kernels():
-    for _ in Filter2d(5).stream((3, 3), 2):
-        assert torch.is_grad_enabled()
-
-
-def test_stream_refuses_kernels_of_samples_and_wrong_sizes():
+def test_chosen_taps_of_kernels_of_samples_or_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match="cond must be given if and only if cond_dim is set"):
-        next(Filter2d(5, cond_dim=3).stream((3, 3), 2))
+        Filter2d(5, cond_dim=3).at((3, 3), torch.arange(2))
     with pytest.raises(ValueError, match="size must have 2 axes"):
-        next(Filter2d(5).stream((3, 3, 3), 2))
+        Filter2d(5).at((3, 3, 3), torch.arange(2))
 
 
-def test_taps_counts_the_values_of_a_kernel():
-    assert Filter1d(5).taps((4,)) == 7 and Filter1d(5, causal=True).taps((4,)) == 4 and Filter2d(5).taps((2, 3)) == 15
+@pytest.mark.parametrize("options", [dict(), dict(learn_features=True, coords="absolute", base_size=3)], ids=str)
+@pytest.mark.parametrize(
+    ("make", "size"), [(Filter1d, (4,)), (partial(Filter1d, causal=True), (4,)), (Filter2d, (2, 5))], ids=str
+)
+def test_extents_are_those_of_the_kernels(make, size, options):
+    assert make(5, **options).extents(size) == tuple(make(5, **options)(size).shape[2:])
+
+
+def test_first_layer_is_that_of_the_features():
+    """The layer is summed over axes; as one product over all features of a tap it must be the same."""
+    for features, emb_dim in (("fourier", 10), ("sinusoid", 8), ("coords", 2)):
+        module = Filter2d(5, features=features, filter_emb_dim=emb_dim)
+        whole = module.hidden[0](module._position_features(module._axes((3, 4))))
+        torch.testing.assert_close(module._first_layer((3, 4))[0], whole.flatten(0, 1), rtol=1e-12, atol=1e-12)

@@ -10,6 +10,7 @@ import torch
 from mixers import MIXERS, small
 
 from hyena_vision.layers import Hyena2d, kernel_store
+from hyena_vision.ops import blocked
 
 OPTIONS = {
     "plain": dict(),
@@ -227,15 +228,15 @@ def test_kernels_go_with_their_mixer():
 
 @pytest.mark.parametrize("name", MIXERS)
 @pytest.mark.parametrize("order", [2, 3])
-def test_streamed_kernels_equal_kept_ones(name, order, monkeypatch):
+def test_kernels_of_one_call_equal_kept_ones(name, order, monkeypatch):
     mixer = MIXERS[name](order=order, cache_limit=0).eval()
     twin = MIXERS[name](order=order).eval()
     twin.load_state_dict(mixer.state_dict())
     x = tokens()
-    # All channels at a time, then 4 and the remaining 2.
-    for channels in (6, 4):
-        taps = mixer.filter.taps((20,) if name.startswith("1d") else (4, 5))
-        monkeypatch.setattr(kernel_store, "_STREAM_BYTES", 4 * taps * channels)
+    # All channels and lines at a time, then few.
+    for limit in (2**19, 1000):
+        monkeypatch.setattr(blocked, "_LAZY_SPECTRA_BYTES", limit)
+        monkeypatch.setattr(blocked, "_BLOCK_BYTES", limit)
         close(check(mixer, x), check(twin, x))
     assert not is_kept(mixer) and is_kept(twin)
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from hyena_vision.ops import available_backends, blocked, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
+from hyena_vision.ops import (
+    LazyKernel,
+    available_backends,
+    blocked,
+    long_conv1d,
+    long_conv2d,
+    prepare_kernel1d,
+    prepare_kernel2d,
+)
 from hyena_vision.ops.backends import select
 from hyena_vision.testing import LAYOUTS, Problem, assert_within_tolerance
 
@@ -72,8 +80,8 @@ def test_many_blocks_groups_and_samples_with_remainders(name, layout, per_sample
     seen = set()
     for block, group in ((1, 1), (1, 4), (3, 5), (15, 1), (100, 100)):
         monkeypatch.setattr(blocked, "_BLOCK_BYTES", block * of_channel)
-        monkeypatch.setattr(blocked, "_GROUP_BYTES", group * 4 * of_channel)
-        work = blocked._Work(plan, 5, 7, torch.float64, kernels=True)
+        monkeypatch.setattr(blocked, "_SPECTRA_BYTES", group * of_channel)
+        work = blocked._Work(plan, 5, 7, torch.float64, blocked._SPECTRA_BYTES)
         seen.add((work.samples, work.block, work.group))
         check(name, problem)
     # Else the limits would not have been crossed.
@@ -171,12 +179,43 @@ def test_prepared_kernel_gives_the_same(name, backend, per_sample):
         # One tap, less than the signal, and beyond it.
         for taps in (size, [1] * len(size), [2 * n + 3 for n in size], [2 * n - 1 for n in size]):
             x, kernel, skip = Problem(size, tuple(taps), per_sample=per_sample).tensors()
-            prepared = prepare(x, kernel.requires_grad_(), skip, **kwargs, backend=backend)
             truth = op(x, kernel, skip, **kwargs, backend="reference")
-            assert_within_tolerance(op(x, prepared), truth, torch.float64)
-            if not per_sample:
-                # Another batch.
-                assert_within_tolerance(op(x[:1], prepared), truth[:1], torch.float64)
+            for keep in (True, False):
+                prepared = prepare(x, kernel.requires_grad_(), skip, **kwargs, backend=backend, keep=keep)
+                assert_within_tolerance(op(x, prepared), truth, torch.float64)
+                if not per_sample:
+                    # Another batch.
+                    assert_within_tolerance(op(x[:1], prepared), truth[:1], torch.float64)
+
+
+@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize("name", OPERATORS)
+def test_lazy_kernel_gives_the_same(name, backend, monkeypatch):
+    op, prepare, kwargs = OPERATORS[name]
+    for size in ((13,), (1,)) if name in ONE_D else ((5, 4), (1, 1), (1, 6)):
+        for taps in (size, [1] * len(size), [2 * n + 3 for n in size], [2 * n - 1 for n in size]):
+            x, kernel, skip = Problem(size, tuple(taps)).tensors()
+            lazy = lazy_kernel(kernel)
+            assert torch.equal(lazy.whole(), kernel)
+            for given in (skip, None):
+                truth = op(x, kernel, given, **kwargs, backend="reference")
+                # All channels, lines and samples at a time, then few
+                for limit in (2**19, 500):
+                    for limited in ("_BLOCK_BYTES", "_LAZY_SPECTRA_BYTES"):
+                        monkeypatch.setattr(blocked, limited, limit)
+                    for keep in (True, False):
+                        prepared = prepare(x, lazy, given, **kwargs, backend=backend, keep=keep)
+                        assert_within_tolerance(op(x, prepared), truth, torch.float64)
+
+
+def lazy_kernel(kernel: torch.Tensor) -> LazyKernel:
+    """The taps of a kernel (C, *K), when they are asked for."""
+
+    def at(taps):
+        values = torch.where(taps < 0, 0, kernel.flatten(1)[:, taps])
+        return lambda channels, part: values[channels, part].clone()
+
+    return LazyKernel(tuple(kernel.shape), kernel.dtype, kernel.device, at)
 
 
 @pytest.mark.parametrize("backend", available_backends())
