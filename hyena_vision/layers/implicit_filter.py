@@ -346,8 +346,9 @@ class ImplicitFilter(nn.Module):
             return F.linear(features, weight, bias), coordinates, extents
         # Features belong to one axis each, so the layer is a sum over axes
         weights = self._in_order(weight.chunk(self.rank, dim=1))
-        parts = map(F.linear, self._axis_features(self._axes(size)), weights, (bias, None))
-        grid = sum(_along(part, axis, self.rank) for axis, part in enumerate(parts))
+        grid = bias
+        for axis, (features, part) in enumerate(zip(self._axis_features(self._axes(size)), weights, strict=True)):
+            grid = grid + _along(F.linear(features, part), axis, self.rank)
         return grid.flatten(0, -2), coordinates, self._extents(size)
 
     def _table_features(self, size: tuple[int, ...], coordinates: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:

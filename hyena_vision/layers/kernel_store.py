@@ -1,9 +1,10 @@
 """Long convolutions with implicit kernels where no gradient is wanted, on the CPU.
 
 Kernels are prepared once and kept as long as nothing that they depend on changes; those too large to keep are made,
-used and dropped a few channels at a time. The weights behind a kernel are compared by value before each use, so that a
-change is seen however it was made (optimizer, loading, averaging, `.data`). They are few: the comparison takes
-microseconds where the kernels take milliseconds. On other devices it would have to wait for the device.
+used and dropped in each call, by the backend "blocked" a part at a time. The weights behind a kernel are compared by
+value before each use, so that a change is seen however it was made (optimizer, loading, averaging, `.data`). They are
+few: the comparison takes microseconds where the kernels take milliseconds. On other devices it would have to wait for
+the device.
 
 torch.compile sees one operator, `hyena_vision::kept_conv`, which has the weights among its arguments.
 """

@@ -75,11 +75,18 @@ def is_large(x: Tensor) -> bool:
 PART_TOKENS = 2048
 
 
-def is_cut(x: Tensor) -> bool:
-    """Whether the MLPs of tokens (B, H, W, C) are computed in parts; not in traced models."""
-    if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy):
-        return False
-    return not torch.is_grad_enabled() and x.device.type == "cpu" and x.shape[:-1].numel() > PART_TOKENS
+class PartMlp(Mlp):
+    """timm's `Mlp`; on the CPU, without gradients, its layers see at most 2048 tokens at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the channels of tokens (B, H, W, C)."""
+        if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy) or torch.is_grad_enabled():
+            return super().forward(x)
+        if x.device.type != "cpu" or x.shape[:-1].numel() <= PART_TOKENS:
+            return super().forward(x)
+        tokens = x.reshape(-1, x.shape[-1])
+        parts = tokens.chunk(-(-len(tokens) // PART_TOKENS))
+        return torch.cat([super(PartMlp, self).forward(part) for part in parts]).view(*x.shape[:-1], -1)
 
 
 @register_notrace_function
@@ -146,7 +153,7 @@ class Block(nn.Module):
         self.ls1 = LayerScale(dim, init_values=init_values, **dd) if init_values else nn.Identity()
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = norm_layer(dim, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop, **dd)
+        self.mlp = PartMlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop, **dd)
         self.ls2 = LayerScale(dim, init_values=init_values, **dd) if init_values else nn.Identity()
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
@@ -155,16 +162,7 @@ class Block(nn.Module):
         if is_large(x):
             return self._forward_large(x)
         x = x + self.drop_path1(self.ls1(self.mixer(self.norm1(x))))
-        if is_cut(x):
-            return self._mix_channels_in_parts(x)
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-
-    def _mix_channels_in_parts(self, x: Tensor) -> Tensor:
-        """The MLP and its residual, a few tokens at a time; tokens (B, H, W, C) are overwritten."""
-        tokens = x.flatten(0, 2)
-        for part in tokens.chunk(-(-len(tokens) // PART_TOKENS)):
-            part += self.drop_path2(self.ls2(self.mlp(self.norm2(part))))
-        return x
 
     def _forward_large(self, x: Tensor) -> Tensor:
         """The same, keeping less for the backward pass: not the mixer's signals and kernels, nor what follows fc1."""

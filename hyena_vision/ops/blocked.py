@@ -14,7 +14,7 @@ sequence's index by `lines`. Its spectrum is made in two steps.
 The kernel lies periodically, displacement 0 first, so that nothing has to be shifted; the skip is added to that tap.
 The backward pass has the same two steps: dx is a convolution with the conjugate spectrum, and the gradient of the
 kernel's spectrum is the batch's sum of $\overline{X} \cdot DY$. Nothing of the transform's size outlives a call, except
-what `prepare` returns. docs/cpu.md has figures.
+what `prepare` returns; each thread keeps two padded buffers of the size of a block. docs/cpu.md has figures.
 """
 
 import itertools
@@ -22,7 +22,7 @@ import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -220,7 +220,9 @@ def _lay_periodically(kernel: Tensor, plan: Plan, centre: Sequence[int], dtype: 
         ]
         from_to.append(pairs if before else pairs[:1])
     used = tuple((to.start, to.stop) for pairs in from_to for _, to in pairs)
-    periodic = _padded_buffer("kernel", (*kernel.shape[:-rank], *plan.periods), used, dtype)
+    shape = (*kernel.shape[:-rank], *plan.periods)
+    per_sample = kernel.ndim > rank + 1  # too large to keep
+    periodic = kernel.new_zeros(shape, dtype=dtype) if per_sample else _padded_buffer("kernel", shape, used, dtype)
     for pairs in itertools.product(*from_to):
         taps, places = zip(*pairs, strict=True)
         periodic[(..., *places)] = kernel[(..., *taps)]
@@ -253,12 +255,12 @@ _scratch = threading.local()
 
 def _padded_buffer(purpose: str, shape: tuple[int, ...], used: Hashable, dtype: torch.dtype) -> Tensor:
     """Memory of this thread's last call if that was alike: the padding, which is all that must be zero, is still so."""
-    key, (last, buffer) = (shape, used, dtype), getattr(_scratch, purpose, (None, None))
-    if key != last:
+    key, (last, buffer) = (shape[1:], used, dtype), getattr(_scratch, purpose, (None, None))
+    if key != last or len(buffer) < shape[0]:
         with torch.inference_mode(False):
             buffer = torch.zeros(shape, dtype=dtype, device="cpu")
         setattr(_scratch, purpose, (key, buffer))
-    return buffer
+    return buffer[: shape[0]]
 
 
 def _even(total: int, limit: int) -> int:
@@ -415,16 +417,16 @@ def prepare(
     centre: Sequence[int],
     circular: bool,
     keep: bool,
-) -> tuple[Tensor | Callable[[slice], Tensor], int | None, Plan]:
-    """Spectrum of a kernel for signals like x, or how to make it and how much at a time; and their plan."""
+) -> tuple[Tensor | Callable[[], Callable[[slice], Tensor]], int | None, Plan]:
+    """Spectrum of a kernel for signals like x, or how to begin making it and how much at a time; and their plan."""
     plan = make_plan(x.shape[2:], kernel.shape[-len(centre) :], centre, circular)
     lazy = isinstance(kernel, LazyKernel)
-    spectrum_of = (_lazy_spectra if lazy else _spectra)(x, kernel, skip, centre, plan)
-    spectra_bytes = _LAZY_SPECTRA_BYTES if lazy else _SPECTRA_BYTES
+    make = partial(_lazy_spectra if lazy else _spectra, kernel, skip, centre, plan, sum_dtype(x))
+    spectra_bytes = _LAZY_SPECTRA_BYTES if lazy and not circular else _SPECTRA_BYTES
     if not keep:
-        return spectrum_of, spectra_bytes, plan
+        return make, spectra_bytes, plan
     work = _Work(plan, 1, x.shape[1], sum_dtype(x), spectra_bytes)
-    whole = None
+    spectrum_of, whole = make(), None
     for group in work.groups(x.shape[1]):
         part = spectrum_of(group)
         if whole is None:
@@ -442,10 +444,10 @@ def _empty_spectrum(shape: tuple[int, ...], plan: Plan, dtype: torch.dtype) -> T
 
 
 def _spectra(
-    x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], plan: Plan
+    kernel: Tensor, skip: Tensor | None, centre: Sequence[int], plan: Plan, dtype: torch.dtype
 ) -> Callable[[slice], Tensor]:
     """The spectra of some channels' kernels, when they are asked for."""
-    dtype, axes = sum_dtype(x), (slice(None),) * len(centre)
+    axes = (slice(None),) * len(centre)
 
     def spectrum_of(group: slice) -> Tensor:
         return spectrum(kernel[(..., group, *axes)], None if skip is None else skip[group], plan, centre, dtype)
@@ -454,11 +456,11 @@ def _spectra(
 
 
 def _lazy_spectra(
-    x: Tensor, kernel: LazyKernel, skip: Tensor | None, centre: Sequence[int], plan: Plan
+    kernel: LazyKernel, skip: Tensor | None, centre: Sequence[int], plan: Plan, dtype: torch.dtype
 ) -> Callable[[slice], Tensor]:
-    """As `_spectra`, for a kernel that is computed a few lines at a time, where it lies periodically."""
-    dtype, extents = sum_dtype(x), kernel.shape[1:]
-    taps = torch.arange(math.prod(extents))
+    """As `_spectra`, for a kernel computed where it lies periodically, a few lines at a time unless circular."""
+    extents = kernel.shape[1:]
+    taps = torch.arange(math.prod(extents), device="cpu")
     if plan.circular:
         values = kernel.at(taps)
 
@@ -474,7 +476,7 @@ def _lazy_spectra(
 
     def spectrum_of(group: slice) -> Tensor:
         channels = group.stop - group.start
-        lines = torch.empty(channels, count, plan.frequencies, dtype=_complex(dtype))
+        lines = torch.empty(channels, count, plan.frequencies, dtype=_complex(dtype), device="cpu")
         step = max(1, _BLOCK_BYTES * torch.get_num_threads() // (channels * width * 4))
         for start in range(0, count, step):
             stop = min(start + step, count)
@@ -493,19 +495,19 @@ def _lazy_spectra(
 
 def convolve_prepared(
     x: Tensor,
-    state: tuple[Tensor | Callable[[slice], Tensor], int | None, Plan],
+    state: tuple[Tensor | Callable[[], Callable[[slice], Tensor]], int | None, Plan],
     gate: Tensor | None,
     out_gate: Tensor | None,
 ) -> Tensor:
     """`convolve` with what `prepare` made."""
     spectrum, spectra_bytes, plan = state
-    spectrum_of = spectrum if spectra_bytes is not None else lambda group: spectrum[..., group, :, :]
+    spectrum_of = (lambda group: spectrum[..., group, :, :]) if spectra_bytes is None else spectrum()
     return convolve(x, spectrum_of, plan, gate, out_gate, spectra_bytes)
 
 
 def _forward(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
     plan = make_plan(x.shape[2:], kernel.shape[-len(centre) :], centre, circular)
-    return convolve(x, _spectra(x, kernel, skip, centre, plan), plan, spectra_bytes=_SPECTRA_BYTES)
+    return convolve(x, _spectra(kernel, skip, centre, plan, sum_dtype(x)), plan, spectra_bytes=_SPECTRA_BYTES)
 
 
 @_full_precision()
@@ -517,7 +519,7 @@ def _gradients(
     batch, channels = x.shape[:2]
     plan = make_plan(x.shape[2:], kernel.shape[-rank:], centre, circular)
     work = _Work(plan, batch, channels, dtype, _SPECTRA_BYTES)
-    spectrum_of = _spectra(x, kernel, skip, centre, plan)
+    spectrum_of = _spectra(kernel, skip, centre, plan, sum_dtype(x))
     dx = empty_result(_padded(x, plan), keep_layout=True)
     dx_lines = _as_lines(dx, plan)
     dkernel = torch.empty(kernel.shape, dtype=kernel.dtype)

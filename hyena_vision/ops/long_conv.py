@@ -163,11 +163,11 @@ def prepare_kernel1d(
         skip: As for `long_conv1d`.
         causal: As for `long_conv1d`.
         backend: As for `long_conv1d`.
-        keep: Whether the work is done now and its result kept, or done in each call, where the backend can a few
+        keep: Whether the work is done now and its result kept, or done in each call; `blocked` then does it a few
             channels at a time.
 
     Returns:
-        What `long_conv1d` takes as its kernel. `blocked` keeps a spectrum of about 8 C L bytes (float32).
+        What `long_conv1d` takes as its kernel. With `keep`, `blocked` holds a spectrum of about 8 C L bytes (float32).
 
     Raises:
         ValueError, TypeError, RuntimeError: As `long_conv1d`.
@@ -196,8 +196,8 @@ def prepare_kernel2d(
         keep: As for `prepare_kernel1d`.
 
     Returns:
-        What `long_conv2d` takes as its kernel. `blocked` keeps a spectrum of about 16 C H W bytes (float32; "circular"
-        4 C H W).
+        What `long_conv2d` takes as its kernel. With `keep`, `blocked` holds a spectrum of about 16 C H W bytes
+        (float32; "circular" 4 C H W).
 
     Raises:
         ValueError, TypeError, RuntimeError: As `long_conv2d`.

@@ -227,16 +227,26 @@ def test_kernels_go_with_their_mixer():
 
 
 @pytest.mark.parametrize("name", MIXERS)
-@pytest.mark.parametrize("order", [2, 3])
-def test_kernels_of_one_call_equal_kept_ones(name, order, monkeypatch):
-    mixer = MIXERS[name](order=order, cache_limit=0).eval()
-    twin = MIXERS[name](order=order).eval()
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(order=3),
+        dict(backend="fft"),
+        dict(backend="reference", order=3),
+        dict(learn_features=True, coords="absolute", base_grid=3),
+    ],
+    ids=str,
+)
+def test_kernels_of_one_call_equal_kept_ones(name, options, monkeypatch):
+    mixer = MIXERS[name](**options, cache_limit=0).eval()
+    twin = MIXERS[name](**options).eval()
     twin.load_state_dict(mixer.state_dict())
     x = tokens()
     # All channels and lines at a time, then few.
     for limit in (2**19, 1000):
         monkeypatch.setattr(blocked, "_LAZY_SPECTRA_BYTES", limit)
-        monkeypatch.setattr(blocked, "_BLOCK_BYTES", limit)
+        monkeypatch.setattr(blocked, "_BLOCK_BYTES", limit // torch.get_num_threads())
         close(check(mixer, x), check(twin, x))
     assert not is_kept(mixer) and is_kept(twin)
 

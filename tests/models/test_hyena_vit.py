@@ -2,6 +2,7 @@
 
 import fnmatch
 import inspect
+from functools import partial
 
 import pytest
 import timm
@@ -11,8 +12,8 @@ from timm.models import group_parameters, save_for_hf
 from torch import nn
 
 import hyena_vision  # noqa: F401  registers the models
-from hyena_vision.layers import ImplicitFilter
-from hyena_vision.models import HyenaViT
+from hyena_vision.layers import Hyena2d, ImplicitFilter
+from hyena_vision.models import HyenaViT, hyena_vit
 
 NAMES = [*timm.list_models("hyena*vit*"), "hyena2d_iso_tiny"]
 SMALL = dict(embed_dim=32, depth=4, filter_dim=8, img_size=64)
@@ -360,3 +361,34 @@ def test_exports_with_free_height_and_width(name):
 def test_bad_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         HyenaViT(**{**SMALL, **kwargs})
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_mlps_in_parts_give_the_same(training, monkeypatch):
+    """Tokens in any memory order, the last part smaller."""
+    block = hyena_vit.Block(6, partial(Hyena2d, filter_dim=4), init_values=0.5).train(training).double()
+    parts = []
+    block.mlp.fc1.register_forward_hook(lambda module, args, output: parts.append(len(args[0])))
+    contiguous = torch.randn(2, 5, 7, 6, dtype=torch.float64)
+    permuted = torch.randn(2, 6, 5, 7, dtype=torch.float64).permute(0, 2, 3, 1)
+    for x in (contiguous, permuted):
+        before = x.clone()
+        expected = block(x).detach()
+        monkeypatch.setattr(hyena_vit, "PART_TOKENS", 32)
+        parts.clear()
+        with torch.no_grad():
+            y = block(x)
+        assert parts == [24, 24, 22] and y.shape == x.shape
+        torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+        assert torch.equal(x, before)
+        monkeypatch.undo()
+
+
+def test_stochastic_depth_drops_samples_also_where_mlps_are_in_parts(monkeypatch):
+    monkeypatch.setattr(hyena_vit, "PART_TOKENS", 4)
+    block = hyena_vit.Block(6, partial(Hyena2d, filter_dim=4), drop_path=0.5).train()
+    x = torch.randn(64, 2, 2, 6)
+    with torch.no_grad():
+        block.mixer.proj.weight.zero_()
+        changed = (block(x) != x).flatten(1)
+    assert 0 < changed.any(1).sum() < 64 and torch.equal(changed.any(1), changed.all(1))

@@ -199,21 +199,53 @@ def test_lazy_kernel_gives_the_same(name, backend, monkeypatch):
             assert torch.equal(lazy.whole(), kernel)
             for given in (skip, None):
                 truth = op(x, kernel, given, **kwargs, backend="reference")
-                # All channels, lines and samples at a time, then few
                 for limit in (2**19, 500):
-                    for limited in ("_BLOCK_BYTES", "_LAZY_SPECTRA_BYTES"):
-                        monkeypatch.setattr(blocked, limited, limit)
+                    monkeypatch.setattr(blocked, "_LAZY_SPECTRA_BYTES", limit)
+                    monkeypatch.setattr(blocked, "_SPECTRA_BYTES", limit)
+                    monkeypatch.setattr(blocked, "_BLOCK_BYTES", limit // torch.get_num_threads())
                     for keep in (True, False):
                         prepared = prepare(x, lazy, given, **kwargs, backend=backend, keep=keep)
                         assert_within_tolerance(op(x, prepared), truth, torch.float64)
 
 
-def lazy_kernel(kernel: torch.Tensor) -> LazyKernel:
-    """The taps of a kernel (C, *K), when they are asked for."""
+@pytest.mark.parametrize("name", OPERATORS)
+def test_lazy_kernel_is_asked_for_a_part_at_a_time(name, monkeypatch):
+    op, prepare, kwargs = OPERATORS[name]
+    size = (64,) if name in ONE_D else (16, 16)
+    x, kernel, _ = Problem(size, [2 * n - 1 for n in size], channels=8).tensors()
+    asked = []
+    lazy = lazy_kernel(kernel, asked)
+    monkeypatch.setattr(blocked, "_PRODUCT_LINES", 0)
+    blocked._tables.cache_clear()
+    op(x, prepare(x, lazy, **kwargs, keep=False))
+    assert asked == [(8, asked[0][1])]
+    asked.clear()
+    plan = blocked.make_plan(size, kernel.shape[1:], [n // 2 for n in kernel.shape[1:]], name == "circular")
+    of_channel = 16 * plan.frequencies * plan.line_transform
+    monkeypatch.setattr(blocked, "_GROUP_BYTES", of_channel)
+    monkeypatch.setattr(blocked, "_LAZY_SPECTRA_BYTES", of_channel)
+    monkeypatch.setattr(blocked, "_SPECTRA_BYTES", of_channel)
+    monkeypatch.setattr(blocked, "_BLOCK_BYTES", of_channel // 8 // torch.get_num_threads())
+    op(x, prepare(x, lazy, **kwargs, keep=False))
+    blocked._tables.cache_clear()
+    assert len(asked) >= 4 and max(channels for channels, _ in asked) < 8
+    if name != "circular":
+        assert max(taps for _, taps in asked) < kernel[0].numel()
+
+
+def lazy_kernel(kernel: torch.Tensor, asked: list | None = None) -> LazyKernel:
+    """The taps of a kernel (C, *K), when they are asked for; how many channels and taps goes to `asked`."""
 
     def at(taps):
         values = torch.where(taps < 0, 0, kernel.flatten(1)[:, taps])
-        return lambda channels, part: values[channels, part].clone()
+
+        def some(channels, part):
+            part = values[channels, part].clone()
+            if asked is not None:
+                asked.append(tuple(part.shape))
+            return part
+
+        return some
 
     return LazyKernel(tuple(kernel.shape), kernel.dtype, kernel.device, at)
 
