@@ -42,7 +42,7 @@ _GROUP_BYTES = 2**24
 # Of the spectra that are made together. Making them takes a few times as much from kernels in memory; lazy kernels are
 # computed a few lines at a time, for many channels at once.
 _SPECTRA_BYTES = 2**22
-_LAZY_SPECTRA_BYTES = 2**25
+_LAZY_SPECTRA_BYTES = 2**24
 
 
 class Plan(NamedTuple):
