@@ -102,7 +102,7 @@ def _kernel(filter: ImplicitFilter, skip: Tensor, config: dict[str, Any], step: 
     """The kernel of a step: kept from an earlier call, or kept from now on, or only for this call if it is large."""
     rank, size = value.ndim - 2, tuple(value.shape[2:])
     # Of a spectrum: at most twice as many numbers per axis as there are tokens
-    numbers = value[0].numel() * 2**rank * len(skip)
+    numbers = value.shape[1:].numel() * 2**rank * len(skip)
     if numbers * (8 if value.dtype == torch.float64 else 4) > config["limit"]:
         _kept.pop(skip, None)
         return _prepare(filter, skip, config, step, value, keep=False)

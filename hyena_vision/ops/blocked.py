@@ -278,7 +278,7 @@ class _Work:
         element = torch.finfo(dtype).bits // 4
         of_channel = plan.frequencies * plan.line_transform * element
         block = max(1, _BLOCK_BYTES * torch.get_num_threads() // of_channel)
-        self.samples = min(batch, max(1, block // channels))
+        self.samples = max(1, min(batch, block // channels))
         group = _GROUP_BYTES // (plan.lines * plan.frequencies * element)
         if spectra_bytes is not None:
             group = min(group, spectra_bytes // of_channel)

@@ -363,6 +363,13 @@ def test_bad_arguments_are_refused(kwargs, message):
         HyenaViT(**{**SMALL, **kwargs})
 
 
+@pytest.mark.parametrize("name", ["hyena_vit_tiny", "hyena2d_vit_tiny"])
+def test_batch_of_none(name):
+    model = timm.create_model(name, depth=1, num_classes=3).eval()
+    with torch.no_grad():
+        assert model(torch.empty(0, 3, 64, 64)).shape == (0, 3)
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_mlps_in_parts_give_the_same(training, monkeypatch):
     """Tokens in any memory order, the last part smaller."""

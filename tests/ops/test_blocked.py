@@ -116,6 +116,17 @@ def test_expanded_gradient(name, lines):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
+def test_batch_of_none(name, lines):
+    size = (13,) if name in ONE_D else (5, 4)
+    op, prepare, kwargs = OPERATORS[name]
+    x, kernel, skip = (t.requires_grad_() for t in Problem(size, size).tensors())
+    y = op(x[:0], kernel, skip, **kwargs, backend="blocked")
+    assert y.shape == x[:0].shape
+    assert all((grad == 0).all() for grad in torch.autograd.grad(y.sum(), (kernel, skip)))
+    assert op(x[:0].detach(), prepare(x[:0], kernel, skip, **kwargs, backend="blocked")).shape == x[:0].shape
+
+
+@pytest.mark.parametrize("name", OPERATORS)
 def test_bad_numbers_do_not_outlive_their_call(name, lines):
     """The padded buffer is used again without being cleared."""
     op, prepare, kwargs = OPERATORS[name]
