@@ -294,7 +294,8 @@ def _with_neighbours(x: Tensor, before: int, after: int) -> Tensor:
     rows = x.permute(0, 2, 3, 1)
     first, middle, last = rows.split([after, rows.shape[2] - before - after, before], dim=2)
     # A row of zeros goes in and one goes out: a slice of H - 1 rows would bind a compiled graph to H > 2
-    above, below = F.pad(last, (0, 0, 0, 0, 1, 0))[:, :-1], F.pad(first, (0, 0, 0, 0, 0, 1))[:, 1:]
+    above = torch.cat([torch.zeros_like(last[:, :1]), last], dim=1)[:, :-1]
+    below = torch.cat([first, torch.zeros_like(first[:, :1])], dim=1)[:, 1:]
     return torch.cat([above, first, middle, last, below], dim=2).permute(0, 3, 1, 2)
 
 

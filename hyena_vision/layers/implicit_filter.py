@@ -386,10 +386,10 @@ class ImplicitFilter(nn.Module):
             film = F.linear(cond.to(dtype), self.film.weight.to(dtype), self.film.bias.to(dtype))
             modulation = film.unflatten(-1, (len(self.hidden), 2, 1, -1))
         hidden = first
-        for index, (linear, omega) in enumerate(zip(self.hidden, self.omega, strict=True)):
+        for index, linear in enumerate(self.hidden):
             if index > 0:
                 hidden = F.linear(hidden, linear.weight.to(dtype), linear.bias.to(dtype))
-            omega = omega.to(dtype)
+            omega = self.omega[index].to(dtype)
             hidden = hidden.mul_(omega).sin_() if in_place else torch.sin(omega * hidden)
             if modulation is not None:
                 hidden = (1 + modulation[:, index, 0]) * hidden + modulation[:, index, 1]
