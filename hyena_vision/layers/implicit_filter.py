@@ -249,10 +249,7 @@ class ImplicitFilter(nn.Module):
 
     def extents(self, size: int | tuple[int, ...]) -> tuple[int, ...]:
         """Taps of a kernel on each axis."""
-        size = self._to_size(size)
-        if self.z is not None and self.coords == "absolute":
-            size = tuple(min(n, base) for n, base in zip(size, self.base_size, strict=True))
-        return self._extents(size)
+        return self._extents(self._covered(self._to_size(size)))
 
     def _without_autocast(self) -> AbstractContextManager:
         device = self.out.weight.device
@@ -266,6 +263,12 @@ class ImplicitFilter(nn.Module):
         if min(size) < 1:
             raise ValueError(f"every axis must have at least 1 token, got {size}")
         return size
+
+    def _covered(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Grid whose displacements have taps: all of it, or what a learnt table in absolute coordinates knows."""
+        if self.z is None or self.coords == "relative":
+            return size
+        return tuple(min(n, base) for n, base in zip(size, self.base_size, strict=True))
 
     def _extents(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return size if self.causal else tuple(2 * n - 1 for n in size)
@@ -339,35 +342,30 @@ class ImplicitFilter(nn.Module):
 
     def _first_layer(self, size: tuple[int, ...]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """First layer before its sine (P, width), displacements (rank, P), kernel extents."""
-        coordinates, dtype = self._coordinates(size), self._dtype
+        covered, dtype = self._covered(size), self._dtype
+        coordinates, extents = self._coordinates(covered), self._extents(covered)
         weight, bias = self.hidden[0].weight.to(dtype), self.hidden[0].bias.to(dtype)
         if self.z is not None:
-            features, coordinates, extents = self._table_features(size, coordinates)
-            return F.linear(features, weight, bias), coordinates, extents
+            return F.linear(self._table_features(extents, coordinates), weight, bias), coordinates, extents
         # Features belong to one axis each, so the layer is a sum over axes
         weights = self._in_order(weight.chunk(self.rank, dim=1))
         grid = bias
         for axis, (features, part) in enumerate(zip(self._axis_features(self._axes(size)), weights, strict=True)):
             grid = grid + _along(F.linear(features, part), axis, self.rank)
-        return grid.flatten(0, -2), coordinates, self._extents(size)
+        return grid.flatten(0, -2), coordinates, extents
 
-    def _table_features(self, size: tuple[int, ...], coordinates: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        """Learnt features (P, filter_emb_dim), with the displacements and extents that they stand for."""
+    def _table_features(self, extents: tuple[int, ...], coordinates: Tensor) -> Tensor:
+        """Learnt features (P, filter_emb_dim) of a kernel's taps."""
         table = self.z.to(self._dtype)
-        if self.coords == "relative":
-            extents = self._extents(size)
-            if extents != tuple(table.shape[1:]):
-                if self.rank == 1:
-                    table = self._sample_table(table, coordinates[0])
-                else:
-                    table = F.interpolate(table[None], size=extents, mode="bicubic", antialias=True)[0]
-        else:
-            size = tuple(min(n, base) for n, base in zip(size, self.base_size, strict=True))
-            extents = self._extents(size)
+        if self.coords == "absolute":
             for axis, (extent, base) in enumerate(zip(extents, self._extents(self.base_size), strict=True), start=1):
                 table = table.narrow(axis, 0 if self.causal else (base - extent) // 2, extent)
-            coordinates = self._coordinates(size)
-        return table.flatten(1).T, coordinates, extents
+        elif extents != tuple(table.shape[1:]):
+            if self.rank == 1:
+                table = self._sample_table(table, coordinates[0])
+            else:
+                table = F.interpolate(table[None], size=extents, mode="bicubic", antialias=True)[0]
+        return table.flatten(1).T
 
     def _sample_table(self, table: Tensor, coordinates: Tensor) -> Tensor:
         """Features (filter_emb_dim, P) between those of a table (filter_emb_dim, K), linearly; its ends continue."""

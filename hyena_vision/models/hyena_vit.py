@@ -76,13 +76,16 @@ PART_TOKENS = 2048
 
 
 class PartMlp(Mlp):
-    """timm's `Mlp`; on the CPU, without gradients, its layers see at most 2048 tokens at a time."""
+    """timm's `Mlp`; on the CPU, without gradients, its layers see at most `PART_TOKENS` tokens at a time.
+
+    Shape:
+        (..., C) -> (..., C)
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix the channels of tokens (B, H, W, C)."""
-        if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy) or torch.is_grad_enabled():
-            return super().forward(x)
-        if x.device.type != "cpu" or x.shape[:-1].numel() <= PART_TOKENS:
+        """Mix the channels of tokens (..., C)."""
+        traced = torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
+        if traced or torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[:-1].numel() <= PART_TOKENS:
             return super().forward(x)
         tokens = x.reshape(-1, x.shape[-1])
         parts = tokens.chunk(-(-len(tokens) // PART_TOKENS))

@@ -181,8 +181,8 @@ def spectrum(kernel: Tensor, skip: Tensor | None, plan: Plan, centre: Sequence[i
     periodic = _lay_periodically(kernel, plan, centre, dtype)
     if skip is not None:
         periodic[(..., *[0] * len(centre))] += skip.to(dtype)
-    spectrum = _transform_lines(torch.fft.rfft(_rows_last(periodic, plan)), plan)
-    return spectrum.movedim(-1, -3).contiguous().movedim(-3, -1) if plan.by_product else spectrum
+    lines = _transform_lines(torch.fft.rfft(_rows_last(periodic, plan)), plan)
+    return lines.movedim(-1, -3).contiguous().movedim(-3, -1) if plan.by_product else lines
 
 
 def _rows_last(periodic: Tensor, plan: Plan) -> Tensor:
@@ -477,18 +477,19 @@ def _lazy_spectra(
     def spectrum_of(group: slice) -> Tensor:
         channels = group.stop - group.start
         lines = torch.empty(channels, count, plan.frequencies, dtype=_complex(dtype), device="cpu")
-        step = max(1, _BLOCK_BYTES * torch.get_num_threads() // (channels * width * 4))
+        block_numbers = 2 * _BLOCK_BYTES * torch.get_num_threads() // lines.element_size()
+        step = max(1, block_numbers // (channels * width))
         for start in range(0, count, step):
             stop = min(start + step, count)
             part = values(group, slice(start * width, stop * width)).to(dtype)
             if start == 0 and skip is not None:
                 part[:, 0] += skip[group].to(dtype)
             lines[:, start:stop] = torch.fft.rfft(part.view(channels, -1, width))
-        spectrum = _empty_spectrum((channels, plan.frequencies, count), plan, lines.dtype)
-        block = max(1, _BLOCK_BYTES * torch.get_num_threads() // (count * plan.frequencies * 8))
+        made = _empty_spectrum((channels, plan.frequencies, count), plan, lines.dtype)
+        block = max(1, block_numbers // (2 * count * plan.frequencies))
         for start in range(0, channels, block):
-            spectrum[start : start + block] = _transform_lines(lines[start : start + block], plan)
-        return spectrum
+            made[start : start + block] = _transform_lines(lines[start : start + block], plan)
+        return made
 
     return spectrum_of
 
@@ -519,7 +520,7 @@ def _gradients(
     batch, channels = x.shape[:2]
     plan = make_plan(x.shape[2:], kernel.shape[-rank:], centre, circular)
     work = _Work(plan, batch, channels, dtype, _SPECTRA_BYTES)
-    spectrum_of = _spectra(kernel, skip, centre, plan, sum_dtype(x))
+    spectrum_of = _spectra(kernel, skip, centre, plan, dtype)
     dx = empty_result(_padded(x, plan), keep_layout=True)
     dx_lines = _as_lines(dx, plan)
     dkernel = torch.empty(kernel.shape, dtype=kernel.dtype)
