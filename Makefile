@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 RUN := $(shell date +%Y%m%d-%H%M%S)
 OUTPUT ?= output/digits-$(RUN)
 
-.PHONY: help train test test-floor bench lint clean
+.PHONY: help train test test-floor test-gpu bench lint clean
 
 help:
 	@echo "make train       train Hyena and the attention ViT on real images, print the comparison"
 	@echo "make test        lint and all tests"
 	@echo "make test-floor  the tests with the oldest supported versions (Python 3.10)"
+	@echo "make test-gpu    the tests of the fused kernels, on a GPU"
 	@echo "make bench       operators and models against attention, tables and figures into output/"
 	@echo "make lint        ruff and the direction of imports"
 
@@ -39,6 +40,10 @@ lint: $(VENV)/.test
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 test: lint
 	$(PYTEST)
+
+# On a machine with a GPU: the kernels as they run there.
+test-gpu: $(VENV)/.test
+	$(BIN)/python -m pytest -m gpu
 
 bench: $(VENV)/.train
 	$(BIN)/python -m hyena_vision.benchmark ops --check --output output/bench-$(RUN)

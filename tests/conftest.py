@@ -1,7 +1,12 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Before anything imports Triton: kernels then run on the CPU
+    os.environ["TRITON_INTERPRET"] = "1"
 from trainer import QUICK, draw_images, train_imagenet
 
 

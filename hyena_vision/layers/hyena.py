@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hyena_vision.layers import kernel_store
 from hyena_vision.layers.implicit_filter import ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d
-from hyena_vision.ops import long_conv1d, long_conv2d
+from hyena_vision.ops import gated_short_filter, long_conv1d, long_conv2d
 
 
 def named_layer(getter: Callable, argument: str, value: Any) -> Any:
@@ -160,18 +160,34 @@ class _Hyena(nn.Module):
             (B, H, W, C), dtype of the signals.
         """
         grid = signals.shape[1:3]
-        *gates, value = self._short(signals.permute(0, 3, 1, 2)).chunk(self.order + 1, dim=1)
+        if self._fuses_first_gate():
+            *gates, value = self._gated_short(signals).unbind(1)
+            gates.append(None)
+        else:
+            *gates, value = self._short(signals.permute(0, 3, 1, 2)).chunk(self.order + 1, dim=1)
         del signals  # as large as what the short filter gave; without gradients its memory can be used again
         value = _channels_last(self.value_norm, value)
         last = self.out_gate_act(gates[0])
         convolve = self._convolution(value, cond)
         for step in range(self.order - 1):
-            gate = self.gate_act(gates[self.order - 1 - step])
+            gate = gates[self.order - 1 - step]
+            gate = None if gate is None else self.gate_act(gate)
             if not isinstance(self.gate_norms[step], nn.Identity):
                 value, gate = _channels_last(self.gate_norms[step], value * gate), None
             value = convolve(step, value, gate, last if step == self.order - 2 else None)
         value = value if value.ndim == 4 else value.unflatten(2, grid)
         return value.permute(0, 2, 3, 1)
+
+    def _fuses_first_gate(self) -> bool:
+        """Whether short filter and first gate are one kernel: with the fused backend, and nothing between them."""
+        between = (self.value_norm, self.gate_act, self.gate_norms[0])
+        return self.backend == "triton" and all(isinstance(module, nn.Identity) for module in between)
+
+    def _gated_short(self, x: Tensor) -> Tensor:
+        """Gates but the first, and the value under it, (B, order, C, H, W), of (B, H, W, (order + 1) C)."""
+        weight, bias = self.short_filter.weight, self.short_filter.bias
+        x = x.flatten(1, 2) if weight.ndim == 3 else x
+        return gated_short_filter(x, weight, bias, signals=self.order + 1, causal=self.causal, backend=self.backend)
 
     def _short(self, x: Tensor) -> Tensor:
         """Short filter of (B, (order + 1) C, H, W), with the axes that the long convolutions run over."""

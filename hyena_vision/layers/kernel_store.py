@@ -28,8 +28,7 @@ from hyena_vision.ops import (
     prepare_kernel1d,
     prepare_kernel2d,
 )
-from hyena_vision.ops.backends import is_plain
-from hyena_vision.ops.library import empty_result
+from hyena_vision.ops.library import empty_result, is_plain
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _kernel(filter: ImplicitFilter, skip: Tensor, config: dict[str, Any], step: 
         _kept.pop(skip, None)
         return _prepare(filter, skip, config, step, value, keep=False)
     weights = torch.cat([weight.flatten() for weight in (skip, *filter.parameters(), *filter.buffers())])
-    settings = (size, value.dtype == torch.float64, weights.dtype, filter.settings, config)
+    settings = (size, value.dtype, weights.dtype, filter.settings, config)
     kept = _kept.get(skip)
     if kept is None or kept.settings != settings or not torch.equal(kept.weights, weights):
         _kept.pop(skip, None)

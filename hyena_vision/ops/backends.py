@@ -3,18 +3,18 @@
 A backend that was named either runs or says why it cannot; nothing is replaced behind the caller's back.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 
 from hyena_vision.ops import blocked, fft, reference
 from hyena_vision.ops.lazy_kernel import LazyKernel
+from hyena_vision.ops.library import is_plain
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Backend:
 
     Attributes:
         name: What callers pass as `backend=`.
-        long_conv1d: `(x, kernel, skip, causal) -> y` on checked arguments.
-        long_conv2d: `(x, kernel, skip, padding) -> y` on checked arguments.
+        long_conv1d: `(x, kernel, skip, gate, out_gate, causal) -> y` on checked arguments.
+        long_conv2d: `(x, kernel, skip, gate, out_gate, padding) -> y` on checked arguments.
         available: Whether the machine can run it at all.
         reason: `(x, kernel) -> None` when it can run these arguments, else a phrase that says why not.
         prepare: `(x, kernel, skip, centre, circular, keep) -> state`: what can be done before x is known, for a kernel
@@ -34,8 +34,8 @@ class Backend:
     """
 
     name: str
-    long_conv1d: Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]
-    long_conv2d: Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
+    long_conv1d: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, bool], Tensor]
+    long_conv2d: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, str], Tensor]
     available: Callable[[], bool]
     reason: Callable[[Tensor, Tensor], str | None]
     prepare: Callable[[Tensor, Tensor | LazyKernel, Tensor | None, Sequence[int], bool, bool], Any]
@@ -43,8 +43,21 @@ class Backend:
     automatic: bool = True
 
 
-def _plain_backend(name: str, module: Any, automatic: bool = True) -> Backend:
-    """A backend that prepares nothing."""
+def _gated(long_conv: Callable[[Tensor, Tensor, Tensor | None, Any], Tensor]) -> Callable[..., Tensor]:
+    """A convolution between two gates, from one that knows of none."""
+
+    def gated(
+        x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None, mode: bool | str
+    ) -> Tensor:
+        y = long_conv(x if gate is None else x * gate, kernel, skip, mode)
+        return y if out_gate is None else y * out_gate
+
+    return gated
+
+
+def _backend(name: str, module: Any, automatic: bool = True) -> Backend:
+    """A backend that runs anywhere, has no gates in its kernels and prepares nothing."""
+    long_conv1d, long_conv2d = _gated(module.long_conv1d), _gated(module.long_conv2d)
 
     def prepare(
         x: Tensor,
@@ -58,16 +71,15 @@ def _plain_backend(name: str, module: Any, automatic: bool = True) -> Backend:
             kernel = kernel.whole()
         if len(centre) == 1:
             # A centred kernel has its centre at 0 only if it has one tap, which is causal as well
-            return kernel, partial(module.long_conv1d, skip=skip, causal=centre[0] == 0)
-        return kernel, partial(module.long_conv2d, skip=skip, padding="circular" if circular else "linear")
+            return kernel, skip, long_conv1d, centre[0] == 0
+        return kernel, skip, long_conv2d, "circular" if circular else "linear"
 
     def convolve(x: Tensor, state: tuple, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
-        kernel, long_conv = state
+        kernel, skip, long_conv, mode = state
         kernel = kernel.whole() if isinstance(kernel, LazyKernel) else kernel
-        y = long_conv(x if gate is None else x * gate, kernel)
-        return y if out_gate is None else y * out_gate
+        return long_conv(x, kernel, skip, gate, out_gate, mode)
 
-    return Backend(name, module.long_conv1d, module.long_conv2d, _always, _no_reason, prepare, convolve, automatic)
+    return Backend(name, long_conv1d, long_conv2d, _always, _no_reason, prepare, convolve, automatic)
 
 
 def _always() -> bool:
@@ -86,30 +98,55 @@ def _reason_not_blocked(x: Tensor, kernel: Tensor) -> str | None:
     return None
 
 
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether these are nothing but numbers, and nobody wants to see the operations on them.
+# Triton and the fused kernels are imported by the first call that asks for them.
+_HAS_TRITON = find_spec("triton") is not None
 
-    False for tensor subclasses, and in torch.compile, torch.export, torch.onnx.export, torch.func and forward-mode
-    differentiation.
-    """
-    watched = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return not watched and not transformed and all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
+
+def _triton_available() -> bool:
+    return _HAS_TRITON and (torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ)
+
+
+def _reason_not_triton(x: Tensor, kernel: Tensor) -> str | None:
+    from hyena_vision.ops import long_conv_triton
+
+    return long_conv_triton.reason_not(x, kernel)
+
+
+def _triton(name: str) -> Callable[..., Any]:
+    """A function of the fused kernels."""
+
+    def function(*args) -> Any:
+        from hyena_vision.ops import long_conv_triton
+
+        return getattr(long_conv_triton, name)(*args)
+
+    return function
 
 
 # In order of preference for `backend=None`.
 _BACKENDS: dict[str, Backend] = {
     "blocked": Backend(
         "blocked",
-        blocked.long_conv1d,
-        blocked.long_conv2d,
+        _gated(blocked.long_conv1d),
+        _gated(blocked.long_conv2d),
         _always,
         _reason_not_blocked,
         blocked.prepare,
         blocked.convolve_prepared,
     ),
-    "fft": _plain_backend("fft", fft),
-    "reference": _plain_backend("reference", reference, automatic=False),
+    "fft": _backend("fft", fft),
+    # Not picked by itself: no GPU has measured yet where it is at least as fast as the others
+    "triton": Backend(
+        "triton",
+        _triton("long_conv1d"),
+        _triton("long_conv2d"),
+        _triton_available,
+        _reason_not_triton,
+        _triton("prepare"),
+        _triton("convolve_prepared"),
+        automatic=False,
+    ),
+    "reference": _backend("reference", reference, automatic=False),
 }
 
 

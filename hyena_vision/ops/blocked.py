@@ -21,7 +21,6 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from hyena_vision.ops.fft import fold, gradients, sum_dtype, transform_size
 from hyena_vision.ops.lazy_kernel import LazyKernel
-from hyena_vision.ops.library import empty_result, opaque_op
+from hyena_vision.ops.library import empty_result, full_precision, opaque_op
 
 # Spectrum of one block and thread: half of a core's second-level cache, which buffers and results share.
 _BLOCK_BYTES = 2**19
@@ -107,20 +106,6 @@ def _rows_of(length: int) -> int:
             if rows > 0 and length % rows == 0:
                 return rows
     return root
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Keep autocast and torch.set_float32_matmul_precision away from the sums."""
-    precision = torch.get_float32_matmul_precision()
-    if precision != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext():
-            yield
-    finally:
-        if precision != "highest":
-            torch.set_float32_matmul_precision(precision)
 
 
 class _Tables(NamedTuple):
@@ -364,7 +349,7 @@ def _as_lines(x: Tensor, plan: Plan) -> Tensor:
     return _padded(x, plan).unflatten(-1, (plan.rows, plan.lines)).permute(0, 3, 2, 1)
 
 
-@_full_precision()
+@full_precision("cpu")
 def convolve(
     x: Tensor,
     spectrum_of: Callable[[slice], Tensor],
@@ -511,7 +496,7 @@ def _forward(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[in
     return convolve(x, _spectra(kernel, skip, centre, plan, sum_dtype(x)), plan, spectra_bytes=_SPECTRA_BYTES)
 
 
-@_full_precision()
+@full_precision("cpu")
 def _gradients(
     grad: Tensor, x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

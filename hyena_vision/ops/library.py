@@ -1,19 +1,37 @@
 """Registers an implementation with PyTorch as one operator, which compilers take as it is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Optional
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
-def empty_result(x: Tensor, keep_layout: bool) -> Tensor:
+def empty_result(x: Tensor, keep_layout: bool, dtype: torch.dtype | None = None) -> Tensor:
     """Memory for a result of the shape of x: contiguous, or channels last if x is and `keep_layout` is set."""
     if keep_layout and x.stride(1) == 1:
-        return x.new_empty(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
-    return x.new_empty(x.shape)
+        return x.new_empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=dtype).movedim(-1, 1)
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+@contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """Keep autocast and torch.set_float32_matmul_precision away from sums in float32."""
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        torch.set_float32_matmul_precision("highest")
+    autocast = torch.is_autocast_enabled(device_type)
+    try:
+        with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
+            yield
+    finally:
+        if precision != "highest":
+            torch.set_float32_matmul_precision(precision)
 
 
 def opaque_op(
@@ -82,3 +100,14 @@ def opaque_op(
 
     op.register_autograd(backward, setup_context=keep)
     return op
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether these are nothing but numbers, and nobody wants to see the operations on them.
+
+    False for tensor subclasses, and in torch.compile, torch.export, torch.onnx.export, torch.func and forward-mode
+    differentiation.
+    """
+    watched = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return not watched and not transformed and all(type(tensor) in (Tensor, Parameter) for tensor in tensors)

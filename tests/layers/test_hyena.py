@@ -179,3 +179,26 @@ def test_bad_arguments_are_refused(build, message):
 def test_unknown_arguments_are_type_errors():
     with pytest.raises(TypeError, match="filter_width"):
         Hyena2d(4, filter_width=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("1d", dict()),
+        ("1d-causal", dict(order=3, out_gate_act="silu")),
+        ("2d", dict(order=3)),
+        ("2d-circular", dict(gate_act="silu", gate_norm=True)),
+    ],
+)
+def test_fused_backend_gives_the_same(name, options):
+    pytest.importorskip("triton")
+    mixer, x = MIXERS[name](**options).float(), torch.randn(1, 3, 5, 6)
+    fused = MIXERS[name](backend="triton", **options).float()
+    fused.load_state_dict(mixer.state_dict())
+    results = []
+    for module in (mixer, fused):
+        y = module(x)
+        y.square().sum().backward()
+        results.append([y, *(p.grad for p in module.parameters())])
+    for given, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)

@@ -43,7 +43,9 @@ def test_unknown_padding_is_refused():
 
 
 def test_unknown_backend_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown backend 'cudnn', expected one of \['blocked', 'fft', 'reference'\]"):
+    with pytest.raises(
+        ValueError, match=r"unknown backend 'cudnn', expected one of \['blocked', 'fft', 'triton', 'reference'\]"
+    ):
         long_conv1d(ones(1, 1, 3), ones(1, 3), backend="cudnn")
 
 

@@ -1,0 +1,265 @@
+r"""Long convolutions as products with small real matrices: sizes, tables, and spectra of kernels.
+
+A signal is read as `lines` x `rows` numbers per channel, index a of a line and b within it: the axes of an image, or
+remainder and quotient of a sequence's index by `lines`, $m = a + n_a b$. All sums run over real cosines and sines at
+odd half-frequencies $\theta_k = 2 \pi (k + 1/2) / T$, k = 0..T/2 - 1, of a period T >= 2n - 1: no displacement wraps
+onto another, and none of the T/2 frequencies of a real signal is its own conjugate, so that all matrices are square
+and no frequency is a special case. Circular convolutions take $2 \pi k / n$, k = 0..n // 2, instead.
+
+An image has rows $A_c = u\, c^T,\ A_s = u\, s^T$ and lines
+
+$$X^{\pm} = P^{\pm} - i Q^{\pm}, \quad P^{\pm} = C A_c \mp S A_s, \quad Q^{\pm} = S A_c \pm C A_s$$
+
+at the frequencies $(\theta_f, \pm \theta_g)$. A sequence needs half of it: with $A_c - i A_s$ multiplied by the twiddle
+factor $e^{-2 \pi i (f + 1/2) a / T}$ and C, S at whole frequencies, $X^{+}$ alone has all frequencies $f + T_b g$
+(Cooley and Tukey). The spectrum of a kernel has the weights of the inverse transform in it, and its skip.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Longest axis of a tile: 256 x 256 numbers are an image of 256 patches a side, or a sequence of 65536 tokens.
+LONGEST = 256
+
+
+class Plan(NamedTuple):
+    """How the signals of one size are transformed; lengths of tiles are powers of two from 16 on.
+
+    Attributes:
+        size: (H, W) or (L,).
+        lines: Tile along a.
+        rows: Tile along b.
+        line_frequencies: Along a, padded.
+        row_frequencies: Along b, padded.
+        circular: Whether displacements are taken modulo the size.
+    """
+
+    size: tuple[int, ...]
+    lines: int
+    rows: int
+    line_frequencies: int
+    row_frequencies: int
+    circular: bool
+
+    @property
+    def rank(self) -> int:
+        """Number of axes of the signals."""
+        return len(self.size)
+
+    @property
+    def parts(self) -> int:
+        """Real numbers of a spectrum per frequency of a line and of a row."""
+        return 2 * self.rank
+
+    @property
+    def periods(self) -> tuple[int, int]:
+        """Period of the convolution along lines (of a sequence, of the whole) and rows."""
+        if self.rank == 1:
+            return 2 * self.lines * self.rows, 2 * self.rows
+        return self.size if self.circular else (2 * self.lines, 2 * self.rows)
+
+
+def make_plan(size: Sequence[int], circular: bool) -> Plan:
+    """Choose the tiles of signals of a size.
+
+    Raises:
+        ValueError: The size is beyond what two axes of `LONGEST` hold.
+    """
+    if len(size) == 1:
+        lines = _tile(2 ** math.ceil(math.log2(size[0]) / 2))
+        rows = _tile(-(-size[0] // lines))
+        plan = Plan(tuple(size), lines, rows, lines, rows, False)
+    else:
+        lines, rows = _tile(size[0]), _tile(size[1])
+        frequencies = [_tile(n // 2 + 1) for n in size] if circular else [lines, rows]
+        plan = Plan(tuple(size), lines, rows, *frequencies, circular)
+    if max(plan.lines, plan.rows) > LONGEST:
+        most = LONGEST**2 if len(size) == 1 else LONGEST
+        raise ValueError(f"at most {most} tokens on each axis, got {tuple(size)}")
+    return plan
+
+
+def _tile(length: int) -> int:
+    return max(16, 1 << (length - 1).bit_length())
+
+
+class Tables(NamedTuple):
+    """Cosines and sines, float64 on the CPU; rows and columns of padding are zero."""
+
+    row: Tensor  # (2, rows, row_frequencies)
+    line: Tensor  # (2, line_frequencies, lines)
+    twiddle: Tensor | None  # (2, lines, row_frequencies), of a sequence
+
+
+def tables(plan: Plan) -> Tables:
+    """The tables of a plan."""
+    line_period, row_period = plan.periods
+    row = _waves(torch.arange(plan.rows), _row_frequencies(plan), row_period)
+    if plan.rank == 2:
+        return Tables(row, _waves(_line_frequencies(plan), torch.arange(plan.lines), line_period), None)
+    line = _waves(torch.arange(plan.lines), torch.arange(plan.lines), plan.lines)
+    return Tables(row, line, _waves(torch.arange(plan.lines), _row_frequencies(plan), line_period))
+
+
+def _row_frequencies(plan: Plan) -> Tensor:
+    return _frequencies(plan.row_frequencies, plan.size[-1] if plan.circular else None)
+
+
+def _line_frequencies(plan: Plan) -> Tensor:
+    return _frequencies(plan.line_frequencies, plan.size[0] if plan.circular else None)
+
+
+def _frequencies(count: int, circular_size: int | None) -> Tensor:
+    """In periods of the transform, float64; NaN for padding."""
+    frequency = torch.arange(count, dtype=torch.float64, device="cpu")
+    if circular_size is None:
+        return frequency + 0.5
+    return torch.where(frequency <= circular_size // 2, frequency, torch.nan)
+
+
+def _waves(index: Tensor, other: Tensor, period: int) -> Tensor:
+    """(2, len(index), len(other)), float64: cosines and sines of 2 pi times their products over the period."""
+    # Products modulo the period first: large angles would lose digits
+    turns = torch.outer(index.double(), other.double()).remainder(period) / period
+    angle = 2 * math.pi * turns
+    return torch.stack([angle.cos(), angle.sin()]).nan_to_num(0.0)
+
+
+@lru_cache(maxsize=64)
+def _weights(plan: Plan, device: torch.device) -> Tensor:
+    """Of the inverse transform, (line_frequencies, row_frequencies), float32: zero for padding."""
+    weights = []
+    for frequencies, size in zip((_line_frequencies(plan), _row_frequencies(plan)), plan.size, strict=True):
+        # Frequencies that are their own conjugate count once, the others twice
+        single = plan.circular & ((frequencies == 0) | (2 * frequencies == size))
+        weights.append(torch.where(frequencies.isnan(), 0.0, torch.where(single, 0.5, 1.0)))
+    return (torch.outer(*weights) * 2 / math.prod(plan.periods)).float().to(device)
+
+
+@lru_cache(maxsize=64)
+def _kernel_tables(
+    plan: Plan, taps: tuple[int, ...], first: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """For the taps of an image's kernel, whose first ones have the displacements `first`, float32.
+
+    (2 line_frequencies, Kh) and (Kw, 2 row_frequencies).
+    """
+    line, row = (start + torch.arange(count) for start, count in zip(first, taps, strict=True))
+    lines = _waves(_line_frequencies(plan), line, plan.periods[0]).flatten(0, 1)
+    rows = _waves(row, _row_frequencies(plan), plan.periods[1]).movedim(0, 1).flatten(1)
+    return lines.float().to(device), rows.float().to(device)
+
+
+class Reach(NamedTuple):
+    """The taps of a kernel that reach a signal, per axis."""
+
+    start: tuple[int, ...]
+    taps: tuple[int, ...]
+    first: tuple[int, ...]  # displacement of the tap at start
+
+    def of(self, kernel: Tensor) -> Tensor:
+        """A view of those taps."""
+        rank = len(self.start)
+        for axis, start, taps in zip(range(-rank, 0), self.start, self.taps, strict=True):
+            kernel = kernel.narrow(axis, start, taps)
+        return kernel
+
+
+def reach_of(plan: Plan, kernel_size: Sequence[int], centre: Sequence[int]) -> Reach:
+    """Which taps reach: all if circular, else those of displacements below the signal's size."""
+    if plan.circular:
+        return Reach((0,) * plan.rank, tuple(kernel_size), tuple(-middle for middle in centre))
+    start = tuple(max(0, middle - n + 1) for middle, n in zip(centre, plan.size, strict=True))
+    stop = tuple(min(k, middle + n) for k, middle, n in zip(kernel_size, centre, plan.size, strict=True))
+    taps = tuple(end - begin for begin, end in zip(start, stop, strict=True))
+    return Reach(start, taps, tuple(begin - middle for begin, middle in zip(start, centre, strict=True)))
+
+
+def spectrum(kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach) -> Tensor:
+    r"""Spectrum of a kernel, with its skip and the weights of the inverse transform.
+
+    Args:
+        kernel: (..., C, *K), floating point.
+        skip: (C,) or None.
+        plan: Of the signals.
+        reach: Of the kernel.
+
+    Returns:
+        (..., C, parts, line_frequencies, row_frequencies), float32: real and imaginary part at $(\theta_f, \theta_g)$
+        and, of an image, at $(\theta_f, -\theta_g)$.
+    """
+    taps = reach.of(kernel).float()
+    if plan.rank == 2:
+        lines, rows = _kernel_tables(plan, reach.taps, reach.first, kernel.device)
+        cosine, sine = (lines @ (taps @ rows)).unflatten(-2, (2, -1)).unbind(-3)
+        cc, cs = cosine.chunk(2, -1)
+        sc, ss = sine.chunk(2, -1)
+        parts = torch.stack([cc - ss, -(sc + cs), cc + ss, cs - sc], dim=-3)
+        parts[..., ::2, :, :] += 0 if skip is None else skip.float()[:, None, None, None]
+        return parts.mul_(_weights(plan, kernel.device))
+    row, line, twiddle = _sequence_tables(plan, kernel.device)
+    lines = _lay_periodically(taps, plan, reach.first[0]).unflatten(-1, (2 * plan.rows, plan.lines)).mT
+    cosine, sine = (lines @ row).chunk(2, -1)
+    real = cosine * twiddle[0] - sine * twiddle[1]
+    imag = -cosine * twiddle[1] - sine * twiddle[0]
+    parts = torch.stack([line[0] @ real + line[1] @ imag, line[0] @ imag - line[1] @ real], dim=-3)
+    parts[..., 0, :, :] += 0 if skip is None else skip.float()[:, None, None]
+    return parts.mul_(2 / plan.periods[0])
+
+
+def spectrum_gradients(
+    grad: Tensor, kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of kernel and skip (None for none) from that of `spectrum`; `grad` is overwritten."""
+    if plan.rank == 2:
+        grad *= _weights(plan, kernel.device)
+        plus_real, plus_imag, minus_real, minus_imag = grad.unbind(-3)
+        cosine = torch.cat([plus_real + minus_real, minus_imag - plus_imag], -1)
+        sine = torch.cat([-(plus_imag + minus_imag), minus_real - plus_real], -1)
+        lines, rows = _kernel_tables(plan, reach.taps, reach.first, kernel.device)
+        dtaps = lines.T @ torch.cat([cosine, sine], -2) @ rows.T
+        dskip = grad[..., ::2, :, :].sum((-3, -2, -1))
+    else:
+        grad *= 2 / plan.periods[0]
+        row, line, twiddle = _sequence_tables(plan, kernel.device)
+        dreal, dimag = grad.unbind(-3)
+        real = line[0].T @ dreal - line[1].T @ dimag
+        imag = line[1].T @ dreal + line[0].T @ dimag
+        cosine = real * twiddle[0] - imag * twiddle[1]
+        sine = -real * twiddle[1] - imag * twiddle[0]
+        periodic = (torch.cat([cosine, sine], -1) @ row.T).mT.flatten(-2)
+        dtaps = _taken_from_period(periodic, reach.taps[0], reach.first[0])
+        dskip = dreal.sum((-2, -1))
+    dkernel = torch.zeros(kernel.shape, dtype=kernel.dtype, device=kernel.device)
+    reach.of(dkernel).copy_(dtaps)
+    if skip is None:
+        return dkernel, None
+    return dkernel, dskip.sum_to_size(skip.shape).to(skip.dtype)
+
+
+@lru_cache(maxsize=64)
+def _sequence_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of a whole period (2 rows, 2 row_frequencies), lines and twiddle factors, float32."""
+    row = _waves(torch.arange(2 * plan.rows), _row_frequencies(plan), plan.periods[1]).movedim(0, 1).flatten(1)
+    _, line, twiddle = tables(plan)
+    return tuple(table.float().to(device) for table in (row, line, twiddle))
+
+
+def _lay_periodically(taps: Tensor, plan: Plan, first: int) -> Tensor:
+    """Displacement d of a sequence's kernel at d, or at d + T with the other sign: half-frequencies turn it back."""
+    index = first + torch.arange(taps.shape[-1], device=taps.device)
+    periodic = taps.new_zeros(*taps.shape[:-1], plan.periods[0])
+    periodic[..., index.remainder(plan.periods[0])] = torch.where(index < 0, -taps, taps)
+    return periodic
+
+
+def _taken_from_period(periodic: Tensor, taps: int, first: int) -> Tensor:
+    """Adjoint of `_lay_periodically`."""
+    index = first + torch.arange(taps, device=periodic.device)
+    values = periodic[..., index.remainder(periodic.shape[-1])]
+    return torch.where(index < 0, -values, values)

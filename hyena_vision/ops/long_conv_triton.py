@@ -1,0 +1,434 @@
+"""The `triton` backend: long convolutions with their gates in fused kernels, on any GPU that Triton compiles for.
+
+Signals of up to 64 x 64 tokens (4096 of a sequence) are convolved in one kernel, which reads x and the gates once and
+writes y once; larger ones in three, with rows' transforms between them in float32. Products have float16 operands: one
+product for bfloat16 input, three (numbers and what float16 leaves of them) for float32 and float16; sums are float32.
+The backward pass keeps what came in and nothing else. There are no atomic sums: equal calls give equal bits.
+docs/gpu.md has the formulas, and what the compiler makes of them.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple, Optional
+
+import torch
+import triton
+from torch import Tensor
+
+from hyena_vision.ops import fft
+from hyena_vision.ops import long_conv_kernels as kernels
+from hyena_vision.ops.half_frequency import (
+    LONGEST,
+    Plan,
+    Reach,
+    make_plan,
+    reach_of,
+    spectrum,
+    spectrum_gradients,
+    tables,
+)
+from hyena_vision.ops.lazy_kernel import LazyKernel
+from hyena_vision.ops.library import empty_result, full_precision, is_plain
+
+# Longest axis of a tile that one program convolves.
+_WHOLE = 64
+# Programs that a GPU should have to choose from: a few per multiprocessor of the largest.
+_PROGRAMS = 1024
+# Bytes of shared memory that the largest program needs, as compiled ahead of time for sm_80 and sm_90.
+SHARED_MEMORY = 40 * 1024
+# What the devices have, known here because a compiler cannot ask them.
+_SHARED_MEMORY = [
+    torch.cuda.get_device_properties(index).shared_memory_per_block_optin for index in range(torch.cuda.device_count())
+]
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels on the CPU, one operation after the other (TRITON_INTERPRET=1)."""
+    return not isinstance(kernels._long_conv_fwd_kernel, triton.JITFunction)
+
+
+def is_exact(x: Tensor, gate: Tensor | None) -> bool:
+    """Whether one float16 product is not enough: for all input but bfloat16."""
+    return (x.dtype if gate is None else torch.promote_types(x.dtype, gate.dtype)) != torch.bfloat16
+
+
+def blocks_of(name: str, plan: Plan, exact: bool) -> dict[str, int]:
+    """How a kernel is launched: what a program works on at a time, and warps.
+
+    As much as registers hold: compiled for sm_80 and sm_90, kernels of bfloat16 spill none. `BLOCK` row frequencies,
+    `CHUNK` line frequencies. Loops are not pipelined (one stage): what they load, the tables, is in the caches.
+    """
+    largest = max(plan.lines, plan.rows)
+    if name == "whole":
+        sizes = {16: (16, 16, 2), 32: (32, 16 if exact else 32, 4), 64: (16, 16 if exact else 32, 4)}
+        blocks = dict(zip(("BLOCK", "CHUNK", "num_warps"), sizes[largest], strict=True))
+    elif name == "spectrum":
+        blocks = {"LINE_BLOCK": 64, "BLOCK": 32, "CHUNK": 16, "num_warps": 4}
+    elif name == "lines":
+        blocks = {"LINE_BLOCK": 64, "BLOCK": 16, "CHUNK": 16 if exact else 32, "num_warps": 8}
+    else:
+        blocks = {"LINE_BLOCK": 64, "BLOCK": 32, "ROW_BLOCK": 64, "num_warps": 4}
+    most = {
+        "LINE_BLOCK": plan.lines,
+        "ROW_BLOCK": plan.rows,
+        "BLOCK": plan.row_frequencies,
+        "CHUNK": plan.line_frequencies,
+    }
+    return {key: min(size, most.get(key, size)) for key, size in blocks.items()} | {"num_stages": 1}
+
+
+class _Kernel(NamedTuple):
+    """A kernel as it is used for signals of one size."""
+
+    plan: Plan
+    exact: bool
+    spectrum: Tensor  # ([B,] C, parts, line_frequencies, row_frequencies), divided by scales
+    scales: Tensor  # ([B,] C)
+
+    @property
+    def constants(self) -> dict:
+        return constants_of(self.plan, self.exact)
+
+
+def _prepared(kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach, exact: bool) -> _Kernel:
+    with full_precision(kernel.device.type):
+        values = spectrum(kernel, skip, plan, reach)
+    # With signals of at most 1, neither products nor the sums over them leave the range of float16
+    scales = values.abs().amax((-3, -2, -1)).clamp_min(1e-30) * (plan.lines * plan.rows) ** 0.5
+    values /= scales[..., None, None, None]
+    return _Kernel(plan, exact, values if exact else values.half(), scales)
+
+
+def constants_of(plan: Plan, exact: bool) -> dict:
+    """What all kernels are compiled for."""
+    tile = (plan.lines, plan.rows, plan.line_frequencies, plan.row_frequencies)
+    return {"TILE": tile, "RANK": plan.rank, "EXACT": exact}
+
+
+@lru_cache(maxsize=64)
+def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Waves of rows and lines as float16 numbers and the rests they leave, and the twiddle factors, float32."""
+    with torch.inference_mode(False), torch.no_grad():
+        *waves, twiddle = tables(plan)
+        numbers = [wave.half() for wave in waves]
+        rests = [
+            ((wave - number.double()) * kernels.REST.value).half() for wave, number in zip(waves, numbers, strict=True)
+        ]
+        row, line = (torch.stack(pair).to(device) for pair in zip(numbers, rests, strict=True))
+        return row, line, None if twiddle is None else twiddle.float().to(device)
+
+
+def _signal(tensor: Tensor | None, plan: Plan) -> tuple[Tensor, tuple[int, ...]] | None:
+    """As kernels take it: with its strides of sample, channel, line and row."""
+    if tensor is None:
+        return None
+    strides = tensor.stride()
+    return tensor, strides if plan.rank == 2 else (*strides, plan.lines * strides[-1])
+
+
+def _sizes(plan: Plan, x: Tensor) -> tuple[tuple[int, int], int, int]:
+    """Size, batch and channels."""
+    return (plan.size[0], plan.size[-1]), x.shape[0], x.shape[1]
+
+
+def is_whole(plan: Plan) -> bool:
+    """Whether one program convolves a whole tile."""
+    return max(plan.lines, plan.rows) <= _WHOLE
+
+
+def _convolve(x: Tensor, kernel: _Kernel, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
+    y = _empty_result(x, gate, out_gate)
+    if not y.numel():
+        return y
+    plan = kernel.plan
+    if not is_whole(plan):
+        workspace = _rows(x, gate, plan, kernel.exact)
+        _lines(workspace, x, kernel, conjugate=False)
+        _rows_back(workspace, kernel, out_gate, y)
+        return y
+    kernels._long_conv_fwd_kernel[(x.shape[0] * x.shape[1],)](
+        *(_signal(t, plan) for t in (x, gate, out_gate, y)),
+        _tables(plan, x.device),
+        kernel.spectrum,
+        kernel.scales,
+        *_sizes(plan, x),
+        PER_SAMPLE=kernel.scales.ndim == 2,
+        **kernel.constants,
+        **blocks_of("whole", plan, kernel.exact),
+    )
+    return y
+
+
+def _empty_result(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
+    dtype = x.dtype
+    for tensor in (gate, out_gate):
+        dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)
+    return empty_result(x, keep_layout=True, dtype=dtype)
+
+
+def _rows(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Tensor:
+    """Rows' transforms of gate * x, (2, B * C, lines, row_frequencies), float32."""
+    images, blocks = x.shape[0] * x.shape[1], blocks_of("rows", plan, exact)
+    workspace = torch.empty((2, images, plan.lines, plan.row_frequencies), dtype=torch.float32, device=x.device)
+    kernels._rows_fwd_kernel[(images, plan.lines // blocks["LINE_BLOCK"], plan.row_frequencies // blocks["BLOCK"])](
+        _signal(x, plan),
+        _signal(gate, plan),
+        workspace,
+        _tables(plan, x.device),
+        *_sizes(plan, x),
+        **constants_of(plan, exact),
+        **blocks,
+    )
+    return workspace
+
+
+def _lines(workspace: Tensor, x: Tensor, kernel: _Kernel, conjugate: bool) -> None:
+    """Convolve rows' transforms of signals like x along lines, in place."""
+    plan, blocks = kernel.plan, blocks_of("lines", kernel.plan, kernel.exact)
+    kernels._lines_kernel[(x.shape[0] * x.shape[1], plan.row_frequencies // blocks["BLOCK"])](
+        workspace,
+        _tables(plan, x.device),
+        kernel.spectrum,
+        kernel.scales,
+        x.shape[0],
+        x.shape[1],
+        PER_SAMPLE=kernel.scales.ndim == 2,
+        CONJUGATE=conjugate,
+        **kernel.constants,
+        **blocks,
+    )
+
+
+def _rows_back(
+    workspace: Tensor,
+    kernel: _Kernel,
+    factor: Tensor | None,
+    y: Tensor,
+    other_factor: Tensor | None = None,
+    other_y: Tensor | None = None,
+) -> None:
+    """Transform rows back: times `factor` into y, and times `other_factor` into other_y if given."""
+    plan, blocks = kernel.plan, blocks_of("rows", kernel.plan, kernel.exact)
+    grid = (y.shape[0] * y.shape[1], plan.lines // blocks["LINE_BLOCK"], plan.rows // blocks["ROW_BLOCK"])
+    kernels._rows_back_kernel[grid](
+        workspace,
+        *(_signal(t, plan) for t in (factor, y, other_factor, other_y)),
+        _tables(plan, y.device),
+        *_sizes(plan, y),
+        **kernel.constants,
+        **blocks,
+    )
+
+
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    kernel: Tensor,
+    skip: Tensor | None,
+    gate: Tensor | None,
+    out_gate: Tensor | None,
+    centre: Sequence[int],
+    circular: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, kernel, skip, gate and out_gate (empty for None)."""
+    plan, exact = make_plan(x.shape[2:], circular), is_exact(x, gate)
+    reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
+    dx = empty_result(x, keep_layout=True)
+    dgate, dout_gate = (None if t is None else empty_result(t, keep_layout=True) for t in (gate, out_gate))
+    if x.numel():
+        prepared = _prepared(kernel, skip, plan, reach, exact)
+        dspectrum = _signal_gradients(dy, x, prepared, gate, out_gate, dx, dgate, dout_gate)
+        with full_precision(x.device.type):
+            dkernel, dskip = spectrum_gradients(dspectrum, kernel, skip, plan, reach)
+    else:
+        dkernel, dskip = torch.zeros_like(kernel), None if skip is None else torch.zeros_like(skip)
+    return dx, dkernel.contiguous(), *(x.new_empty(0) if t is None else t for t in (dskip, dgate, dout_gate))
+
+
+def _signal_gradients(
+    dy: Tensor,
+    x: Tensor,
+    kernel: _Kernel,
+    gate: Tensor | None,
+    out_gate: Tensor | None,
+    dx: Tensor,
+    dgate: Tensor | None,
+    dout_gate: Tensor | None,
+) -> Tensor:
+    """Fills dx, dgate and dout_gate; returns the gradient of the spectrum."""
+    plan, (batch, channels) = kernel.plan, x.shape[:2]
+    per_sample = kernel.scales.ndim == 2
+    signals = [_signal(t, plan) for t in (dy, x, gate, out_gate)]
+    if is_whole(plan):
+        workspaces = None
+        kernels._long_conv_bwd_kernel[(batch * channels,)](
+            *signals,
+            *(_signal(t, plan) for t in (dx, dgate, dout_gate)),
+            _tables(plan, x.device),
+            kernel.spectrum,
+            kernel.scales,
+            *_sizes(plan, x),
+            PER_SAMPLE=per_sample,
+            **kernel.constants,
+            **blocks_of("whole", plan, kernel.exact),
+        )
+    else:
+        workspaces = _rows(x, gate, plan, kernel.exact), _rows(dy, out_gate, plan, kernel.exact)
+    # A program sums over some samples: over one if each has its own kernel
+    samples = 1 if per_sample else -(-batch // min(batch, -(-_PROGRAMS // channels)))
+    groups = -(-batch // samples)
+    shape = (groups, channels, plan.parts, plan.line_frequencies, plan.row_frequencies)
+    dspectrum = torch.empty(shape, dtype=torch.float32, device=x.device)
+    blocks = blocks_of("spectrum", plan, kernel.exact)
+    parts = (plan.line_frequencies // blocks["CHUNK"]) * (plan.row_frequencies // blocks["BLOCK"])
+    kernels._spectrum_bwd_kernel[(groups * channels * parts,)](
+        *signals,
+        workspaces,
+        dspectrum,
+        _tables(plan, x.device),
+        *_sizes(plan, x),
+        samples,
+        **kernel.constants,
+        **blocks,
+    )
+    if workspaces is not None:
+        rows, dy_rows = workspaces
+        if out_gate is not None:
+            _lines(rows, x, kernel, conjugate=False)
+            _rows_back(rows, kernel, dy, dout_gate)
+        _lines(dy_rows, x, kernel, conjugate=True)
+        _rows_back(dy_rows, kernel, gate, dx, None if gate is None else x, dgate)
+    return dspectrum if per_sample else dspectrum.sum(0)
+
+
+@torch.library.custom_op("hyena_vision::triton_conv", mutates_args=())
+def _conv(
+    x: Tensor,
+    kernel: Tensor,
+    skip: Optional[Tensor],  # noqa: UP045  torch reads the schema from this spelling
+    gate: Optional[Tensor],  # noqa: UP045
+    out_gate: Optional[Tensor],  # noqa: UP045
+    centre: Sequence[int],
+    circular: bool,
+) -> Tensor:
+    plan = make_plan(x.shape[2:], circular)
+    reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
+    return _convolve(x, _prepared(kernel, skip, plan, reach, is_exact(x, gate)), gate, out_gate)
+
+
+@_conv.register_fake
+def _(x, kernel, skip, gate, out_gate, centre, circular):
+    return _empty_result(x, gate, out_gate)
+
+
+@torch.library.custom_op("hyena_vision::triton_conv_backward", mutates_args=())
+def _conv_backward(
+    dy: Tensor,
+    x: Tensor,
+    kernel: Tensor,
+    skip: Optional[Tensor],  # noqa: UP045
+    gate: Optional[Tensor],  # noqa: UP045
+    out_gate: Optional[Tensor],  # noqa: UP045
+    centre: Sequence[int],
+    circular: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _gradients(dy, x, kernel, skip, gate, out_gate, centre, circular)
+
+
+@_conv_backward.register_fake
+def _(dy, x, kernel, skip, gate, out_gate, centre, circular):
+    signals = (x.new_empty(0) if t is None else empty_result(t, keep_layout=True) for t in (gate, out_gate))
+    dskip = x.new_empty(0) if skip is None else skip.new_empty(skip.shape)
+    return empty_result(x, keep_layout=True), kernel.new_empty(kernel.shape), dskip, *signals
+
+
+def _differentiable_gradients(dy, x, kernel, skip, gate, out_gate, centre, circular):
+    """The same by operations that autograd knows, for second derivatives."""
+    u, du = (t if g is None else t * g for t, g in ((x, gate), (dy, out_gate)))
+    du, dkernel, dskip = fft.gradients(du, u, kernel, skip, centre, circular)
+    dgate = None if gate is None else (du * x).to(gate.dtype)
+    dout_gate = None
+    if out_gate is not None:
+        dout_gate = (dy * fft.convolve(u, kernel, skip, centre, circular)).to(out_gate.dtype)
+    return (du if gate is None else du * gate).to(x.dtype), dkernel, dskip, dgate, dout_gate
+
+
+def _keep(ctx, inputs, output) -> None:
+    *tensors, ctx.centre, ctx.circular = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    compute = _differentiable_gradients if again else _conv_backward
+    gradients = compute(dy, *tensors, ctx.centre, ctx.circular)
+    return (*(None if t is None else g for t, g in zip(tensors, gradients, strict=True)), None, None)
+
+
+_conv.register_autograd(_backward, setup_context=_keep)
+
+
+def reason_not(x: Tensor, kernel: Tensor) -> str | None:
+    """Why the kernels cannot run these arguments, or None."""
+    if x.dtype == torch.float64:
+        return "its sums are float32, and x is float64"
+    most = LONGEST**2 if x.ndim == 3 else LONGEST
+    if max(x.shape[2:]) > most:
+        return f"it takes at most {most} tokens on each axis, and x has {tuple(x.shape[2:])}"
+    if not torch.compiler.is_dynamo_compiling() and not is_plain(x, kernel):
+        return "exporters, torch.func, forward derivatives and tensor subclasses see through torch's own calls only"
+    if interpreted():
+        return None
+    if x.device.type != "cuda":
+        return f"it is for GPUs, and x is on {x.device}"
+    shared = _SHARED_MEMORY[x.device.index]
+    if shared < SHARED_MEMORY:
+        return f"its programs need up to {SHARED_MEMORY} bytes of shared memory, and {x.device} has {shared}"
+    return None
+
+
+def prepare(
+    x: Tensor,
+    kernel: Tensor | LazyKernel,
+    skip: Tensor | None,
+    centre: Sequence[int],
+    circular: bool,
+    keep: bool,
+) -> Callable[[], _Kernel]:
+    """Spectrum of a kernel for signals like x, made now or, without `keep`, in each call."""
+    plan, exact = make_plan(x.shape[2:], circular), is_exact(x, None)
+    reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
+
+    def make() -> _Kernel:
+        return _prepared(kernel.whole() if isinstance(kernel, LazyKernel) else kernel, skip, plan, reach, exact)
+
+    if not keep:
+        return make
+    made = make()
+    return lambda: made
+
+
+def convolve_prepared(x: Tensor, state: Callable[[], _Kernel], gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
+    """The convolution with what `prepare` made."""
+    kernel = state()
+    if is_exact(x, gate) and not kernel.exact:
+        raise TypeError(
+            f"the kernel was prepared for torch.bfloat16, got x in {x.dtype} with its gate: prepare it for that"
+        )
+    return _convolve(x, kernel, gate, out_gate)
+
+
+def long_conv1d(
+    x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None, causal: bool
+) -> Tensor:
+    """Fused form of `hyena_vision.ops.long_conv1d`."""
+    return _conv(x, kernel, skip, gate, out_gate, [0 if causal else kernel.shape[-1] // 2], False)
+
+
+def long_conv2d(
+    x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None, padding: str
+) -> Tensor:
+    """Fused form of `hyena_vision.ops.long_conv2d`."""
+    centre = [kernel.shape[-2] // 2, kernel.shape[-1] // 2]
+    return _conv(x, kernel, skip, gate, out_gate, centre, padding == "circular")

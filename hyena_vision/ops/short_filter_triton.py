@@ -1,0 +1,365 @@
+"""The `triton` backend of `gated_short_filter`: tokens in, filtered and gated signals out, in one pass over memory.
+
+A sequence is an image of height 1. Forward, a program has a block of tokens of one image and a block of channels of one
+result: it reads tiles with channels fastest, as the tokens lie, and writes them with tokens fastest, as the long
+convolutions want them. Shifted tiles overlap and come from the caches.
+
+Backward, a first kernel filters the last two signals once more and writes the gradients of all filtered signals in the
+layout of x. The second reads those, shifted: times a tap they sum to the gradient of x, times x to that of the tap. Its
+programs go through 256 tokens each and write one partial sum per tap, and torch adds these up: no atomics, so that
+repeats are equal bit by bit.
+"""
+
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hyena_vision.ops.short_filter import filter_by_torch
+
+INTERPRETED: bool = triton.knobs.runtime.interpret  # what the kernels below are made for, CPU tensors if true
+
+_CHANNELS = 32  # of a tile: 64 bytes of a token in 16 bits, two sectors
+_WARPS = 4
+_CHUNK = 256  # tokens of a program that sums gradients of taps
+
+
+@triton.jit
+def _filtered(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    token,
+    channel,
+    first,
+    height,
+    width,
+    channels,
+    stride_h,
+    stride_w,
+    stride_c,
+    SIGNALS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    TOP: tl.constexpr,
+    LEFT: tl.constexpr,
+):
+    """Tile [tokens, channels] of a filtered signal in float32; x_ptr is at its image, `first` the signal's channel."""
+    row = token // width
+    column = token % width
+    live = channel < channels
+    source = (first + channel).to(tl.int64) * stride_c
+    total = tl.zeros([token.shape[0], channel.shape[0]], tl.float32)
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + first + channel, mask=live, other=0.0)[None, :]
+    # Unrolled over rows as well, all loads would be issued first and fill the registers
+    for i in range(TH):
+        for j in tl.static_range(TW):
+            y = row + (i - TOP)
+            z = column + (j - LEFT)
+            inside = (y >= 0) & (y < height) & (z >= 0) & (z < width)
+            offset = y.to(tl.int64) * stride_h + z.to(tl.int64) * stride_w
+            mask = inside[:, None] & live[None, :]
+            tile = tl.load(x_ptr + (offset[:, None] + source[None, :]), mask=mask, other=0.0).to(tl.float32)
+            tap = tl.load(weight_ptr + ((i * TW + j) * SIGNALS * channels + first + channel), mask=live, other=0.0)
+            total += tile * tap[None, :]
+    return total
+
+
+@triton.jit
+def _short_filter_fwd_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    height,
+    width,
+    channels,
+    stride_b,
+    stride_h,
+    stride_w,
+    stride_c,
+    SIGNALS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    TOP: tl.constexpr,
+    LEFT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    tokens = height * width
+    blocks = tl.cdiv(tokens, TOKENS)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    token = (tl.program_id(0) % blocks) * TOKENS + tl.arange(0, TOKENS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    signal = tl.program_id(2)
+    x_ptr += image * stride_b
+    result = _filtered(
+        x_ptr, weight_ptr, bias_ptr, token, channel, signal * channels, height, width, channels,
+        stride_h, stride_w, stride_c, SIGNALS, HAS_BIAS, TH, TW, TOP, LEFT,
+    )  # fmt: skip
+    if signal == SIGNALS - 2:
+        result *= _filtered(
+            x_ptr, weight_ptr, bias_ptr, token, channel, (SIGNALS - 1) * channels, height, width, channels,
+            stride_h, stride_w, stride_c, SIGNALS, HAS_BIAS, TH, TW, TOP, LEFT,
+        )  # fmt: skip
+    line = (image * (SIGNALS - 1) + signal) * channels + channel
+    target = out_ptr + (line[None, :] * tokens + token[:, None])
+    mask = (token < tokens)[:, None] & (channel < channels)[None, :]
+    tl.store(target, result.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _short_filter_bwd_signals_kernel(
+    grad_ptr,
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    dsignal_ptr,
+    height,
+    width,
+    channels,
+    grad_stride_b,
+    grad_stride_s,
+    grad_stride_c,
+    grad_stride_t,
+    stride_b,
+    stride_h,
+    stride_w,
+    stride_c,
+    SIGNALS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    TOP: tl.constexpr,
+    LEFT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Gradients of the filtered signals, (B, H, W, S * C) contiguous."""
+    tokens = height * width
+    blocks = tl.cdiv(tokens, TOKENS)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    token = (tl.program_id(0) % blocks) * TOKENS + tl.arange(0, TOKENS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    signal = tl.program_id(2)
+    mask = (token < tokens)[:, None] & (channel < channels)[None, :]
+    line = image * grad_stride_b + signal.to(tl.int64) * grad_stride_s + channel.to(tl.int64) * grad_stride_c
+    place = token.to(tl.int64) * grad_stride_t
+    grad = tl.load(grad_ptr + (line[None, :] + place[:, None]), mask=mask, other=0.0).to(tl.float32)
+    target = (image * tokens + token)[:, None] * (SIGNALS * channels) + (signal * channels + channel)[None, :]
+    dtype = dsignal_ptr.dtype.element_ty
+    if signal < SIGNALS - 2:
+        tl.store(dsignal_ptr + target, grad.to(dtype), mask=mask)
+    else:
+        x_ptr += image * stride_b
+        value = _filtered(
+            x_ptr, weight_ptr, bias_ptr, token, channel, (SIGNALS - 1) * channels, height, width, channels,
+            stride_h, stride_w, stride_c, SIGNALS, HAS_BIAS, TH, TW, TOP, LEFT,
+        )  # fmt: skip
+        tl.store(dsignal_ptr + target, (grad * value).to(dtype), mask=mask)
+        gate = _filtered(
+            x_ptr, weight_ptr, bias_ptr, token, channel, (SIGNALS - 2) * channels, height, width, channels,
+            stride_h, stride_w, stride_c, SIGNALS, HAS_BIAS, TH, TW, TOP, LEFT,
+        )  # fmt: skip
+        tl.store(dsignal_ptr + (target + channels), (grad * gate).to(dtype), mask=mask)
+
+
+@triton.jit
+def _short_filter_bwd_inputs_kernel(
+    dsignal_ptr,
+    x_ptr,
+    weight_ptr,
+    dx_ptr,
+    partial_ptr,
+    tokens,
+    height,
+    width,
+    channels,
+    stride_b,
+    stride_h,
+    stride_w,
+    stride_c,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    TOP: tl.constexpr,
+    LEFT: tl.constexpr,
+    STEPS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Gradient of x, and partial sums (chunks, TH * TW + 1, channels) of those of the taps and, last, of the bias.
+
+    Here the tokens are those of all images, and the channels those of all signals.
+    """
+    chunk = tl.program_id(0)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    live = channel < channels
+    source = channel.to(tl.int64) * stride_c
+    sums = ()
+    for _ in tl.static_range(TH * TW + 1):
+        sums = sums + (tl.zeros([TOKENS, CHANNELS], tl.float32),)  # noqa: RUF005  Triton has no unpacking
+    for step in range(tl.minimum(STEPS, tl.cdiv(tokens - chunk * STEPS * TOKENS, TOKENS))):
+        token = (chunk * STEPS + step) * TOKENS + tl.arange(0, TOKENS)
+        image = token // (height * width)
+        row = token // width % height
+        column = token % width
+        mask = (token < tokens)[:, None] & live[None, :]
+        offset = image.to(tl.int64) * stride_b + row.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w
+        x = tl.load(x_ptr + (offset[:, None] + source[None, :]), mask=mask, other=0.0).to(tl.float32)
+        dx = tl.zeros([TOKENS, CHANNELS], tl.float32)
+        dbias = sums[TH * TW]
+        updated = ()
+        for i in tl.static_range(TH):
+            for j in tl.static_range(TW):
+                # The filtered token that saw this one through tap (i, j)
+                y = row - (i - TOP)
+                z = column - (j - LEFT)
+                inside = (y >= 0) & (y < height) & (z >= 0) & (z < width)
+                seen_by = (token - (i - TOP) * width - (j - LEFT)).to(tl.int64) * channels
+                dsignal = tl.load(
+                    dsignal_ptr + (seen_by[:, None] + channel[None, :]), mask=mask & inside[:, None], other=0.0
+                ).to(tl.float32)
+                tap = tl.load(weight_ptr + ((i * TW + j) * channels + channel), mask=live, other=0.0)
+                dx += dsignal * tap[None, :]
+                updated = updated + (sums[i * TW + j] + dsignal * x,)  # noqa: RUF005  as above
+                if i == TOP and j == LEFT:
+                    dbias += dsignal
+        sums = updated + (dbias,)  # noqa: RUF005  as above
+        target = token.to(tl.int64)[:, None] * channels + channel[None, :]
+        tl.store(dx_ptr + target, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    for t in tl.static_range(TH * TW + 1):
+        line = (chunk.to(tl.int64) * (TH * TW + 1) + t) * channels
+        tl.store(partial_ptr + line + channel, tl.sum(sums[t], axis=0), mask=live)
+
+
+def forward_block(tokens: int, itemsize: int) -> int:
+    """Tokens of a tile of images of this many: 128 bytes of a line of the result, 64 if fewer then idle."""
+    return min((128 // itemsize, 64 // itemsize), key=lambda block: triton.cdiv(tokens, block) * block)
+
+
+def backward_block(taps: int) -> int:
+    """Tokens of a tile where each thread keeps a sum per tap for 4, 2 or 1 of its elements: at most 52 registers."""
+    return 16 if taps <= 9 else 8 if taps <= 25 else 4
+
+
+@torch.library.custom_op("hyena_vision::gated_short_filter", mutates_args=())
+def _op(
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],  # noqa: UP045  torch reads the schema from this spelling
+    signals: int,
+    causal: bool,
+) -> Tensor:
+    out = _empty_result(x, signals, _stored(x.dtype))
+    if out.numel():
+        images = _as_images(x)
+        batch, height, width, channels = *images.shape[:3], images.shape[3] // signals
+        block = forward_block(height * width, x.itemsize)
+        grid = (batch * triton.cdiv(height * width, block), triton.cdiv(channels, _CHANNELS), signals - 1)
+        with torch.cuda.device_of(x):
+            _short_filter_fwd_kernel[grid](
+                images, _by_tap(weight), _sum_dtype(bias), out, height, width, channels, *images.stride(),
+                SIGNALS=signals, HAS_BIAS=bias is not None, **_filter_shape(weight, causal),
+                TOKENS=block, CHANNELS=_CHANNELS, num_warps=_WARPS,
+            )  # fmt: skip
+    return out.to(x.dtype)
+
+
+@_op.register_fake
+def _(x, weight, bias, signals, causal):
+    return _empty_result(x, signals, x.dtype)
+
+
+@torch.library.custom_op("hyena_vision::gated_short_filter_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],  # noqa: UP045  as above
+    signals: int,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias, which may be None all the same."""
+    images, taps, shape = _as_images(x), weight[0].numel(), _filter_shape(weight, causal)
+    batch, height, width, channels = images.shape
+    tokens, chunks = batch * height * width, triton.cdiv(batch * height * width, _CHUNK)
+    dx = x.new_empty(x.shape, dtype=_stored(x.dtype))
+    sums = x.new_empty((chunks, taps + 1, channels), dtype=torch.float32)
+    if tokens:
+        grad = grad.flatten(3)
+        dsignal, by_tap = torch.empty_like(dx), _by_tap(weight)
+        block, step = forward_block(height * width, x.itemsize), backward_block(taps)
+        blocks = batch * triton.cdiv(height * width, block), triton.cdiv(channels // signals, _CHANNELS)
+        with torch.cuda.device_of(x):
+            _short_filter_bwd_signals_kernel[(*blocks, signals - 1)](
+                grad, images, by_tap, _sum_dtype(bias), dsignal, height, width, channels // signals,
+                *grad.stride(), *images.stride(), SIGNALS=signals, HAS_BIAS=bias is not None, **shape,
+                TOKENS=block, CHANNELS=_CHANNELS, num_warps=_WARPS,
+            )  # fmt: skip
+            _short_filter_bwd_inputs_kernel[(chunks, triton.cdiv(channels, _CHANNELS))](
+                dsignal.to(x.dtype), images, by_tap, dx, sums, tokens, height, width, channels, *images.stride(),
+                **shape, STEPS=_CHUNK // step, TOKENS=step, CHANNELS=_CHANNELS, num_warps=_WARPS,
+            )  # fmt: skip
+    *dtaps, dbias = sums.sum(0)
+    dweight = torch.stack(dtaps, 1).reshape(weight.shape).to(weight.dtype)
+    return dx.to(x.dtype), dweight, dbias.to(x.dtype if bias is None else bias.dtype, copy=True)
+
+
+@_backward_op.register_fake
+def _(grad, x, weight, bias, signals, causal):
+    dbias = x.new_empty(weight.shape[0]) if bias is None else bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias
+
+
+def _keep(ctx, inputs, output) -> None:
+    x, weight, bias, ctx.signals, ctx.causal = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # Somebody wants second derivatives: by operations that autograd knows
+        wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad[:3], strict=True) if needed]
+        y = filter_by_torch(x, weight, bias, ctx.signals, ctx.causal)
+        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+        return *[next(found) if needed else None for needed in ctx.needs_input_grad[:3]], None, None
+    dx, dweight, dbias = _backward_op(grad, x, weight, bias, ctx.signals, ctx.causal)
+    return dx, dweight, None if bias is None else dbias, None, None
+
+
+_op.register_autograd(_backward, setup_context=_keep)
+gated_short_filter = _op
+
+
+def _stored(dtype: torch.dtype) -> torch.dtype:
+    """What kernels write for results of this dtype: Triton's interpreter would cut float32 to bfloat16, not round."""
+    return torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype
+
+
+def _empty_result(x: Tensor, signals: int, dtype: torch.dtype) -> Tensor:
+    return x.new_empty((x.shape[0], signals - 1, x.shape[-1] // signals, *x.shape[1:-1]), dtype=dtype)
+
+
+def _as_images(x: Tensor) -> Tensor:
+    return x.unsqueeze(1) if x.ndim == 3 else x
+
+
+def _by_tap(weight: Tensor) -> Tensor:
+    """(T, S * C) in float32: a thread reads a tap of the channels that it has at once."""
+    return weight.flatten(1).t().to(torch.float32).contiguous()
+
+
+def _sum_dtype(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.to(torch.float32).contiguous()
+
+
+def _filter_shape(weight: Tensor, causal: bool) -> dict[str, int]:
+    """Extents of the filter, and the tap that sees the token itself."""
+    th, tw = weight.shape[2:] if weight.ndim == 4 else (1, weight.shape[2])
+    return dict(TH=th, TW=tw, TOP=th // 2, LEFT=tw - 1 if causal else tw // 2)

@@ -1,0 +1,109 @@
+"""Compiles the fused kernels for GPUs that need not be there, as they are launched; prints what the compiler reports.
+
+A program of its own, since the tests run in a process where Triton interprets:
+
+    python ahead_of_time.py {sm_80,sm_90} {bf16,fp32} [SIZE ...]     a size: 64x64, 4096
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from hyena_vision.ops import long_conv_kernels, long_conv_triton
+from hyena_vision.ops.half_frequency import make_plan
+
+# Largest tiles of one kernel and of three, in 2D and 1D.
+SIZES = ((64, 64), (4096,), (256, 256), (65536,))
+KERNELS = {
+    "_long_conv_fwd_kernel": "whole",
+    "_long_conv_bwd_kernel": "whole",
+    "_spectrum_bwd_kernel": "spectrum",
+    "_rows_fwd_kernel": "rows",
+    "_lines_kernel": "lines",
+    "_rows_back_kernel": "rows",
+}
+
+
+def constant(value):
+    """A parameter that the kernel is compiled for."""
+    return ("constant", value)
+
+
+def arguments(plan, exact, whole):
+    """Of every parameter: the type, a constant, or a tuple of these; * and %16 stand for multiples of 16."""
+    number = "*fp32" if exact else "*bf16"
+    strides = ["i32%16"] * 4
+    strides[3 if plan.rank == 2 else 2] = constant(1)
+    signal = (number, tuple(strides))
+    signals = "x gate out_gate y dy dx dgate dout_gate factor other_factor other_y"
+    return dict.fromkeys(signals.split(), signal) | {
+        "workspace": "*fp32",
+        "workspaces": constant(None) if whole else ("*fp32", "*fp32"),
+        "dspectrum": "*fp32",
+        "scales": "*fp32",
+        "spectrum": "*fp32" if exact else "*fp16",
+        "tables": ("*fp16", "*fp16", "*fp32" if plan.rank == 1 else constant(None)),
+        "size": ("i32", "i32"),
+        "batch": "i32",
+        "channels": "i32",
+        "samples": "i32",
+        "PER_SAMPLE": constant(False),
+        "CONJUGATE": constant(False),
+        **{key: constant(value) for key, value in long_conv_triton.constants_of(plan, exact).items()},
+    }
+
+
+def compile_kernel(kernel, given, target, **options):
+    """Registers, bytes of stack per thread (what was spilled) and bytes of shared memory."""
+    constants, attributes = {}, {}
+
+    def walk(kind, path):
+        if isinstance(kind, tuple) and kind[0] == "constant":
+            constants[path] = kind[1]
+            return "constexpr"
+        if isinstance(kind, tuple):
+            return tuple(walk(part, (*path, index)) for index, part in enumerate(kind))
+        if kind.startswith("*") or kind.endswith("%16"):
+            attributes[path] = [["tt.divisibility", 16]]
+        return kind.removesuffix("%16")
+
+    signature = {name: walk(given[name], (index,)) for index, name in enumerate(kernel.arg_names)}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=target, options=options)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(compiled.asm["cubin"])
+        text = subprocess.run([tool, "--dump-resource-usage", file], capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()
+    return {"registers": int(registers), "stack": int(stack), "shared": compiled.metadata.shared}
+
+
+def main(architecture, dtype, *sizes):
+    """Print one line of JSON per kernel and size."""
+    target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+    exact = dtype == "fp32"
+    for size in [tuple(map(int, size.split("x"))) for size in sizes] or SIZES:
+        plan = make_plan(size, False)
+        whole = long_conv_triton.is_whole(plan)
+        for kernel, launch in KERNELS.items():
+            if launch != "spectrum" and whole != (launch == "whole"):
+                continue
+            blocks = long_conv_triton.blocks_of(launch, plan, exact)
+            given = arguments(plan, exact, whole) | {key: constant(n) for key, n in blocks.items()}
+            options = {key: n for key, n in blocks.items() if not key.isupper()}
+            report = compile_kernel(getattr(long_conv_kernels, kernel), given, target, **options)
+            print(json.dumps({"kernel": kernel, "size": size, **report}), flush=True)
+
+
+if __name__ == "__main__":
+    assert "TRITON_INTERPRET" not in os.environ
+    main(*sys.argv[1:])

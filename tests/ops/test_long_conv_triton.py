@@ -1,0 +1,304 @@
+"""The fused kernels against the direct sum: on a GPU where there is one, else by Triton's interpreter on the CPU."""
+
+import pytest
+import torch
+
+from hyena_vision.ops import LazyKernel, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
+from hyena_vision.testing import Problem, assert_within_tolerance, lay_out, relative_errors
+
+pytest.importorskip("triton")
+from hyena_vision.ops import long_conv_triton
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("nan_filled_empties")]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# float16 goes the way of float32 but for loads and stores, and the interpreter takes seconds for a case
+DTYPES = (torch.float32, torch.bfloat16)
+OPERATORS = {
+    "causal": (long_conv1d, dict(causal=True)),
+    "centred": (long_conv1d, dict(causal=False)),
+    "linear": (long_conv2d, dict(padding="linear")),
+    "circular": (long_conv2d, dict(padding="circular")),
+}
+CASES = [
+    ("causal", Problem((1,), (1,))),
+    ("causal", Problem((12,), (30,), per_sample=True, layout="slice")),
+    ("causal", Problem((37,), (37,), layout="channels_last")),
+    ("centred", Problem((37,), (73,), batch=3, channels=2, layout="slice")),
+    ("centred", Problem((197,), (41,), channels=2, skip=False)),
+    ("centred", Problem((300,), (802,), batch=1, per_sample=True)),
+    ("linear", Problem((1, 1), (3, 3))),
+    ("linear", Problem((7, 3), (13, 5), per_sample=True, layout="slice")),
+    ("linear", Problem((14, 14), (27, 27), layout="channels_last")),
+    ("linear", Problem((16, 17), (40, 1), batch=3, channels=1, skip=False)),
+    ("linear", Problem((5, 33), (9, 65), batch=1, channels=2, layout="slice")),
+    ("circular", Problem((1, 1), (2, 5))),
+    ("circular", Problem((5, 8), (3, 40), per_sample=True, layout="slice")),
+    ("circular", Problem((15, 16), (29, 31), layout="channels_last")),
+    ("circular", Problem((31, 12), (61, 23), batch=1, channels=2, skip=False)),
+]
+NAMES = ("y", "dx", "dgate", "dout_gate", "dkernel", "dskip")
+
+
+def arguments(problem, dtype, gates=(True, True)):
+    """x, gates, kernel and skip; gates are near 1, since products of heavy tails are not what tolerances are for."""
+    x, kernel, skip = problem.tensors(dtype, DEVICE)
+    generator = torch.Generator().manual_seed(2)
+    given = []
+    for wanted in gates:
+        gate = 1 + torch.randn(x.shape, generator=generator, dtype=torch.float64) / 4
+        given.append(lay_out(gate.to(DEVICE, dtype), problem.layout) if wanted else None)
+    return [x, *given, kernel, skip]
+
+
+def values_and_gradients(name, tensors, backend):
+    """Output, and gradients of all tensors in the order of `NAMES`."""
+    op, kwargs = OPERATORS[name]
+    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+    x, gate, out_gate, kernel, skip = leaves
+    y = op(x, kernel, skip, gate=gate, out_gate=out_gate, **kwargs, backend=backend)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    y.backward(cotangent.to(y))
+    return [y, *(None if leaf is None else leaf.grad for leaf in leaves)]
+
+
+def check(name, tensors, truth_by="reference"):
+    dtype = tensors[0].dtype
+    values = values_and_gradients(name, tensors, "triton")
+    truths = values_and_gradients(name, [None if t is None else t.double() for t in tensors], truth_by)
+    for what, value, truth in zip(NAMES, values, truths, strict=True):
+        if truth is None:
+            continue
+        assert value.dtype == dtype
+        if dtype == torch.bfloat16 and long_conv_triton.interpreted():
+            # The interpreter cuts numbers off instead of rounding them, which doubles the error
+            value = truth + (value.double() - truth) / 2
+        assert_within_tolerance(value, truth, dtype, what)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "problem"), CASES, ids=lambda case: case if isinstance(case, str) else str(case.size))
+def test_matches_direct_sum(name, problem, dtype):
+    check(name, arguments(problem, dtype))
+
+
+@pytest.mark.parametrize(("name", "problem"), CASES[3::4], ids=lambda case: str(getattr(case, "size", case)))
+def test_float16_matches_direct_sum(name, problem):
+    check(name, arguments(problem, torch.float16))
+
+
+@pytest.mark.parametrize("gates", [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("name", ["centred", "circular"])
+def test_gates_are_free(name, gates):
+    problem = Problem((20,), (39,)) if name == "centred" else Problem((5, 6), (9, 11))
+    check(name, arguments(problem, torch.bfloat16, gates))
+
+
+def use_blocks(size, monkeypatch):
+    """Launch kernels with blocks of that size where tiles are as large."""
+
+    def blocks_of(name, plan, exact):
+        most = dict(LINE_BLOCK=plan.lines, ROW_BLOCK=plan.rows, BLOCK=plan.row_frequencies, CHUNK=plan.line_frequencies)
+        return {key: min(size, most[key]) if key in most else n for key, n in usual(name, plan, exact).items()}
+
+    usual = long_conv_triton.blocks_of
+    monkeypatch.setattr(long_conv_triton, "blocks_of", blocks_of)
+
+
+def use_larger_blocks(monkeypatch):
+    """Fewer steps for the interpreter, which would take a minute for a thousand."""
+    if long_conv_triton.interpreted():
+        use_blocks(128, monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("causal", Problem((300,), (300,), batch=1, channels=2)),
+        ("centred", Problem((270,), (539,), batch=2, channels=1, per_sample=True, layout="slice")),
+        ("linear", Problem((20, 17), (39, 33), batch=1, channels=1, layout="channels_last")),
+        ("circular", Problem((33, 18), (65, 35), batch=2, channels=1, skip=False)),
+    ],
+    ids=lambda case: case if isinstance(case, str) else str(case.size),
+)
+def test_tiles_in_parts_match_direct_sum(name, problem, dtype, monkeypatch):
+    monkeypatch.setattr(long_conv_triton, "_WHOLE", 16)
+    use_blocks(16, monkeypatch)
+    check(name, arguments(problem, dtype), "fft")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem", "dtype"),
+    [
+        ("centred", Problem((4096,), (8191,), batch=1, channels=1), torch.bfloat16),
+        ("linear", Problem((64, 64), (127, 127), batch=1, channels=1), torch.float32),
+        ("linear", Problem((70, 20), (139, 39), batch=1, channels=1), torch.bfloat16),
+        ("causal", Problem((4100,), (4100,), batch=1, channels=1), torch.bfloat16),
+    ],
+    ids=lambda case: str(getattr(case, "size", case)),
+)
+def test_large_tiles_match_float64_transforms(name, problem, dtype, monkeypatch):
+    use_larger_blocks(monkeypatch)
+    check(name, arguments(problem, dtype), "fft")
+
+
+@pytest.mark.parametrize("name", ["centred", "linear"])
+def test_largest_sizes(name, monkeypatch):
+    use_larger_blocks(monkeypatch)
+    op, kwargs = OPERATORS[name]
+    problem = Problem((65536,), (131071,), 1, 1) if name == "centred" else Problem((256, 256), (511, 511), 1, 1)
+    x, kernel, skip = problem.tensors(torch.float32, DEVICE)
+    truth = op(x.double(), kernel.double(), skip.double(), **kwargs, backend="fft")
+    assert_within_tolerance(op(x, kernel, skip, **kwargs, backend="triton"), truth, torch.float32)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_float16_products_keep_the_range_of_the_input(dtype, scale):
+    """Neither the smallest gradients nor the largest activations may leave the range of float16."""
+    x, _, _, kernel, skip = arguments(Problem((12, 12), (23, 23)), dtype, (False, False))
+    x, kernel, skip = x * scale, kernel * scale**0.4, skip * scale**0.4
+    y = long_conv2d(x, kernel, skip, backend="triton")
+    truth = long_conv2d(x.double(), kernel.double(), skip.double(), backend="reference")
+    assert relative_errors(y, truth)[0] < (8e-3 if dtype == torch.bfloat16 else 3e-6)
+
+
+def test_zeros_give_zeros():
+    x, gate, out_gate, kernel, skip = arguments(Problem((5, 5), (9, 9)), torch.bfloat16)
+    for zero in (x, kernel):
+        zero.zero_()
+        y = long_conv2d(x, kernel, 0 * skip, gate=gate, out_gate=out_gate, backend="triton")
+        assert y.eq(0).all()
+
+
+def test_mixed_dtypes_give_what_torch_would():
+    x, gate, out_gate, kernel, skip = arguments(Problem((9,), (17,)), torch.bfloat16)
+    tensors = [x, gate.float(), out_gate, kernel.float(), skip.double()]
+    y = long_conv1d(tensors[0], *tensors[3:], gate=tensors[1], out_gate=tensors[2], backend="triton")
+    assert y.dtype == torch.float32
+    tensors = [t.double() for t in tensors]
+    truth = long_conv1d(tensors[0], *tensors[3:], gate=tensors[1], out_gate=tensors[2], backend="reference")
+    assert_within_tolerance(y, truth, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["centred", "linear"])
+def test_equal_calls_give_equal_bits(name):
+    problem = Problem((40,), (79,), 3, 1) if name == "centred" else Problem((6, 7), (11, 13), 3, 1)
+    tensors = arguments(problem, torch.float32)
+    first = values_and_gradients(name, tensors, "triton")
+    for _ in range(49 if DEVICE == "cuda" else 1):
+        for value, again in zip(first, values_and_gradients(name, tensors, "triton"), strict=True):
+            assert torch.equal(value, again)
+
+
+def test_nothing_but_the_arguments_is_kept_for_the_backward_pass():
+    x, gate, out_gate, kernel, skip = (t.requires_grad_() for t in arguments(Problem((6, 5), (11, 9)), torch.float32))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        long_conv2d(x, kernel, skip, gate=gate, out_gate=out_gate, backend="triton")
+    assert {t.data_ptr() for t in saved} == {t.data_ptr() for t in (x, gate, out_gate, kernel, skip)}
+
+
+def test_second_derivatives_are_those_of_the_other_backends():
+    problem = Problem((4, 5), (7, 9))
+
+    def penalty(backend):
+        tensors = [t.requires_grad_() for t in arguments(problem, torch.float32)]
+        x, gate, out_gate, kernel, skip = tensors
+        y = long_conv2d(x, kernel, skip, gate=gate, out_gate=out_gate, backend=backend)
+        first = torch.autograd.grad(y.square().sum(), tensors, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), tensors)
+
+    for value, truth in zip(penalty("triton"), penalty("fft"), strict=True):
+        assert relative_errors(value, truth.double())[0] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("problem", "gates"),
+    [
+        (Problem((6, 5), (11, 9), 1, 2), (True, True)),
+        (Problem((6, 5), (11, 9), 1, 2, layout="channels_last"), (False, True)),
+        (Problem((7,), (9,), 2, 1, per_sample=True, skip=False), (True, False)),
+    ],
+)
+def test_operator_is_registered_as_torch_asks(problem, gates):
+    x, gate, out_gate, kernel, skip = (
+        None if t is None else t.requires_grad_() for t in arguments(problem, torch.float32, gates)
+    )
+    centre = [taps // 2 for taps in problem.kernel_size]
+    torch.library.opcheck(torch.ops.hyena_vision.triton_conv, (x, kernel, skip, gate, out_gate, centre, False))
+
+
+def test_compiles_to_one_graph_for_all_sizes():
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    @torch.compile(fullgraph=True, backend=count, dynamic=True)
+    def run(x, gate, kernel):
+        return long_conv2d(x, kernel, gate=gate, backend="triton")
+
+    for size in ((5, 6), (7, 9), (12, 4)):
+        x, gate, _, kernel, _ = arguments(Problem(size, tuple(2 * n - 1 for n in size)), torch.float32)
+        truth = long_conv2d(x, kernel, gate=gate, backend="fft")
+        torch.testing.assert_close(run(x, gate, kernel), truth, rtol=1e-4, atol=1e-5)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_prepared_kernels(rank, keep):
+    problem = Problem((20,), (39,)) if rank == 1 else Problem((5, 6), (9, 11))
+    x, gate, out_gate, kernel, skip = arguments(problem, torch.float32)
+    prepare, op = (prepare_kernel1d, long_conv1d) if rank == 1 else (prepare_kernel2d, long_conv2d)
+    truth = op(x, kernel, skip, gate=gate, out_gate=out_gate, backend="triton")
+    lazy = LazyKernel(
+        tuple(kernel.shape),
+        kernel.dtype,
+        kernel.device,
+        lambda taps: lambda channels, part: kernel[channels].flatten(1)[:, taps[part]],
+    )
+    for made in (kernel, lazy):
+        prepared = prepare(x, made, skip, backend="triton", keep=keep)
+        assert torch.equal(op(x, prepared, gate=gate, out_gate=out_gate), truth)
+    prepared = prepare(x.bfloat16(), kernel, skip, backend="triton", keep=keep)
+    with pytest.raises(TypeError, match=r"prepared for torch.bfloat16, got x in torch.float32"):
+        op(x, prepared)
+
+
+def test_empty_batches():
+    x, gate, out_gate, kernel, skip = arguments(Problem((5, 6), (9, 11), batch=0), torch.float32)
+    y, dx, *_, dkernel, dskip = values_and_gradients("linear", [x, gate, out_gate, kernel, skip], "triton")
+    assert y.shape == dx.shape == x.shape
+    assert dkernel.eq(0).all()
+    assert dskip.eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(1, 1, 3, dtype=torch.float64), "its sums are float32, and x is float64"),
+        (torch.ones(1, 1, 65537), r"at most 65536 tokens on each axis, and x has \(65537,\)"),
+        (torch.ones(1, 1, 4, 257), r"at most 256 tokens on each axis, and x has \(4, 257\)"),
+    ],
+)
+def test_says_what_it_cannot_run(x, message):
+    op, kernel = (long_conv1d, torch.ones(1, 3)) if x.ndim == 3 else (long_conv2d, torch.ones(1, 3, 3))
+    with pytest.raises(RuntimeError, match=f"backend 'triton' cannot run this call: .*{message}"):
+        op(x.to(DEVICE), kernel.to(DEVICE), backend="triton")
+
+
+def test_small_shared_memory_is_a_reason(monkeypatch):
+    monkeypatch.setattr(long_conv_triton, "interpreted", lambda: False)
+    monkeypatch.setattr(long_conv_triton, "_SHARED_MEMORY", [32768])
+    reason = long_conv_triton.reason_not(torch.ones(1, 1, 3, device="meta"), torch.ones(1, 3, device="meta"))
+    assert reason == "it is for GPUs, and x is on meta"
+
+    class OnGpu(torch.Tensor):
+        device = torch.device("cuda", 0)
+
+    monkeypatch.setattr(long_conv_triton, "is_plain", lambda *tensors: True)
+    x = torch.ones(1, 1, 3).as_subclass(OnGpu)
+    assert "bytes of shared memory, and cuda:0 has 32768" in long_conv_triton.reason_not(x, x)
