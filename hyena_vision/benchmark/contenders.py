@@ -5,7 +5,8 @@ One entry of `CONTENDERS` is all that a next one needs.
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -103,9 +104,9 @@ def _attention_inputs(setting: Setting) -> tuple[Tensor, int]:
     return _tokens(setting).flatten(1, 2), setting.heads
 
 
-def _mixer_inputs(layer: type[nn.Module]) -> Callable[[Setting], tuple[nn.Module, Tensor]]:
+def _mixer_inputs(layer: type[nn.Module], backend: str | None = None) -> Callable[[Setting], tuple[nn.Module, Tensor]]:
     def inputs(setting: Setting) -> tuple[nn.Module, Tensor]:
-        mixer = layer(setting.dim, device=setting.device).to(setting.dtype).eval()
+        mixer = layer(setting.dim, backend=backend, device=setting.device).to(setting.dtype).eval()
         return mixer, _tokens(setting)
 
     return inputs
@@ -168,9 +169,13 @@ def subquadratic_ops(x: Tensor, kernel: Tensor) -> Tensor:
     return fused_fft_conv2d(x.contiguous(), kernel[None].contiguous(), fft_size=2 * half)
 
 
+def _needs_cuda(setting: Setting) -> str | None:
+    return None if torch.device(setting.device).type == "cuda" else "needs CUDA"
+
+
 def _subquadratic_ops_reason(setting: Setting) -> str | None:
-    if torch.device(setting.device).type != "cuda":
-        return "needs CUDA"
+    if _needs_cuda(setting):
+        return _needs_cuda(setting)
     return "grids up to 64 only" if setting.grid > 64 else None
 
 
@@ -197,4 +202,15 @@ CONTENDERS: dict[str, Contender] = {
         reason=_subquadratic_ops_reason,
     ),
     "nvsubquadratic": Contender(_convolution_inputs(2), nvsubquadratic, rfft2, package="nvsubquadratic"),
+}
+# Ours again with the fused kernels, by name: nothing picks them yet
+TRITON = "triton:"
+CONTENDERS |= {
+    TRITON + name: replace(CONTENDERS[name], package="triton", reason=_needs_cuda, **changes)
+    for name, changes in {
+        "hyena2d": {"inputs": _mixer_inputs(Hyena2d, "triton")},
+        "hyena1d": {"inputs": _mixer_inputs(Hyena1d, "triton")},
+        "long_conv2d": {"function": partial(long_conv2d, backend="triton")},
+        "long_conv1d": {"function": partial(long_conv1d, backend="triton")},
+    }.items()
 }

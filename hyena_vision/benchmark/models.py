@@ -1,7 +1,7 @@
 """Throughput and peak memory of image models against resolution, by the side of timm's ViT.
 
 `ceiling:NAME` is timm's ViT of that name with attention's product taken out: what any mixer between the same two
-projections could reach at best.
+projections could reach at best. `triton:NAME` is a Hyena model that runs the fused kernels, on a GPU.
 """
 
 import argparse
@@ -72,7 +72,9 @@ class ModelRow:
 def add_command(commands: Any) -> None:
     """Add the sub-command `models`."""
     parser = commands.add_parser("models", help="images/s and memory of models by resolution", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="of timm, or ceiling:NAME")
+    parser.add_argument(
+        "--models", nargs="+", default=MODELS, metavar="NAME", help="of timm, ceiling:NAME or triton:NAME"
+    )
     parser.add_argument("--img-sizes", type=positive_int, nargs="+", default=IMG_SIZES, metavar="N", help="pixels")
     parser.add_argument("--base", metavar="NAME", help="model that ratios are to (default: the first ViT of timm)")
     parser.add_argument("--train", action="store_true", help="measure training steps besides inference")

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor, nn
 
-import hyena_vision  # noqa: F401  registers the models
 from hyena_vision.benchmark.arguments import DTYPES
+from hyena_vision.models.hyena_vit import HyenaViT
 from hyena_vision.training.errors import UserError
 
 CEILING = "ceiling:"
+TRITON = "triton:"
 MAX_BATCH = 64
 
 
@@ -36,12 +37,14 @@ def create_model(name: str, img_size: int, **hyena_kwargs: Any) -> nn.Module:
     """Make a model for images of `img_size` pixels.
 
     Args:
-        name: Of a model of timm, or `ceiling:` and that of a ViT.
+        name: Of a model of timm, `ceiling:` and that of a ViT, or `triton:` and that of a Hyena model, which then runs
+            the fused kernels.
         img_size: Side of the image. ViTs have position embeddings of this size, so that none are resampled.
         **hyena_kwargs: More arguments for Hyena models; others do not get them.
 
     Raises:
-        UserError: timm knows no model of that name, or the model of a ceiling has no plain attention.
+        UserError: timm knows no model of that name, the model of a ceiling has no plain attention, or that of `triton:`
+            is none of ours.
     """
     if name.startswith(CEILING):
         model = create_model(name.removeprefix(CEILING), img_size)
@@ -50,6 +53,11 @@ def create_model(name: str, img_size: int, **hyena_kwargs: Any) -> nn.Module:
             raise UserError(f"{name}: the model has no timm.layers.Attention")
         for key, attention in attentions:
             model.set_submodule(key, ValueOnly(attention))
+        return model
+    if name.startswith(TRITON):
+        model = create_model(name.removeprefix(TRITON), img_size, **{"backend": "triton", **hyena_kwargs})
+        if not isinstance(model, HyenaViT):
+            raise UserError(f"{name}: not a Hyena model")
         return model
     if not timm.is_model(name):
         raise UserError(f"timm knows no model {name!r}")

@@ -16,15 +16,27 @@ factor $e^{-2 \pi i (f + 1/2) a / T}$ and C, S at whole frequencies, $X^{+}$ alo
 """
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 # Longest axis of a tile: 256 x 256 numbers are an image of 256 patches a side, or a sequence of 65536 tokens.
 LONGEST = 256
+
+
+def made_once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what a function of a plan's table key gave: for good, since captured CUDA graphs hold its addresses."""
+
+    @cache
+    @wraps(make)
+    def made(*args):
+        with torch.inference_mode(False), torch.no_grad():
+            return make(*args)
+
+    return made
 
 
 class Plan(NamedTuple):
@@ -55,6 +67,11 @@ class Plan(NamedTuple):
     def parts(self) -> int:
         """Real numbers of a spectrum per frequency of a line and of a row."""
         return 2 * self.rank
+
+    @property
+    def table_key(self) -> "Plan":
+        """What tables depend on: sizes that share a tile share them, unless circular."""
+        return self if self.circular else self._replace(size=(0,) * self.rank)
 
     @property
     def periods(self) -> tuple[int, int]:
@@ -130,26 +147,37 @@ def _waves(index: Tensor, other: Tensor, period: int) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()]).nan_to_num(0.0)
 
 
-@lru_cache(maxsize=64)
+@made_once
 def _weights(plan: Plan, device: torch.device) -> Tensor:
     """Of the inverse transform, (line_frequencies, row_frequencies), float32: zero for padding."""
     weights = []
-    for frequencies, size in zip((_line_frequencies(plan), _row_frequencies(plan)), plan.size, strict=True):
+    for frequencies, size in zip((_line_frequencies(plan), _row_frequencies(plan)), plan.periods, strict=True):
         # Frequencies that are their own conjugate count once, the others twice
         single = plan.circular & ((frequencies == 0) | (2 * frequencies == size))
         weights.append(torch.where(frequencies.isnan(), 0.0, torch.where(single, 0.5, 1.0)))
     return (torch.outer(*weights) * 2 / math.prod(plan.periods)).float().to(device)
 
 
-@lru_cache(maxsize=64)
-def _kernel_tables(
-    plan: Plan, taps: tuple[int, ...], first: tuple[int, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """For the taps of an image's kernel, whose first ones have the displacements `first`, float32.
+def _kernel_tables(plan: Plan, reach: "Reach", device: torch.device) -> tuple[Tensor, Tensor]:
+    """For the taps of an image's kernel, float32: (2 line_frequencies, Kh) and (Kw, 2 row_frequencies)."""
+    lines, rows = _displacement_tables(plan.table_key, device)
+    if plan.circular:
+        line, row = (
+            torch.arange(first, first + taps, device=device).remainder(size)
+            for first, taps, size in zip(reach.first, reach.taps, plan.size, strict=True)
+        )
+        return lines[:, line], rows[row]
+    first_line, first_row = reach.first[0] + plan.lines - 1, reach.first[1] + plan.rows - 1
+    return lines[:, first_line : first_line + reach.taps[0]], rows[first_row : first_row + reach.taps[1]]
 
-    (2 line_frequencies, Kh) and (Kw, 2 row_frequencies).
-    """
-    line, row = (start + torch.arange(count) for start, count in zip(first, taps, strict=True))
+
+@made_once
+def _displacement_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For displacements from 1 - tile to tile - 1, or from 0 to size - 1 if circular."""
+    if plan.circular:
+        line, row = (torch.arange(size) for size in plan.size)
+    else:
+        line, row = torch.arange(1 - plan.lines, plan.lines), torch.arange(1 - plan.rows, plan.rows)
     lines = _waves(_line_frequencies(plan), line, plan.periods[0]).flatten(0, 1)
     rows = _waves(row, _row_frequencies(plan), plan.periods[1]).movedim(0, 1).flatten(1)
     return lines.float().to(device), rows.float().to(device)
@@ -195,14 +223,14 @@ def spectrum(kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach) -> T
     """
     taps = reach.of(kernel).float()
     if plan.rank == 2:
-        lines, rows = _kernel_tables(plan, reach.taps, reach.first, kernel.device)
+        lines, rows = _kernel_tables(plan, reach, kernel.device)
         cosine, sine = (lines @ (taps @ rows)).unflatten(-2, (2, -1)).unbind(-3)
         cc, cs = cosine.chunk(2, -1)
         sc, ss = sine.chunk(2, -1)
         parts = torch.stack([cc - ss, -(sc + cs), cc + ss, cs - sc], dim=-3)
         parts[..., ::2, :, :] += 0 if skip is None else skip.float()[:, None, None, None]
-        return parts.mul_(_weights(plan, kernel.device))
-    row, line, twiddle = _sequence_tables(plan, kernel.device)
+        return parts.mul_(_weights(plan.table_key, kernel.device))
+    row, line, twiddle = _sequence_tables(plan.table_key, kernel.device)
     lines = _lay_periodically(taps, plan, reach.first[0]).unflatten(-1, (2 * plan.rows, plan.lines)).mT
     cosine, sine = (lines @ row).chunk(2, -1)
     real = cosine * twiddle[0] - sine * twiddle[1]
@@ -217,16 +245,16 @@ def spectrum_gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of kernel and skip (None for none) from that of `spectrum`; `grad` is overwritten."""
     if plan.rank == 2:
-        grad *= _weights(plan, kernel.device)
+        grad *= _weights(plan.table_key, kernel.device)
         plus_real, plus_imag, minus_real, minus_imag = grad.unbind(-3)
         cosine = torch.cat([plus_real + minus_real, minus_imag - plus_imag], -1)
         sine = torch.cat([-(plus_imag + minus_imag), minus_real - plus_real], -1)
-        lines, rows = _kernel_tables(plan, reach.taps, reach.first, kernel.device)
+        lines, rows = _kernel_tables(plan, reach, kernel.device)
         dtaps = lines.T @ torch.cat([cosine, sine], -2) @ rows.T
         dskip = grad[..., ::2, :, :].sum((-3, -2, -1))
     else:
         grad *= 2 / plan.periods[0]
-        row, line, twiddle = _sequence_tables(plan, kernel.device)
+        row, line, twiddle = _sequence_tables(plan.table_key, kernel.device)
         dreal, dimag = grad.unbind(-3)
         real = line[0].T @ dreal - line[1].T @ dimag
         imag = line[1].T @ dreal + line[0].T @ dimag
@@ -242,7 +270,7 @@ def spectrum_gradients(
     return dkernel, dskip.sum_to_size(skip.shape).to(skip.dtype)
 
 
-@lru_cache(maxsize=64)
+@made_once
 def _sequence_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of a whole period (2 rows, 2 row_frequencies), lines and twiddle factors, float32."""
     row = _waves(torch.arange(2 * plan.rows), _row_frequencies(plan), plan.periods[1]).movedim(0, 1).flatten(1)

@@ -166,12 +166,13 @@ def _convolve_lines(
 
     Line frequencies come in chunks, so that the four products are never all there.
     """
-    lines = tl.arange(0, TILE[0])
+    LINES: tl.constexpr = TILE[0]
+    lines = tl.arange(0, LINES)
     if RANK == 1:
         cosine, sine = _twiddled(cosine, sine, tables[2], lines, columns, TILE, False)
     cosine, sine = _split(cosine, EXACT), _split(sine, EXACT)
-    back_cosine = tl.zeros((TILE[0], BLOCK), tl.float32)
-    back_sine = tl.zeros((TILE[0], BLOCK), tl.float32)
+    back_cosine = tl.zeros((LINES, BLOCK), tl.float32)
+    back_sine = tl.zeros((LINES, BLOCK), tl.float32)
     for start in range(0, TILE[2], CHUNK):
         frequencies = start + tl.arange(0, CHUNK)
         c, s = _waves(tables[1], frequencies, lines, TILE[2], TILE[0], EXACT)
@@ -200,10 +201,12 @@ def _convolve(
     EXACT: tl.constexpr,
 ):
     """A whole tile convolved with a kernel whose spectrum was divided by `scale`, BLOCK row frequencies at a time."""
-    rows = tl.arange(0, TILE[1])
+    LINES: tl.constexpr = TILE[0]
+    ROWS: tl.constexpr = TILE[1]
+    rows = tl.arange(0, ROWS)
     largest = _largest(tile)
     tile = _split(tile / largest, EXACT)
-    result = tl.zeros((TILE[0], TILE[1]), tl.float32)
+    result = tl.zeros((LINES, ROWS), tl.float32)
     for start in range(0, TILE[3], BLOCK):
         columns = start + tl.arange(0, BLOCK)
         c, s = _waves(tables[0], rows, columns, TILE[1], TILE[3], EXACT)
@@ -424,10 +427,11 @@ def _lines_kernel(
     image, images = sample * channels + channel, batch * channels
     kernel = channel + sample * channels * PER_SAMPLE
     spectrum += kernel.to(tl.int64) * (2 * RANK * TILE[2] * TILE[3])
-    lines = tl.arange(0, TILE[0])
+    LINES: tl.constexpr = TILE[0]
+    lines = tl.arange(0, LINES)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    cosine = tl.zeros((TILE[0], BLOCK), tl.float32)
-    sine = tl.zeros((TILE[0], BLOCK), tl.float32)
+    cosine = tl.zeros((LINES, BLOCK), tl.float32)
+    sine = tl.zeros((LINES, BLOCK), tl.float32)
     for start in range(0, TILE[2], CHUNK):
         frequencies = start + tl.arange(0, CHUNK)
         cc, cs, sc, ss = _spectrum_from(
@@ -444,6 +448,8 @@ def _lines_kernel(
         cosine, sine = _twiddled(cosine, sine, tables[2], lines, columns, TILE, True)
     scale = tl.load(scales + kernel)
     at_cosine, at_sine = _rows_at(workspace, image, images, lines, columns, TILE)
+    # Every thread has read before one writes
+    tl.debug_barrier()
     tl.store(at_cosine, cosine * scale)
     tl.store(at_sine, sine * scale)
 

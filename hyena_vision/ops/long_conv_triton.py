@@ -8,7 +8,6 @@ docs/gpu.md has the formulas, and what the compiler makes of them.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import NamedTuple, Optional
 
 import torch
@@ -21,6 +20,7 @@ from hyena_vision.ops.half_frequency import (
     LONGEST,
     Plan,
     Reach,
+    made_once,
     make_plan,
     reach_of,
     spectrum,
@@ -105,17 +105,14 @@ def constants_of(plan: Plan, exact: bool) -> dict:
     return {"TILE": tile, "RANK": plan.rank, "EXACT": exact}
 
 
-@lru_cache(maxsize=64)
+@made_once
 def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
     """Waves of rows and lines as float16 numbers and the rests they leave, and the twiddle factors, float32."""
-    with torch.inference_mode(False), torch.no_grad():
-        *waves, twiddle = tables(plan)
-        numbers = [wave.half() for wave in waves]
-        rests = [
-            ((wave - number.double()) * kernels.REST.value).half() for wave, number in zip(waves, numbers, strict=True)
-        ]
-        row, line = (torch.stack(pair).to(device) for pair in zip(numbers, rests, strict=True))
-        return row, line, None if twiddle is None else twiddle.float().to(device)
+    *waves, twiddle = tables(plan)
+    numbers = [wave.half() for wave in waves]
+    rests = [((wave - n.double()) * kernels.REST.value).half() for wave, n in zip(waves, numbers, strict=True)]
+    row, line = (torch.stack(pair).to(device) for pair in zip(numbers, rests, strict=True))
+    return row, line, None if twiddle is None else twiddle.float().to(device)
 
 
 def _signal(tensor: Tensor | None, plan: Plan) -> tuple[Tensor, tuple[int, ...]] | None:
@@ -148,7 +145,7 @@ def _convolve(x: Tensor, kernel: _Kernel, gate: Tensor | None, out_gate: Tensor 
         return y
     kernels._long_conv_fwd_kernel[(x.shape[0] * x.shape[1],)](
         *(_signal(t, plan) for t in (x, gate, out_gate, y)),
-        _tables(plan, x.device),
+        _tables(plan.table_key, x.device),
         kernel.spectrum,
         kernel.scales,
         *_sizes(plan, x),
@@ -174,7 +171,7 @@ def _rows(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Tensor:
         _signal(x, plan),
         _signal(gate, plan),
         workspace,
-        _tables(plan, x.device),
+        _tables(plan.table_key, x.device),
         *_sizes(plan, x),
         **constants_of(plan, exact),
         **blocks,
@@ -187,7 +184,7 @@ def _lines(workspace: Tensor, x: Tensor, kernel: _Kernel, conjugate: bool) -> No
     plan, blocks = kernel.plan, blocks_of("lines", kernel.plan, kernel.exact)
     kernels._lines_kernel[(x.shape[0] * x.shape[1], plan.row_frequencies // blocks["BLOCK"])](
         workspace,
-        _tables(plan, x.device),
+        _tables(plan.table_key, x.device),
         kernel.spectrum,
         kernel.scales,
         x.shape[0],
@@ -213,7 +210,7 @@ def _rows_back(
     kernels._rows_back_kernel[grid](
         workspace,
         *(_signal(t, plan) for t in (factor, y, other_factor, other_y)),
-        _tables(plan, y.device),
+        _tables(plan.table_key, y.device),
         *_sizes(plan, y),
         **kernel.constants,
         **blocks,
@@ -264,7 +261,7 @@ def _signal_gradients(
         kernels._long_conv_bwd_kernel[(batch * channels,)](
             *signals,
             *(_signal(t, plan) for t in (dx, dgate, dout_gate)),
-            _tables(plan, x.device),
+            _tables(plan.table_key, x.device),
             kernel.spectrum,
             kernel.scales,
             *_sizes(plan, x),
@@ -285,7 +282,7 @@ def _signal_gradients(
         *signals,
         workspaces,
         dspectrum,
-        _tables(plan, x.device),
+        _tables(plan.table_key, x.device),
         *_sizes(plan, x),
         samples,
         **kernel.constants,
@@ -313,7 +310,8 @@ def _conv(
 ) -> Tensor:
     plan = make_plan(x.shape[2:], circular)
     reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
-    return _convolve(x, _prepared(kernel, skip, plan, reach, is_exact(x, gate)), gate, out_gate)
+    with torch.cuda.device_of(x):
+        return _convolve(x, _prepared(kernel, skip, plan, reach, is_exact(x, gate)), gate, out_gate)
 
 
 @_conv.register_fake
@@ -332,7 +330,8 @@ def _conv_backward(
     centre: Sequence[int],
     circular: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _gradients(dy, x, kernel, skip, gate, out_gate, centre, circular)
+    with torch.cuda.device_of(x):
+        return _gradients(dy, x, kernel, skip, gate, out_gate, centre, circular)
 
 
 @_conv_backward.register_fake
@@ -416,7 +415,8 @@ def convolve_prepared(x: Tensor, state: Callable[[], _Kernel], gate: Tensor | No
         raise TypeError(
             f"the kernel was prepared for torch.bfloat16, got x in {x.dtype} with its gate: prepare it for that"
         )
-    return _convolve(x, kernel, gate, out_gate)
+    with torch.cuda.device_of(x):
+        return _convolve(x, kernel, gate, out_gate)
 
 
 def long_conv1d(

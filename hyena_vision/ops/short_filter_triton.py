@@ -22,8 +22,8 @@ from hyena_vision.ops.short_filter import filter_by_torch
 INTERPRETED: bool = triton.knobs.runtime.interpret  # what the kernels below are made for, CPU tensors if true
 
 _CHANNELS = 32  # of a tile: 64 bytes of a token in 16 bits, two sectors
-_WARPS = 4
-_CHUNK = 256  # tokens of a program that sums gradients of taps
+WARPS = 4
+CHUNK = 256  # tokens of a program that sums gradients of taps
 
 
 @triton.jit
@@ -265,7 +265,7 @@ def _op(
             _short_filter_fwd_kernel[grid](
                 images, _by_tap(weight), _sum_dtype(bias), out, height, width, channels, *images.stride(),
                 SIGNALS=signals, HAS_BIAS=bias is not None, **_filter_shape(weight, causal),
-                TOKENS=block, CHANNELS=_CHANNELS, num_warps=_WARPS,
+                TOKENS=block, CHANNELS=_CHANNELS, num_warps=WARPS,
             )  # fmt: skip
     return out.to(x.dtype)
 
@@ -287,7 +287,7 @@ def _backward_op(
     """Gradients of x, weight and bias, which may be None all the same."""
     images, taps, shape = _as_images(x), weight[0].numel(), _filter_shape(weight, causal)
     batch, height, width, channels = images.shape
-    tokens, chunks = batch * height * width, triton.cdiv(batch * height * width, _CHUNK)
+    tokens, chunks = batch * height * width, triton.cdiv(batch * height * width, CHUNK)
     dx = x.new_empty(x.shape, dtype=_stored(x.dtype))
     sums = x.new_empty((chunks, taps + 1, channels), dtype=torch.float32)
     if tokens:
@@ -299,11 +299,11 @@ def _backward_op(
             _short_filter_bwd_signals_kernel[(*blocks, signals - 1)](
                 grad, images, by_tap, _sum_dtype(bias), dsignal, height, width, channels // signals,
                 *grad.stride(), *images.stride(), SIGNALS=signals, HAS_BIAS=bias is not None, **shape,
-                TOKENS=block, CHANNELS=_CHANNELS, num_warps=_WARPS,
+                TOKENS=block, CHANNELS=_CHANNELS, num_warps=WARPS,
             )  # fmt: skip
             _short_filter_bwd_inputs_kernel[(chunks, triton.cdiv(channels, _CHANNELS))](
                 dsignal.to(x.dtype), images, by_tap, dx, sums, tokens, height, width, channels, *images.stride(),
-                **shape, STEPS=_CHUNK // step, TOKENS=step, CHANNELS=_CHANNELS, num_warps=_WARPS,
+                **shape, STEPS=CHUNK // step, TOKENS=step, CHANNELS=_CHANNELS, num_warps=WARPS,
             )  # fmt: skip
     *dtaps, dbias = sums.sum(0)
     dweight = torch.stack(dtaps, 1).reshape(weight.shape).to(weight.dtype)

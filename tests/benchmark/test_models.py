@@ -43,10 +43,16 @@ def test_vit_has_position_embeddings_of_the_size_and_fused_attention():
 def test_arguments_of_the_mixer_are_for_hyena_models_alone():
     assert create_model(HYENA, 32, backend="fft").blocks[0].mixer.backend == "fft"
     assert create_model(VIT, 32, backend="fft").blocks[0].attn.fused_attn
+    assert create_model(f"triton:{HYENA}", 32).blocks[0].mixer.backend == "triton"
 
 
 @pytest.mark.parametrize(
-    ("name", "error"), [("vit_tinny", "knows no model 'vit_tinny'"), ("ceiling:resnet18", "no timm.layers.Attention")]
+    ("name", "error"),
+    [
+        ("vit_tinny", "knows no model 'vit_tinny'"),
+        ("ceiling:resnet18", "no timm.layers.Attention"),
+        (f"triton:{VIT}", "not a Hyena model"),
+    ],
 )
 def test_model_that_cannot_be_made_is_named(name, error):
     with pytest.raises(UserError, match=error):

@@ -143,6 +143,16 @@ def test_peer_that_is_not_installed_gives_a_line_and_no_row(register, capsys):
     assert "nvsubquadratic" not in printed.out
 
 
+def test_fused_kernels_are_what_the_others_are(monkeypatch):
+    pytest.importorskip("triton")
+    for name in ("triton:hyena1d", "triton:hyena2d", "triton:long_conv1d", "triton:long_conv2d"):
+        assert (
+            CONTENDERS[name].reason(TINY) == "needs CUDA"
+            and CONTENDERS[name].reason(replace(TINY, device="cuda")) is None
+        )
+        assert find_errors(CONTENDERS[name], replace(TINY, backward=True)) == []
+
+
 def test_operator_that_cannot_run_says_why_in_its_row(register):
     register("subquadratic_ops", package="torch")
     (row,) = measure_ops(["subquadratic_ops"], [TINY], memory=False)

@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hyena_vision.ops import long_conv_kernels, long_conv_triton
+from hyena_vision.ops import long_conv_kernels, long_conv_triton, short_filter_triton
 from hyena_vision.ops.half_frequency import make_plan
 
 # Largest tiles of one kernel and of three, in 2D and 1D.
@@ -61,6 +61,26 @@ def arguments(plan, exact, whole):
     }
 
 
+def short_filter_arguments(exact, backward):
+    """As `arguments`, of the kernels of a 3 x 3 filter of three signals."""
+    number = "*fp32" if exact else "*bf16"
+    tokens = (
+        short_filter_triton.backward_block(9)
+        if backward
+        else short_filter_triton.forward_block(4096, 4 if exact else 2)
+    )
+    constants = dict(SIGNALS=3, HAS_BIAS=True, TH=3, TW=3, TOP=1, LEFT=1, TOKENS=tokens, CHANNELS=32)
+    constants["STEPS"] = short_filter_triton.CHUNK // tokens
+    strides = "stride_b stride_h stride_w grad_stride_b grad_stride_s grad_stride_c"
+    return (
+        dict.fromkeys("x_ptr out_ptr grad_ptr dsignal_ptr dx_ptr".split(), number)
+        | dict.fromkeys("weight_ptr bias_ptr partial_ptr".split(), "*fp32")
+        | dict.fromkeys(("tokens", "height", "width"), "i32")
+        | dict.fromkeys((*strides.split(), "channels"), "i32%16")
+        | {key: constant(value) for key, value in dict(constants, stride_c=1, grad_stride_t=1).items()}
+    )
+
+
 def compile_kernel(kernel, given, target, **options):
     """Registers, bytes of stack per thread (what was spilled) and bytes of shared memory."""
     constants, attributes = {}, {}
@@ -102,6 +122,12 @@ def main(architecture, dtype, *sizes):
             options = {key: n for key, n in blocks.items() if not key.isupper()}
             report = compile_kernel(getattr(long_conv_kernels, kernel), given, target, **options)
             print(json.dumps({"kernel": kernel, "size": size, **report}), flush=True)
+    for kernel in ("_short_filter_fwd_kernel", "_short_filter_bwd_signals_kernel", "_short_filter_bwd_inputs_kernel"):
+        given = short_filter_arguments(exact, backward="inputs" in kernel)
+        report = compile_kernel(
+            getattr(short_filter_triton, kernel), given, target, num_warps=short_filter_triton.WARPS
+        )
+        print(json.dumps({"kernel": kernel, **report}), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from hyena_vision.ops.long_conv_triton import SHARED_MEMORY
 
 # Bytes per thread; docs/gpu.md says which kernels need them.
-SPILLED = {"bf16": 16, "fp32": 512}
+SPILLED = {"bf16": 128, "fp32": 512}
 
 
 @pytest.mark.parametrize("dtype", SPILLED)
@@ -29,7 +29,7 @@ def test_kernels_fit(architecture, dtype, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     reports = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(reports) == 7
+    assert len(reports) == 10
     for report in reports:
         assert report["stack"] <= SPILLED[dtype], report
         assert report["shared"] <= SHARED_MEMORY, report
