@@ -394,29 +394,26 @@ def prepare(
     centre: Sequence[int],
     circular: bool,
     keep: bool,
-) -> Callable[[], _Kernel]:
-    """Spectrum of a kernel for signals like x, made now or, without `keep`, in each call."""
-    plan, exact = make_plan(x.shape[2:], circular), is_exact(x, None)
+) -> Callable[[bool], _Kernel]:
+    """Spectrum of a kernel for signals like x, made now or, without `keep`, in each call; by whether it is exact."""
+    plan = make_plan(x.shape[2:], circular)
     reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
 
-    def make() -> _Kernel:
+    def make(exact: bool) -> _Kernel:
         return _prepared(kernel.whole() if isinstance(kernel, LazyKernel) else kernel, skip, plan, reach, exact)
 
     if not keep:
         return make
-    made = make()
-    return lambda: made
+    made = make(True)
+    return {True: made, False: made._replace(exact=False, spectrum=made.spectrum.half())}.__getitem__
 
 
-def convolve_prepared(x: Tensor, state: Callable[[], _Kernel], gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
+def convolve_prepared(
+    x: Tensor, state: Callable[[bool], _Kernel], gate: Tensor | None, out_gate: Tensor | None
+) -> Tensor:
     """The convolution with what `prepare` made."""
-    kernel = state()
-    if is_exact(x, gate) and not kernel.exact:
-        raise TypeError(
-            f"the kernel was prepared for torch.bfloat16, got x in {x.dtype} with its gate: prepare it for that"
-        )
     with torch.cuda.device_of(x):
-        return _convolve(x, kernel, gate, out_gate)
+        return _convolve(x, state(is_exact(x, gate)), gate, out_gate)
 
 
 def long_conv1d(

@@ -263,9 +263,11 @@ def test_prepared_kernels(rank, keep):
     for made in (kernel, lazy):
         prepared = prepare(x, made, skip, backend="triton", keep=keep)
         assert torch.equal(op(x, prepared, gate=gate, out_gate=out_gate), truth)
+    # It serves other dtypes than it was prepared with, too
     prepared = prepare(x.bfloat16(), kernel, skip, backend="triton", keep=keep)
-    with pytest.raises(TypeError, match=r"prepared for torch.bfloat16, got x in torch.float32"):
-        op(x, prepared)
+    assert torch.equal(op(x, prepared, gate=gate, out_gate=out_gate), truth)
+    y = op(x.bfloat16(), prepared, gate=gate.bfloat16(), out_gate=out_gate)
+    assert relative_errors(y, truth.double())[0] < 5e-3
 
 
 def test_empty_batches():
