@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hyena_vision.layers import kernel_store
 from hyena_vision.layers.implicit_filter import ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d
 from hyena_vision.ops import gated_short_filter, long_conv1d, long_conv2d
+from hyena_vision.ops.short_filter import MAX_TAPS
 
 
 def named_layer(getter: Callable, argument: str, value: Any) -> Any:
@@ -179,9 +180,10 @@ class _Hyena(nn.Module):
         return value.permute(0, 2, 3, 1)
 
     def _fuses_first_gate(self) -> bool:
-        """Whether short filter and first gate are one kernel: with the fused backend, and nothing between them."""
+        """Whether short filter and first gate are one kernel: with the fused backend, few taps, nothing between."""
         between = (self.value_norm, self.gate_act, self.gate_norms[0])
-        return self.backend == "triton" and all(isinstance(module, nn.Identity) for module in between)
+        fits = self.backend == "triton" and self.short_filter.weight[0].numel() <= MAX_TAPS
+        return fits and all(isinstance(module, nn.Identity) for module in between)
 
     def _gated_short(self, x: Tensor) -> Tensor:
         """Gates but the first, and the value under it, (B, order, C, H, W), of (B, H, W, (order + 1) C)."""

@@ -103,7 +103,8 @@ _HAS_TRITON = find_spec("triton") is not None
 
 
 def _triton_available() -> bool:
-    return _HAS_TRITON and (torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ)
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    return _HAS_TRITON and (torch.cuda.is_available() or interpreted)
 
 
 def _reason_not_triton(x: Tensor, kernel: Tensor) -> str | None:

@@ -116,11 +116,16 @@ class Tables(NamedTuple):
 def tables(plan: Plan) -> Tables:
     """The tables of a plan."""
     line_period, row_period = plan.periods
-    row = _waves(torch.arange(plan.rows), _row_frequencies(plan), row_period)
+    row = _waves(_range(plan.rows), _row_frequencies(plan), row_period)
     if plan.rank == 2:
-        return Tables(row, _waves(_line_frequencies(plan), torch.arange(plan.lines), line_period), None)
-    line = _waves(torch.arange(plan.lines), torch.arange(plan.lines), plan.lines)
-    return Tables(row, line, _waves(torch.arange(plan.lines), _row_frequencies(plan), line_period))
+        return Tables(row, _waves(_line_frequencies(plan), _range(plan.lines), line_period), None)
+    line = _waves(_range(plan.lines), _range(plan.lines), plan.lines)
+    return Tables(row, line, _waves(_range(plan.lines), _row_frequencies(plan), line_period))
+
+
+def _range(*limits: int) -> Tensor:
+    # On the CPU whatever the default device is
+    return torch.arange(*limits, dtype=torch.float64, device="cpu")
 
 
 def _row_frequencies(plan: Plan) -> Tensor:
@@ -133,17 +138,16 @@ def _line_frequencies(plan: Plan) -> Tensor:
 
 def _frequencies(count: int, circular_size: int | None) -> Tensor:
     """In periods of the transform, float64; NaN for padding."""
-    frequency = torch.arange(count, dtype=torch.float64, device="cpu")
+    frequency = _range(count)
     if circular_size is None:
         return frequency + 0.5
     return torch.where(frequency <= circular_size // 2, frequency, torch.nan)
 
 
 def _waves(index: Tensor, other: Tensor, period: int) -> Tensor:
-    """(2, len(index), len(other)), float64: cosines and sines of 2 pi times their products over the period."""
+    """(2, len(index), len(other)) of float64: cosines and sines of 2 pi times their products over the period."""
     # Products modulo the period first: large angles would lose digits
-    turns = torch.outer(index.double(), other.double()).remainder(period) / period
-    angle = 2 * math.pi * turns
+    angle = torch.outer(index, other).remainder(period) * (2 * math.pi / period)
     return torch.stack([angle.cos(), angle.sin()]).nan_to_num(0.0)
 
 
@@ -154,7 +158,7 @@ def _weights(plan: Plan, device: torch.device) -> Tensor:
     for frequencies, size in zip((_line_frequencies(plan), _row_frequencies(plan)), plan.periods, strict=True):
         # Frequencies that are their own conjugate count once, the others twice
         single = plan.circular & ((frequencies == 0) | (2 * frequencies == size))
-        weights.append(torch.where(frequencies.isnan(), 0.0, torch.where(single, 0.5, 1.0)))
+        weights.append((1 - 0.5 * single.double()).masked_fill(frequencies.isnan(), 0))
     return (torch.outer(*weights) * 2 / math.prod(plan.periods)).float().to(device)
 
 
@@ -175,9 +179,9 @@ def _kernel_tables(plan: Plan, reach: "Reach", device: torch.device) -> tuple[Te
 def _displacement_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
     """For displacements from 1 - tile to tile - 1, or from 0 to size - 1 if circular."""
     if plan.circular:
-        line, row = (torch.arange(size) for size in plan.size)
+        line, row = (_range(size) for size in plan.size)
     else:
-        line, row = torch.arange(1 - plan.lines, plan.lines), torch.arange(1 - plan.rows, plan.rows)
+        line, row = _range(1 - plan.lines, plan.lines), _range(1 - plan.rows, plan.rows)
     lines = _waves(_line_frequencies(plan), line, plan.periods[0]).flatten(0, 1)
     rows = _waves(row, _row_frequencies(plan), plan.periods[1]).movedim(0, 1).flatten(1)
     return lines.float().to(device), rows.float().to(device)
@@ -273,7 +277,7 @@ def spectrum_gradients(
 @made_once
 def _sequence_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of a whole period (2 rows, 2 row_frequencies), lines and twiddle factors, float32."""
-    row = _waves(torch.arange(2 * plan.rows), _row_frequencies(plan), plan.periods[1]).movedim(0, 1).flatten(1)
+    row = _waves(_range(2 * plan.rows), _row_frequencies(plan), plan.periods[1]).movedim(0, 1).flatten(1)
     _, line, twiddle = tables(plan)
     return tuple(table.float().to(device) for table in (row, line, twiddle))
 

@@ -21,17 +21,33 @@ def empty_result(x: Tensor, keep_layout: bool, dtype: torch.dtype | None = None)
 
 @contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
-    """Keep autocast and torch.set_float32_matmul_precision away from sums in float32."""
-    precision = torch.get_float32_matmul_precision()
-    if precision != "highest":
-        torch.set_float32_matmul_precision("highest")
+    """Keep autocast and what users set for float32 products away from sums in float32."""
     autocast = torch.is_autocast_enabled(device_type)
+    with _full_products(device_type), torch.autocast(device_type, enabled=False) if autocast else nullcontext():
+        yield
+
+
+@contextmanager
+def _full_products(device_type: str) -> Iterator[None]:
     try:
-        with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        # Somebody uses torch 2.9's settings, one per backend, which this one does not go with
+        products = torch.backends.cuda.matmul if device_type == "cuda" else torch.backends.mkldnn.matmul
+        precision, products.fp32_precision = products.fp32_precision, "ieee"
+        try:
             yield
+        finally:
+            products.fp32_precision = precision
+        return
+    if precision == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
     finally:
-        if precision != "highest":
-            torch.set_float32_matmul_precision(precision)
+        torch.set_float32_matmul_precision(precision)
 
 
 def opaque_op(

@@ -66,7 +66,7 @@ def long_conv1d(
             `hyena_vision.ops.available_backends`.
 
     Returns:
-        (B, C, L), dtype of x. Sums run in float32, in float64 for float64 input.
+        (B, C, L), dtype of x, promoted with that of the gates. Sums run in float32, in float64 for float64 input.
 
     Raises:
         ValueError: Shapes or devices do not fit, or the backend's name is unknown; the message has what was given.
@@ -121,7 +121,7 @@ def long_conv2d(
             `hyena_vision.ops.available_backends`.
 
     Returns:
-        (B, C, H, W), dtype of x. Sums run in float32, in float64 for float64 input.
+        (B, C, H, W), dtype of x, promoted with that of the gates. Sums run in float32, in float64 for float64 input.
 
     Raises:
         ValueError: Shapes, devices or padding do not fit, or the backend's name is unknown; the message has what was

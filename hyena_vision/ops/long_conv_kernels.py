@@ -1,8 +1,8 @@
 """Triton kernels of long convolutions by products with real matrices; `half_frequency` has the formulas.
 
 A tile is lines x rows numbers of one channel of one sample, (a, b). Products have float16 operands, scaled so that the
-largest number of a tile is 1, and float32 sums. If `EXACT`, an operand is a float16 number and the float16 rest that it
-leaves, 22 bits together, and a product is three.
+largest number of a tile is 1 to 2, and float32 sums. If `EXACT`, an operand is a float16 number and the float16 rest
+that it leaves, 22 bits together, and a product is three.
 
 Arguments that come as tuples:
     A signal: its pointer, and its strides of sample, channel, line and row; or None.
@@ -39,9 +39,10 @@ def _dot(a, b, EXACT: tl.constexpr):
 
 @triton.jit
 def _largest(tile):
-    """What a tile is divided by."""
+    """What a tile is divided by: the power of two below its largest number, so that bfloat16 stays exact."""
     largest = tl.max(tl.abs(tile))
-    return tl.where(largest > 1e-30, largest, 1.0)
+    power = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    return tl.where(largest > 1e-30, power, 1.0)
 
 
 @triton.jit

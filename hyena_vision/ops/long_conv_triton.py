@@ -1,4 +1,4 @@
-"""The `triton` backend: long convolutions with their gates in fused kernels, on any GPU that Triton compiles for.
+"""The `triton` backend: long convolutions with their gates in fused kernels, for NVIDIA's GPUs from sm_80 on.
 
 Signals of up to 64 x 64 tokens (4096 of a sequence) are convolved in one kernel, which reads x and the gates once and
 writes y once; larger ones in three, with rows' transforms between them in float32. Products have float16 operands: one
@@ -34,12 +34,10 @@ from hyena_vision.ops.library import empty_result, full_precision, is_plain
 _WHOLE = 64
 # Programs that a GPU should have to choose from: a few per multiprocessor of the largest.
 _PROGRAMS = 1024
-# Bytes of shared memory that the largest program needs, as compiled ahead of time for sm_80 and sm_90.
-SHARED_MEMORY = 40 * 1024
-# What the devices have, known here because a compiler cannot ask them.
-_SHARED_MEMORY = [
-    torch.cuda.get_device_properties(index).shared_memory_per_block_optin for index in range(torch.cuda.device_count())
-]
+# Bytes of shared memory that the largest program needs, as compiled ahead of time for sm_80, sm_90 and later ones.
+SHARED_MEMORY = 48 * 1024
+# What the devices are, known here because a compiler cannot ask them.
+_DEVICES = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
 
 
 def interpreted() -> bool:
@@ -271,13 +269,13 @@ def _signal_gradients(
         )
     else:
         workspaces = _rows(x, gate, plan, kernel.exact), _rows(dy, out_gate, plan, kernel.exact)
+    blocks = blocks_of("spectrum", plan, kernel.exact)
+    parts = (plan.line_frequencies // blocks["CHUNK"]) * (plan.row_frequencies // blocks["BLOCK"])
     # A program sums over some samples: over one if each has its own kernel
-    samples = 1 if per_sample else -(-batch // min(batch, -(-_PROGRAMS // channels)))
+    samples = 1 if per_sample else -(-batch // min(batch, -(-_PROGRAMS // (channels * parts))))
     groups = -(-batch // samples)
     shape = (groups, channels, plan.parts, plan.line_frequencies, plan.row_frequencies)
     dspectrum = torch.empty(shape, dtype=torch.float32, device=x.device)
-    blocks = blocks_of("spectrum", plan, kernel.exact)
-    parts = (plan.line_frequencies // blocks["CHUNK"]) * (plan.row_frequencies // blocks["BLOCK"])
     kernels._spectrum_bwd_kernel[(groups * channels * parts,)](
         *signals,
         workspaces,
@@ -381,7 +379,9 @@ def reason_not(x: Tensor, kernel: Tensor) -> str | None:
         return None
     if x.device.type != "cuda":
         return f"it is for GPUs, and x is on {x.device}"
-    shared = _SHARED_MEMORY[x.device.index]
+    if torch.version.hip is not None or _DEVICES[x.device.index].major < 8:
+        return f"it is for NVIDIA's GPUs from sm_80 on, and {x.device} is another"
+    shared = _DEVICES[x.device.index].shared_memory_per_block_optin
     if shared < SHARED_MEMORY:
         return f"its programs need up to {SHARED_MEMORY} bytes of shared memory, and {x.device} has {shared}"
     return None

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyena_vision.ops.library import is_plain
+
 _BACKENDS = ("torch", "triton")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MAX_TAPS = 49  # of a filter whose gradients the kernels sum in registers
+MAX_TAPS = 49  # of a filter whose gradients the kernels sum in registers
 _HAS_TRITON = find_spec("triton") is not None
 
 
@@ -102,10 +104,12 @@ def _reason_not_triton(x: Tensor, weight: Tensor) -> str | None:
         return "Triton is not installed"
     if x.dtype == torch.float64:
         return "it has no float64"
-    if weight[0].numel() > _MAX_TAPS:
-        return f"it has filters of at most {_MAX_TAPS} taps, and this one has {weight[0].numel()}"
+    if weight[0].numel() > MAX_TAPS:
+        return f"it has filters of at most {MAX_TAPS} taps, and this one has {weight[0].numel()}"
     if x.numel() // x.shape[-1] >= 2**31 - 2**10:
         return "it counts tokens in 32 bits"
+    if not torch.compiler.is_dynamo_compiling() and not is_plain(x, weight):
+        return "exporters, torch.func, forward derivatives and tensor subclasses see through torch's own calls only"
     if x.device.type != "cuda":
         from hyena_vision.ops import short_filter_triton
 

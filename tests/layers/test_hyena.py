@@ -188,6 +188,7 @@ def test_unknown_arguments_are_type_errors():
         ("1d-causal", dict(order=3, out_gate_act="silu")),
         ("2d", dict(order=3)),
         ("2d-circular", dict(gate_act="silu", gate_norm=True)),
+        ("2d", dict(short_kernel_size=9)),
     ],
 )
 def test_fused_backend_gives_the_same(name, options):

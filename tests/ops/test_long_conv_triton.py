@@ -1,5 +1,7 @@
 """The fused kernels against the direct sum: on a GPU where there is one, else by Triton's interpreter on the CPU."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from hyena_vision.ops import LazyKernel, long_conv1d, long_conv2d, prepare_kerne
 from hyena_vision.testing import Problem, assert_within_tolerance, lay_out, relative_errors
 
 pytest.importorskip("triton")
-from hyena_vision.ops import long_conv_triton
+from hyena_vision.ops import half_frequency, long_conv_triton
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("nan_filled_empties")]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,7 +58,7 @@ def values_and_gradients(name, tensors, backend):
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
     x, gate, out_gate, kernel, skip = leaves
     y = op(x, kernel, skip, gate=gate, out_gate=out_gate, **kwargs, backend=backend)
-    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).bfloat16()
     y.backward(cotangent.to(y))
     return [y, *(None if leaf is None else leaf.grad for leaf in leaves)]
 
@@ -69,8 +71,8 @@ def check(name, tensors, truth_by="reference"):
         if truth is None:
             continue
         assert value.dtype == dtype
-        if dtype == torch.bfloat16 and long_conv_triton.interpreted():
-            # The interpreter cuts numbers off instead of rounding them, which doubles the error
+        if dtype == torch.bfloat16 and long_conv_triton.interpreted() and what not in ("dkernel", "dskip"):
+            # The interpreter cuts numbers off instead of rounding them, which doubles the error of what kernels store
             value = truth + (value.double() - truth) / 2
         assert_within_tolerance(value, truth, dtype, what)
 
@@ -133,13 +135,76 @@ def test_tiles_in_parts_match_direct_sum(name, problem, dtype, monkeypatch):
         ("centred", Problem((4096,), (8191,), batch=1, channels=1), torch.bfloat16),
         ("linear", Problem((64, 64), (127, 127), batch=1, channels=1), torch.float32),
         ("linear", Problem((70, 20), (139, 39), batch=1, channels=1), torch.bfloat16),
-        ("causal", Problem((4100,), (4100,), batch=1, channels=1), torch.bfloat16),
+        ("causal", Problem((4100,), (4100,), batch=1, channels=1, skip=False), torch.bfloat16),
     ],
     ids=lambda case: str(getattr(case, "size", case)),
 )
 def test_large_tiles_match_float64_transforms(name, problem, dtype, monkeypatch):
     use_larger_blocks(monkeypatch)
     check(name, arguments(problem, dtype), "fft")
+
+
+@pytest.mark.parametrize("name", ["causal", "linear"])
+def test_gradient_of_a_kernel_is_summed_over_samples(name, monkeypatch):
+    # Groups of two samples and of one
+    monkeypatch.setattr(long_conv_triton, "_PROGRAMS", 4)
+    problem = Problem((9,), (9,), 3, 2) if name == "causal" else Problem((3, 4), (5, 7), 3, 2)
+    check(name, arguments(problem, torch.float32))
+
+
+def test_parts_with_a_kernel_per_sample_and_channel(monkeypatch):
+    monkeypatch.setattr(long_conv_triton, "_WHOLE", 16)
+    problem = Problem((270,), (39,), 2, 2, per_sample=True)
+    check("centred", arguments(problem, torch.bfloat16, (False, True)), "fft")
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_gradients_keep_the_range_of_the_input(dtype, scale, parts, monkeypatch):
+    if parts:
+        monkeypatch.setattr(long_conv_triton, "_WHOLE", 16)
+    size = (20, 17) if parts else (6, 7)
+    problem = Problem(size, tuple(2 * n - 1 for n in size), 1, 1)
+    x, _, _, kernel, skip = arguments(problem, dtype, (False, False))
+    check("linear", [x * scale, None, None, kernel, skip], "fft")
+
+
+def test_constant_images_and_kernels_stay_in_range():
+    x, kernel = (torch.ones(shape, dtype=torch.bfloat16, device=DEVICE) for shape in ((1, 1, 32, 32), (1, 63, 63)))
+    y = long_conv2d(x, kernel, backend="triton")
+    torch.testing.assert_close(y.double(), torch.full_like(y, 1024).double(), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("setting", ["autocast", "default"])
+def test_settings_of_the_caller_change_no_number(setting):
+    tensors = arguments(Problem((5, 6), (9, 11), 1, 1), torch.float32)
+    half_frequency._weights.cache_clear()
+    half_frequency._displacement_tables.cache_clear()
+    plain = values_and_gradients("circular", tensors, "triton")
+    half_frequency._weights.cache_clear()
+    half_frequency._displacement_tables.cache_clear()
+    before = torch.get_default_dtype()
+    try:
+        if setting == "autocast":
+            with torch.autocast(DEVICE, torch.bfloat16):
+                changed = values_and_gradients("circular", tensors, "triton")
+        else:
+            torch.set_default_dtype(torch.bfloat16)
+            changed = values_and_gradients("circular", tensors, "triton")
+    finally:
+        torch.set_default_dtype(before)
+    for value, truth in zip(changed, plain, strict=True):
+        assert torch.equal(value, truth)
+
+
+def test_backward_operator_is_registered_as_torch_asks():
+    x, gate, out_gate, kernel, skip = arguments(Problem((3, 4), (5, 7), 1, 2, layout="channels_last"), torch.float32)
+    torch.library.opcheck(
+        torch.ops.hyena_vision.triton_conv_backward,
+        (x, x, kernel, skip, gate, out_gate, [2, 3], False),
+        test_utils=("test_schema", "test_faketensor"),
+    )
 
 
 @pytest.mark.parametrize("name", ["centred", "linear"])
@@ -294,7 +359,8 @@ def test_says_what_it_cannot_run(x, message):
 
 def test_small_shared_memory_is_a_reason(monkeypatch):
     monkeypatch.setattr(long_conv_triton, "interpreted", lambda: False)
-    monkeypatch.setattr(long_conv_triton, "_SHARED_MEMORY", [32768])
+    device = SimpleNamespace(major=8, shared_memory_per_block_optin=32768)
+    monkeypatch.setattr(long_conv_triton, "_DEVICES", [device])
     reason = long_conv_triton.reason_not(torch.ones(1, 1, 3, device="meta"), torch.ones(1, 3, device="meta"))
     assert reason == "it is for GPUs, and x is on meta"
 
@@ -304,3 +370,5 @@ def test_small_shared_memory_is_a_reason(monkeypatch):
     monkeypatch.setattr(long_conv_triton, "is_plain", lambda *tensors: True)
     x = torch.ones(1, 1, 3).as_subclass(OnGpu)
     assert "bytes of shared memory, and cuda:0 has 32768" in long_conv_triton.reason_not(x, x)
+    device.major = 7
+    assert "from sm_80 on, and cuda:0 is another" in long_conv_triton.reason_not(x, x)
