@@ -103,7 +103,7 @@ def _load_libraries() -> None:
     layers = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 8))
     x = layers(torch.randn(1, 4, 8, 8))
     x = F.scaled_dot_product_attention(x, x, x) + torch.fft.irfft2(torch.fft.rfft2(x))
-    x.sum().backward()
+    x.square().sum().backward()
     torch.optim.AdamW(layers.parameters()).step()
 
 
