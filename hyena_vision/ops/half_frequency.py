@@ -187,6 +187,15 @@ def _displacement_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tens
     return lines.float().to(device), rows.float().to(device)
 
 
+def make_kernel_tables(plan: Plan, device: torch.device) -> None:
+    """Make what `spectrum` needs, before a call that must not make anything."""
+    if plan.rank == 1:
+        _sequence_tables(plan.table_key, device)
+    else:
+        _displacement_tables(plan.table_key, device)
+        _weights(plan.table_key, device)
+
+
 class Reach(NamedTuple):
     """The taps of a kernel that reach a signal, per axis."""
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, Optional
 import torch
 import triton
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from hyena_vision.ops import fft
 from hyena_vision.ops import long_conv_kernels as kernels
@@ -21,6 +22,7 @@ from hyena_vision.ops.half_frequency import (
     Plan,
     Reach,
     made_once,
+    make_kernel_tables,
     make_plan,
     reach_of,
     spectrum,
@@ -314,6 +316,12 @@ def _conv(
 
 @_conv.register_fake
 def _(x, kernel, skip, gate, out_gate, centre, circular):
+    if all(isinstance(n, int) for n in x.shape[2:]) and (x.device.type == "cpu" or torch.cuda.is_available()):
+        # A compiler asks. What it captures as a CUDA graph may not make tables that stay.
+        with unset_fake_temporarily():
+            plan = make_plan(x.shape[2:], circular)
+            _tables(plan.table_key, x.device)
+            make_kernel_tables(plan, x.device)
     return _empty_result(x, gate, out_gate)
 
 

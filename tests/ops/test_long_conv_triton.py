@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hyena_vision.ops import LazyKernel, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
 from hyena_vision.testing import Problem, assert_within_tolerance, lay_out, relative_errors
@@ -310,6 +311,25 @@ def test_compiles_to_one_graph_for_all_sizes():
         truth = long_conv2d(x, kernel, gate=gate, backend="fft")
         torch.testing.assert_close(run(x, gate, kernel), truth, rtol=1e-4, atol=1e-5)
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("size", [(5, 40), (40,)])
+def test_a_compiler_makes_the_tables(size):
+    """What it captures as a CUDA graph may not make tensors that stay."""
+    caches = (
+        long_conv_triton._tables,
+        half_frequency._displacement_tables if len(size) == 2 else half_frequency._sequence_tables,
+    )
+    tensors = arguments(Problem(size, tuple(2 * n - 1 for n in size), 1, 1), torch.float32)
+    for cache in caches:
+        cache.cache_clear()
+    with FakeTensorMode() as mode:
+        x, gate, out_gate, kernel, skip = (mode.from_tensor(t) for t in tensors)
+        centre = [n - 1 for n in size]
+        torch.ops.hyena_vision.triton_conv(x, kernel, skip, gate, out_gate, centre, False)
+    assert [cache.cache_info().currsize for cache in caches] == [1, 1]
+    values_and_gradients("linear" if len(size) == 2 else "centred", tensors, "triton")
+    assert [cache.cache_info().misses for cache in caches] == [1, 1]
 
 
 @pytest.mark.parametrize("keep", [True, False])
