@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hyena_vision.ops import blocked, fft, reference
 from hyena_vision.ops.lazy_kernel import LazyKernel
-from hyena_vision.ops.library import is_plain
+from hyena_vision.ops.library import WATCHED, is_watched
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def _no_reason(x: Tensor, kernel: Tensor) -> None:
 def _reason_not_blocked(x: Tensor, kernel: Tensor) -> str | None:
     if x.device.type != "cpu":
         return f"it is for the CPU, and x is on {x.device}"
-    if not torch.compiler.is_dynamo_compiling() and not is_plain(x, kernel):
-        return "exporters, torch.func, forward derivatives and tensor subclasses see through torch's own calls only"
+    if is_watched(x, kernel):
+        return WATCHED
     return None
 
 

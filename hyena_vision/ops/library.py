@@ -1,4 +1,4 @@
-"""Registers an implementation with PyTorch as one operator, which compilers take as it is."""
+"""What the operators share: registering with PyTorch as one operator, checks, and precision of sums."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+
+from hyena_vision.ops.lazy_kernel import LazyKernel
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -127,3 +129,23 @@ def is_plain(*tensors: Tensor) -> bool:
     watched = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     return not watched and not transformed and all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
+
+
+# Why an operator that shows nothing of its inside does not run.
+WATCHED = "exporters, torch.func, forward derivatives and tensor subclasses see through torch's own calls only"
+
+
+def is_watched(*tensors: Tensor) -> bool:
+    """Whether somebody other than torch.compile, which takes operators as they are, wants to see the operations."""
+    return not torch.compiler.is_dynamo_compiling() and not is_plain(*tensors)
+
+
+def check_tensors(x: Tensor, **others: Tensor | LazyKernel | None) -> None:
+    """Refuse dtypes that operators do not take (TypeError) and other devices than that of x (ValueError)."""
+    for name, tensor in {"x": x, **others}.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} must be on the device of x: x is on {x.device}, {name} on {tensor.device}")

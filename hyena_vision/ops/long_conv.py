@@ -12,8 +12,7 @@ from torch import Tensor
 
 from hyena_vision.ops.backends import Backend, select
 from hyena_vision.ops.lazy_kernel import LazyKernel
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from hyena_vision.ops.library import check_tensors
 
 
 @dataclass(frozen=True)
@@ -266,15 +265,7 @@ def _check_padding(padding: str) -> None:
 def _check(x: Tensor, kernel: Tensor | LazyKernel, skip: Tensor | None, axes: str) -> None:
     """Refuse arguments that would fail later or, worse, broadcast to a wrong number."""
     rank = axes.count(",") + 1
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
-    for name, tensor in (("kernel", kernel), ("skip", skip)):
-        if tensor is None:
-            continue
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} must be on the device of x: x is on {x.device}, {name} on {tensor.device}")
+    check_tensors(x, kernel=kernel, skip=skip)
     if x.ndim != rank + 2:
         raise ValueError(f"x must have shape (B, C, {axes}), got {tuple(x.shape)}")
     taps = axes.replace("L", "K").replace("H", "Kh").replace("W", "Kw")

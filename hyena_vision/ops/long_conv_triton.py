@@ -30,7 +30,7 @@ from hyena_vision.ops.half_frequency import (
     tables,
 )
 from hyena_vision.ops.lazy_kernel import LazyKernel
-from hyena_vision.ops.library import empty_result, full_precision, is_plain
+from hyena_vision.ops.library import WATCHED, empty_result, full_precision, is_watched
 
 # Longest axis of a tile that one program convolves.
 _WHOLE = 64
@@ -381,8 +381,8 @@ def reason_not(x: Tensor, kernel: Tensor) -> str | None:
     most = LONGEST**2 if x.ndim == 3 else LONGEST
     if max(x.shape[2:]) > most:
         return f"it takes at most {most} tokens on each axis, and x has {tuple(x.shape[2:])}"
-    if not torch.compiler.is_dynamo_compiling() and not is_plain(x, kernel):
-        return "exporters, torch.func, forward derivatives and tensor subclasses see through torch's own calls only"
+    if is_watched(x, kernel):
+        return WATCHED
     if interpreted():
         return None
     if x.device.type != "cuda":

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_vision.ops.library import is_plain
+from hyena_vision.ops.library import WATCHED, check_tensors, is_watched
 
 _BACKENDS = ("torch", "triton")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_TAPS = 49  # of a filter whose gradients the kernels sum in registers
 _HAS_TRITON = find_spec("triton") is not None
 
@@ -108,8 +107,8 @@ def _reason_not_triton(x: Tensor, weight: Tensor) -> str | None:
         return f"it has filters of at most {MAX_TAPS} taps, and this one has {weight[0].numel()}"
     if x.numel() // x.shape[-1] >= 2**31 - 2**10:
         return "it counts tokens in 32 bits"
-    if not torch.compiler.is_dynamo_compiling() and not is_plain(x, weight):
-        return "exporters, torch.func, forward derivatives and tensor subclasses see through torch's own calls only"
+    if is_watched(x, weight):
+        return WATCHED
     if x.device.type != "cuda":
         from hyena_vision.ops import short_filter_triton
 
@@ -120,13 +119,7 @@ def _reason_not_triton(x: Tensor, weight: Tensor) -> str | None:
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, signals: int, causal: bool) -> None:
     """Refuse arguments that would fail later or, worse, give a wrong number."""
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} must be on the device of x: x is on {x.device}, {name} on {tensor.device}")
+    check_tensors(x, weight=weight, bias=bias)
     if signals < 2:
         raise ValueError(f"signals must be at least 2, got {signals}")
     given = f"x has shape {tuple(x.shape)}, weight {tuple(weight.shape)}"

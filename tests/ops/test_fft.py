@@ -7,17 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operators import OPERATORS
 
 from hyena_vision.ops import long_conv1d, long_conv2d
 from hyena_vision.ops.fft import transform_size
 from hyena_vision.testing import LAYOUTS, TOLERANCES, Problem, assert_within_tolerance, problems_1d, problems_2d
 
-OPERATORS = {
-    "causal": (long_conv1d, dict(causal=True)),
-    "centred": (long_conv1d, dict(causal=False)),
-    "linear": (long_conv2d, dict(padding="linear")),
-    "circular": (long_conv2d, dict(padding="circular")),
-}
 CASES = [
     pytest.param(name, problem, id=f"{name}-{problem.size}-{problem.kernel_size}")
     for name in OPERATORS

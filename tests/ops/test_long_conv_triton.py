@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from operators import OPERATORS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hyena_vision.ops import LazyKernel, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
@@ -16,12 +17,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("nan_filled_empties")]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # float16 goes the way of float32 but for loads and stores, and the interpreter takes seconds for a case
 DTYPES = (torch.float32, torch.bfloat16)
-OPERATORS = {
-    "causal": (long_conv1d, dict(causal=True)),
-    "centred": (long_conv1d, dict(causal=False)),
-    "linear": (long_conv2d, dict(padding="linear")),
-    "circular": (long_conv2d, dict(padding="circular")),
-}
 CASES = [
     ("causal", Problem((1,), (1,))),
     ("causal", Problem((12,), (30,), per_sample=True, layout="slice")),
@@ -387,7 +382,7 @@ def test_small_shared_memory_is_a_reason(monkeypatch):
     class OnGpu(torch.Tensor):
         device = torch.device("cuda", 0)
 
-    monkeypatch.setattr(long_conv_triton, "is_plain", lambda *tensors: True)
+    monkeypatch.setattr(long_conv_triton, "is_watched", lambda *tensors: False)
     x = torch.ones(1, 1, 3).as_subclass(OnGpu)
     assert "bytes of shared memory, and cuda:0 has 32768" in long_conv_triton.reason_not(x, x)
     device.major = 7

@@ -1,13 +1,13 @@
 """Short filter and first gate: torch calls against hand-made cases, Triton kernels against torch in float64."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from hyena_vision.ops.short_filter import filter_by_torch, gated_short_filter
 from hyena_vision.testing import assert_within_tolerance
-
-pytest.importorskip("triton")
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,6 +29,10 @@ CASES = [
     ((3, 11), (1, 1), 4, 3, False, "transposed", False),
     ((2, 3), (5, 5), 2, 2, False, "contiguous", True),
 ]
+
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+TRITON = pytest.param("triton", marks=needs_triton)
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +128,7 @@ def test_torch_path_sums_in_float32(dtype):
     assert_within_tolerance(y, truth, dtype)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", TRITON])
 def test_second_derivatives(backend):
     tensors = [t.requires_grad_() for t in draw((4,), (3,), 3, 2)]
 
@@ -138,6 +142,7 @@ def test_second_derivatives(backend):
         assert_within_tolerance(value, truth, torch.float32)
 
 
+@needs_triton
 def test_second_derivatives_of_some_arguments():
     x, weight, bias = draw((4,), (3,), 2, 2)
     weight.requires_grad_()
@@ -150,11 +155,13 @@ def test_second_derivatives_of_some_arguments():
 # The kernels
 
 
+@needs_triton
 @pytest.mark.parametrize(("size", "taps", "signals", "channels", "causal", "layout", "bias"), CASES)
 def test_kernels_in_float32(nan_filled_empties, size, taps, signals, channels, causal, layout, bias):
     check(draw(size, taps, signals, channels, layout, bias), torch.float32, signals=signals, causal=causal)
 
 
+@needs_triton
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize(
     ("size", "taps", "signals", "channels", "causal", "layout", "bias"), [CASES[i] for i in (2, 4, 9)]
@@ -164,12 +171,14 @@ def test_kernels_in_16_bits(nan_filled_empties, dtype, size, taps, signals, chan
     check(tensors, dtype, signals=signals, causal=causal)
 
 
+@needs_triton
 def test_parameters_of_another_dtype():
     x, weight, bias = draw((5, 5), (3, 3), 3, 4)
     check([x.bfloat16(), weight, bias.double()], torch.bfloat16, signals=3)
     check([x, weight.bfloat16(), bias.half()], torch.bfloat16, signals=3)
 
 
+@needs_triton
 def test_parameters_and_gradients_of_any_strides():
     x, weight, bias = draw((5, 6), (3, 3), 3, 4)
     odd = weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
@@ -182,6 +191,7 @@ def test_parameters_and_gradients_of_any_strides():
             assert torch.equal(given, expected)
 
 
+@needs_triton
 def test_empty_batch():
     for backend in ("torch", "triton"):
         x, weight, bias = draw((4, 3), (3, 3), 3, 2, batch=0)
@@ -190,6 +200,7 @@ def test_empty_batch():
         assert not dweight.any() and not dbias.any()
 
 
+@needs_triton
 def test_repeats_are_equal_bit_by_bit():
     tensors = draw((135,), (1,), 2, 2)
     first = values_and_gradients(tensors, signals=2, backend="triton")
@@ -197,6 +208,7 @@ def test_repeats_are_equal_bit_by_bit():
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
 
 
+@needs_triton
 @pytest.mark.parametrize("bias", [False, True])
 def test_registered_operator(bias):
     from hyena_vision.ops import short_filter_triton
@@ -205,7 +217,7 @@ def test_registered_operator(bias):
     torch.library.opcheck(short_filter_triton.gated_short_filter, (*tensors, 2, False))
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", TRITON])
 def test_compiles_to_one_graph(backend):
     tensors = [t.requires_grad_() for t in draw((9,), (3,), 3, 2)]
 
@@ -223,6 +235,7 @@ def test_compiles_to_one_graph(backend):
         torch.testing.assert_close(value, truth)
 
 
+@needs_triton
 def test_blocks_follow_their_rule():
     from hyena_vision.ops.short_filter_triton import backward_block, forward_block
 
@@ -254,6 +267,7 @@ def test_shapes_that_do_not_fit():
         gated_short_filter(x, weight.long(), signals=3)
 
 
+@needs_triton
 def test_a_named_backend_that_cannot_run_says_why(monkeypatch):
     from hyena_vision.ops import short_filter, short_filter_triton
 
