@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyena_vision.layers.hyena import Hyena1d, Hyena2d
@@ -78,7 +79,7 @@ def hyena2d_from_hyenapixel(state_dict: Mapping[str, Tensor]) -> Hyena2d:
     if extent % 2 == 0:
         raise ValueError(f"the kernel must have odd extent, got {extent}")
     dim = state_dict["pointwise_conv.weight"].shape[1]
-    hidden, out = _filter_layers(state_dict, "long_conv.implicit_filter.")
+    hidden, _ = _filter_layers(state_dict, "long_conv.implicit_filter.")
     norm = "qk_norm.weight" in state_dict
     decay = "long_conv.deltas" in state_dict
     mixer = Hyena2d(
@@ -96,6 +97,26 @@ def hyena2d_from_hyenapixel(state_dict: Mapping[str, Tensor]) -> Hyena2d:
         base_grid=(extent + 1) // 2,
         dtype=state_dict["long_conv.z"].dtype,
     )
+    mixer.load_state_dict(hyenapixel2d_weights(state_dict, mixer))
+    return mixer
+
+
+def hyenapixel2d_weights(state_dict: Mapping[str, Tensor], mixer: Hyena2d) -> dict[str, Tensor]:
+    """Write the weights of HyenaPixel's 2D operator as those of a mixer of its shape.
+
+    Args:
+        state_dict: Of the original's `HyenaPixelOperator`.
+        mixer: What they are for. Its base grid is a square, the grid on which both are to be equal.
+
+    Returns:
+        A state dict of the mixer, but for the size of its table `filter.z`, which is the original's.
+
+    Raises:
+        KeyError: A weight is missing.
+        ValueError: As `hyena2d_from_hyenapixel`.
+    """
+    dim = mixer.dim
+    hidden, out = _filter_layers(state_dict, "long_conv.implicit_filter.")
     # The original multiplies chunks 0 and 1 before the convolution and chunk 2 after it.
     weights = {
         f"{ours}.{kind}": torch.cat(state_dict[f"{theirs}.{kind}"].flatten(1 if kind == "weight" else 0).chunk(3)[::-1])
@@ -108,25 +129,55 @@ def hyena2d_from_hyenapixel(state_dict: Mapping[str, Tensor]) -> Hyena2d:
     weights["skip"] = state_dict["long_conv.bias"].reshape(1, dim)
     weights["filter.z"] = state_dict["long_conv.z"][0]
     weights.update(_filter_weights(hidden, out))
-    if decay:
+    if "long_conv.deltas" in state_dict:
         # Theirs is per pixel of displacement, ours per image extent.
         scale = _distance_scale(state_dict["long_conv.distance_map"]) * mixer.filter.base_size[0]
         weights["filter.decay"] = state_dict["long_conv.deltas"].flatten() * scale
         weights["filter.shift"] = state_dict["long_conv.shift"].flatten()
-    if norm:
+    if "qk_norm.weight" in state_dict:
         weights["gate_norms.0.weight"] = state_dict["qk_norm.weight"]
         weights["out_norm.weight"] = state_dict["out_norm.weight"]
     _check_known(state_dict, r"(pointwise_conv|depthwise_conv|out_proj|qk_norm|out_norm)\.\w+|long_conv\..+")
-    mixer.load_state_dict(weights)
-    return mixer
+    return weights
+
+
+def resample_hyenapixel2d(state_dict: Mapping[str, Tensor], extent: int) -> dict[str, Tensor]:
+    r"""Give HyenaPixel's 2D operator a larger kernel, as its authors did before they fine-tuned at 384 pixels.
+
+    The table of features is interpolated from K to K' taps, bicubically and antialiased. The distances that the window
+    falls off with are those in pixels times 2 K / K': what reached the kernel's edge falls off within half of it.
+
+    Args:
+        state_dict: Of the original's `HyenaPixelOperator`.
+        extent: K', taps of the new kernel on each axis.
+
+    Returns:
+        A state dict of the original's operator with `long_kernel_size=extent`.
+
+    Source:
+        spravil/HyenaPixel (Apache-2.0), `interpolate_hpx_former_s18_state_dict`; the factor 2 is its own.
+    """
+    table = state_dict["long_conv.z"]
+    resampled = dict(state_dict)
+    resampled["long_conv.z"] = F.interpolate(table.float(), size=(extent, extent), mode="bicubic", antialias=True).to(
+        table.dtype
+    )
+    if "long_conv.distance_map" in state_dict:
+        factor = 2 * table.shape[-1] / extent
+        resampled["long_conv.distance_map"] = factor * _pixel_distances(extent).to(table)[None, None]
+    return resampled
+
+
+def _pixel_distances(extent: int) -> Tensor:
+    """Distance of each tap from the middle of a kernel, (extent, extent)."""
+    axis = torch.arange(extent, dtype=torch.float32) - (extent - 1) / 2
+    return torch.hypot(axis[:, None], axis)
 
 
 def _distance_scale(distance_map: Tensor) -> float:
     """Factor of a map (1, 1, K, K) over the distances from its middle in pixels; one fine-tuned at 384 px has 1.16."""
-    radius = distance_map.shape[-1] // 2
-    axis = torch.arange(-radius, radius + 1).to(distance_map)
-    pixels = torch.hypot(axis[:, None], axis)
-    scale = (distance_map.sum() / pixels.sum()).item() if radius else 1.0
+    pixels = _pixel_distances(distance_map.shape[-1]).to(distance_map)
+    scale = (distance_map.sum() / pixels.sum()).item() if pixels.any() else 1.0
     if not torch.allclose(distance_map[0, 0], scale * pixels, rtol=1e-3, atol=1e-3):
         raise ValueError("long_conv.distance_map must be a multiple of the distances in pixels from the centre")
     return scale
@@ -145,7 +196,7 @@ def _hyena1d(state_dict: Mapping[str, Tensor], filter_layout: str, causal: bool)
     order = width // dim - 1
     table = state_dict["filter_fn.pos_emb.z"][0]
     length = table.shape[0]
-    hidden, out = _filter_layers(state_dict, "filter_fn.implicit_filter.")
+    hidden, _ = _filter_layers(state_dict, "filter_fn.implicit_filter.")
     norm = "out_norm.weight" in state_dict
     mixer = Hyena1d(
         dim,
@@ -164,13 +215,37 @@ def _hyena1d(state_dict: Mapping[str, Tensor], filter_layout: str, causal: bool)
         base_grid=(1, length if causal else (length + 1) // 2),
         dtype=table.dtype,
     )
+    mixer.load_state_dict(_weights1d(state_dict, mixer, filter_layout))
+    return mixer
+
+
+def hyenapixel1d_weights(state_dict: Mapping[str, Tensor], mixer: Hyena1d) -> dict[str, Tensor]:
+    """Write the weights of HyenaPixel's bidirectional 1D operator as those of a mixer of its shape.
+
+    Args:
+        state_dict: Of the original's `HyenaOperator` with `is_causal=False`.
+        mixer: What they are for; on its base grid both are equal.
+
+    Returns:
+        A state dict of the mixer, but for the size of its table `filter.z`, which is the original's.
+
+    Raises:
+        KeyError: A weight is missing.
+        ValueError: There are weights that this operator does not have.
+    """
+    return _weights1d(state_dict, mixer, "order_channel")
+
+
+def _weights1d(state_dict: Mapping[str, Tensor], mixer: Hyena1d, filter_layout: str) -> dict[str, Tensor]:
+    dim, order = mixer.dim, mixer.order
+    table = state_dict["filter_fn.pos_emb.z"][0]
+    hidden, out = _filter_layers(state_dict, "filter_fn.implicit_filter.")
 
     def by_order(channels: Tensor) -> Tensor:
         if filter_layout == "order_channel":
             return channels
         return channels.unflatten(0, (dim, order - 1)).transpose(0, 1).flatten(0, 1)
 
-    steps = mixer.filter.base_size[0]
     weights = {
         f"{ours}.{kind}": state_dict[f"{theirs}.{kind}"]
         for ours, theirs in (("qkv", "in_proj"), ("short_filter", "short_filter"), ("proj", "out_proj"))
@@ -178,17 +253,17 @@ def _hyena1d(state_dict: Mapping[str, Tensor], filter_layout: str, causal: bool)
     }
     weights["skip"] = by_order(state_dict["filter_fn.bias"]).reshape(order - 1, dim)
     weights["filter.z"] = table.T
-    # Their time runs from 0 to 1 in steps - 1 steps, our coordinates advance by 1 / steps.
-    decay = state_dict["filter_fn.modulation.deltas"].flatten() * steps / max(steps - 1, 1)
+    # Their time runs from 0 to 1 over the table, our coordinates advance by 1 in a base grid.
+    steps = len(table) if mixer.causal else (len(table) + 1) // 2
+    decay = state_dict["filter_fn.modulation.deltas"].flatten() * mixer.filter.base_size[0] / max(steps - 1, 1)
     weights["filter.decay"] = by_order(decay)
     weights.update(_filter_weights(hidden, by_order(out)))
-    if norm:
+    if "out_norm.weight" in state_dict:
         for index in range(order - 1):
             weights[f"gate_norms.{index}.weight"] = state_dict[f"qk_norm.{index}.weight"]
         weights["out_norm.weight"] = state_dict["out_norm.weight"]
     _check_known(state_dict, r"(in_proj|short_filter|out_proj|out_norm|qk_norm\.\d+)\.\w+|filter_fn\..+")
-    mixer.load_state_dict(weights)
-    return mixer
+    return weights
 
 
 def _filter_layers(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:

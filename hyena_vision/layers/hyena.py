@@ -115,8 +115,8 @@ class _Hyena(nn.Module):
             self.filter = ImplicitFilter1d(dim, causal=causal, base_size=math.prod(base_grid), **filter_kwargs, **dd)
         else:
             self.filter = ImplicitFilter2d(dim, base_size=base_grid, **filter_kwargs, **dd)
-        # For torch.compile, which passes numbers and text to its operators
-        self.config = json.dumps({"filter": self.filter.arguments, "op": self.op_settings, "limit": cache_limit})
+        self.cache_limit = cache_limit
+        self._write_config()
         self.skip = nn.Parameter(torch.empty(order - 1, dim, **dd))
         self.out_norm = norm_layer() if out_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
@@ -132,6 +132,16 @@ class _Hyena(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
         nn.init.normal_(self.skip)
+
+    def _write_config(self) -> None:
+        """Settings as text, for torch.compile, which passes numbers and text to its operators."""
+        settings = {"filter": self.filter.arguments, "op": self.op_settings, "limit": self.cache_limit}
+        self.config = json.dumps(settings)
+
+    def set_table_size(self, table_size: int | tuple[int, ...]) -> None:
+        """Make room for a filter's learnt table of another size, see `ImplicitFilter.set_table_size`."""
+        self.filter.set_table_size(table_size)
+        self._write_config()
 
     @property
     def backend(self) -> str | None:

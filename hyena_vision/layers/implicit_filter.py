@@ -49,7 +49,9 @@ class ImplicitFilter(nn.Module):
         learn_features: Whether the features are a learnt table on the base grid (it starts at the values above). With
             relative coordinates other grids interpolate it: linearly at the exact positions in 1D, and in 2D as
             HyenaPixel does, bicubically and antialiased from one kernel's extent to the other's. With absolute
-            coordinates they take its middle (its beginning if causal), and a kernel is never larger than the table.
+            coordinates they take its middle (its beginning if causal).
+        table_size: Tokens per axis whose displacements a learnt table covers on the base grid; None is `base_size`. A
+            kernel ends where its table does.
         window: "exponential": $\exp(-\delta_c \sum_a |u_a|)$. "radial": $\exp(-\delta_c \lVert u \rVert_2)$.
             "gaussian": $\exp(-\sum_a u_a^2 / 2 \sigma_{c,a}^2)$. "none": 1.
         learn_window: Whether $\delta$ and the shift s, or $\log \sigma$, are parameters. None does as the papers do:
@@ -82,6 +84,7 @@ class ImplicitFilter(nn.Module):
         omega_0: float | None = None,
         features: str = "fourier",
         learn_features: bool = False,
+        table_size: int | tuple[int, ...] | None = None,
         window: str = "exponential",
         learn_window: bool | None = None,
         window_shift: float = 0.0,
@@ -117,6 +120,9 @@ class ImplicitFilter(nn.Module):
         self.window = window
         self.coords = coords
         self.base_size = self._to_size(base_size)
+        if table_size is not None and not learn_features:
+            raise ValueError(f"table_size is for learn_features=True, got {table_size} without")
+        self.table_size = self.base_size if table_size is None else self._to_size(table_size)
         self.slow_decay = slow_decay
         self.fast_decay = fast_decay
         self.window_shift = window_shift
@@ -130,7 +136,7 @@ class ImplicitFilter(nn.Module):
         self.omega = nn.ParameterList([nn.Parameter(torch.empty(filter_dim, **dd)) for _ in self.hidden])
         self.out = nn.Linear(filter_dim, channels, bias=False, **dd)
         self.film = nn.Linear(cond_dim, 2 * filter_dim * len(self.hidden), **dd) if cond_dim else None
-        shape = (self.filter_emb_dim, *self._extents(self.base_size))
+        shape = (self.filter_emb_dim, *self._extents(self.table_size))
         self.z = nn.Parameter(torch.empty(shape, **dd)) if learn_features else None
 
         def window_tensor(shape: tuple[int, ...]) -> Tensor:
@@ -153,7 +159,15 @@ class ImplicitFilter(nn.Module):
     @property
     def settings(self) -> tuple:
         """All that a kernel depends on besides the weights and the size."""
-        return (self.causal, self.features, self.window, self.coords, self.base_size, self.window_shift)
+        return (
+            self.causal,
+            self.features,
+            self.window,
+            self.coords,
+            self.base_size,
+            self.table_size,
+            self.window_shift,
+        )
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -182,9 +196,9 @@ class ImplicitFilter(nn.Module):
                 sigma.copy_(math.log(per_unit) + math.log(size) * (ramp - 1))
         if self.shift is not None:
             nn.init.constant_(self.shift, self.window_shift)
-        coordinates = self._coordinates(self.base_size)
+        coordinates = self._coordinates(self.base_size, self.base_size)
         if self.z is not None:
-            self.z.copy_(self._position_features(self._axes(self.base_size)).movedim(-1, 0))
+            self.z.copy_(self._position_features(self._axes(self.table_size, self.base_size)).movedim(-1, 0))
         energy = self._window(self._distances(coordinates)).square().sum(-1)
         nn.init.normal_(self.out.weight, std=math.sqrt(2 / self.out.in_features))
         self.out.weight.div_(energy.sqrt()[:, None].clamp_min(1e-12))
@@ -247,6 +261,22 @@ class ImplicitFilter(nn.Module):
 
         return values
 
+    def set_table_size(self, table_size: int | tuple[int, ...]) -> None:
+        """Make room for a learnt table of another size; its values are left to be loaded.
+
+        Args:
+            table_size: As at construction.
+
+        Raises:
+            ValueError: The filter has no learnt table, or the number of axes is wrong.
+        """
+        if self.z is None:
+            raise ValueError(f"table_size is for learn_features=True, got {table_size} without")
+        self.table_size = self._to_size(table_size)
+        self.arguments["table_size"] = self.table_size
+        shape = (self.filter_emb_dim, *self._extents(self.table_size))
+        self.z = nn.Parameter(self.z.new_empty(shape), requires_grad=self.z.requires_grad)
+
     def extents(self, size: int | tuple[int, ...]) -> tuple[int, ...]:
         """Taps of a kernel on each axis."""
         return self._extents(self._covered(self._to_size(size)))
@@ -265,10 +295,19 @@ class ImplicitFilter(nn.Module):
         return size
 
     def _covered(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Grid whose displacements have taps: all of it, or what a learnt table in absolute coordinates knows."""
-        if self.z is None or self.coords == "relative":
+        """Grid whose displacements have taps: all of it, or what a learnt table knows."""
+        if self.z is None:
             return size
-        return tuple(min(n, base) for n, base in zip(size, self.base_size, strict=True))
+        return tuple(min(n, table) for n, table in zip(size, self._table_grid(size), strict=True))
+
+    def _table_grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Grid whose displacements the learnt table covers when the image has `size` tokens."""
+        if self.coords == "absolute":
+            return self.table_size
+        if self.table_size == self.base_size:
+            return size
+        sizes = zip(self.table_size, size, self.base_size, strict=True)
+        return tuple(max(1, (2 * table * n + base) // (2 * base)) for table, n, base in sizes)
 
     def _extents(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return size if self.causal else tuple(2 * n - 1 for n in size)
@@ -297,17 +336,17 @@ class ImplicitFilter(nn.Module):
     def _dtype(self) -> torch.dtype:
         return torch.promote_types(self.out.weight.dtype, torch.float32)
 
-    def _axes(self, size: tuple[int, ...]) -> list[Tensor]:
-        """Displacements along each axis: in image extents or in base grids."""
+    def _axes(self, covered: tuple[int, ...], size: tuple[int, ...]) -> list[Tensor]:
+        """Displacements within a covered grid along each axis: in extents of the image, or in base grids."""
         scales = size if self.coords == "relative" else self.base_size
         return [
             torch.arange(0 if self.causal else 1 - n, n, device=self.out.weight.device, dtype=self._dtype) / scale
-            for n, scale in zip(size, scales, strict=True)
+            for n, scale in zip(covered, scales, strict=True)
         ]
 
-    def _coordinates(self, size: tuple[int, ...]) -> Tensor:
+    def _coordinates(self, covered: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
         """Displacement of every tap, (rank, P)."""
-        return torch.stack([axis.flatten() for axis in torch.meshgrid(*self._axes(size), indexing="ij")])
+        return torch.stack([axis.flatten() for axis in torch.meshgrid(*self._axes(covered, size), indexing="ij")])
 
     def _axis_features(self, axes: list[Tensor]) -> list[Tensor]:
         """Features of the displacements along each axis, (n, filter_emb_dim / rank)."""
@@ -324,9 +363,10 @@ class ImplicitFilter(nn.Module):
             ]
         per_axis = self.filter_emb_dim // self.rank
         exponent = torch.arange(0, per_axis, 2).to(axes[0]) / per_axis
+        # Positions from the first tap on; a table may reach further than the base grid, or less far
         angles = [
-            (axis * base + (0 if self.causal else base - 1))[:, None] * 10000.0**-exponent
-            for axis, base in zip(axes, self.base_size, strict=True)
+            (axis * base + (0 if self.causal else table - 1))[:, None] * 10000.0**-exponent
+            for axis, base, table in zip(axes, self.base_size, self.table_size, strict=True)
         ]
         return [torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1) for angle in angles]
 
@@ -343,34 +383,33 @@ class ImplicitFilter(nn.Module):
     def _first_layer(self, size: tuple[int, ...]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """First layer before its sine (P, width), displacements (rank, P), kernel extents."""
         covered, dtype = self._covered(size), self._dtype
-        coordinates, extents = self._coordinates(covered), self._extents(covered)
+        coordinates, extents = self._coordinates(covered, size), self._extents(covered)
         weight, bias = self.hidden[0].weight.to(dtype), self.hidden[0].bias.to(dtype)
         if self.z is not None:
-            return F.linear(self._table_features(extents, coordinates), weight, bias), coordinates, extents
+            return F.linear(self._table_features(size, coordinates), weight, bias), coordinates, extents
         # Features belong to one axis each, so the layer is a sum over axes
         weights = self._in_order(weight.chunk(self.rank, dim=1))
         grid = bias
-        for axis, (features, part) in enumerate(zip(self._axis_features(self._axes(size)), weights, strict=True)):
+        for axis, (features, part) in enumerate(zip(self._axis_features(self._axes(size, size)), weights, strict=True)):
             grid = grid + _along(F.linear(features, part), axis, self.rank)
         return grid.flatten(0, -2), coordinates, extents
 
-    def _table_features(self, extents: tuple[int, ...], coordinates: Tensor) -> Tensor:
+    def _table_features(self, size: tuple[int, ...], coordinates: Tensor) -> Tensor:
         """Learnt features (P, filter_emb_dim) of a kernel's taps."""
         table = self.z.to(self._dtype)
-        if self.coords == "absolute":
-            for axis, (extent, base) in enumerate(zip(extents, self._extents(self.base_size), strict=True), start=1):
-                table = table.narrow(axis, 0 if self.causal else (base - extent) // 2, extent)
-        elif extents != tuple(table.shape[1:]):
-            if self.rank == 1:
-                table = self._sample_table(table, coordinates[0])
-            else:
-                table = F.interpolate(table[None], size=extents, mode="bicubic", antialias=True)[0]
+        if self.rank == 1 and self.coords == "relative" and size != self.base_size:
+            return self._sample_table(table, coordinates[0]).T
+        given = self._extents(self._table_grid(size))
+        if given != tuple(table.shape[1:]):
+            table = F.interpolate(table[None], size=given, mode="bicubic", antialias=True)[0]
+        for axis, (extent, whole) in enumerate(zip(self.extents(size), given, strict=True), start=1):
+            table = table.narrow(axis, 0 if self.causal else (whole - extent) // 2, extent)
         return table.flatten(1).T
 
     def _sample_table(self, table: Tensor, coordinates: Tensor) -> Tensor:
         """Features (filter_emb_dim, P) between those of a table (filter_emb_dim, K), linearly; its ends continue."""
         length = table.shape[1]
-        position = coordinates * self.base_size[0] + (0 if self.causal else self.base_size[0] - 1)
+        position = coordinates * self.base_size[0] + (0 if self.causal else self.table_size[0] - 1)
         position = position.clamp(0, length - 1)
         below = position.floor().long().clamp_max(max(length - 2, 0))
         above = (below + 1).clamp_max(length - 1)

@@ -95,7 +95,7 @@ def test_defaults_are_the_published_ones():
 
 def test_causal_angles_go_round_once_over_the_sequence():
     module = Filter1d(2, filter_emb_dim=7, causal=True)
-    features = module._position_features(module._axes((8,)))
+    features = module._position_features(module._axes((8,), (8,)))
     torch.testing.assert_close(features[:, 3], torch.cos(2 * 2 * math.pi * torch.arange(8).double() / 8))
 
 
@@ -110,7 +110,7 @@ def test_sinusoid_features_are_those_of_hyenapixel():
 
 def test_gaussian_widths_go_from_one_token_to_the_image():
     module = Filter2d(3, window="gaussian", base_size=(8, 5))
-    window = module._window(module._distances(module._coordinates((8, 5)))).unflatten(-1, (15, 9))
+    window = module._window(module._distances(module._coordinates((8, 5), (8, 5)))).unflatten(-1, (15, 9))
     torch.testing.assert_close(window[0, 7, 5], torch.tensor(0.1, dtype=torch.float64))
     torch.testing.assert_close(window[0, 8, 4], torch.tensor(0.1, dtype=torch.float64))
     edge = torch.exp(-0.5 * torch.exp(-2 * module.log_sigma[0, -1]))
@@ -187,6 +187,36 @@ def test_learnt_features_with_absolute_coordinates_stop_at_the_table():
     module = Filter1d(4, base_size=5, learn_features=True, coords="absolute")
     assert module(9).shape == (1, 4, 9)
     torch.testing.assert_close(module(3), module(5)[..., 2:-2])
+
+
+@pytest.mark.parametrize("filter_type", [Filter1d, Filter2d])
+def test_tables_may_end_before_the_base_grid_or_behind_it(filter_type):
+    torch.manual_seed(0)
+    exact = filter_type(4, base_size=12, learn_features=True)
+    rank = exact.rank
+    for table_size, taps in ((7, 13), (17, 23)):
+        module = filter_type(4, base_size=12, table_size=table_size, learn_features=True)
+        module.load_state_dict({**exact.state_dict(), "z": module.z})
+        assert module.z.shape[1:] == (2 * table_size - 1,) * rank and module.extents(12) == (taps,) * rank
+        middle = (..., *[slice(12 - (taps + 1) // 2, 11 + (taps + 1) // 2)] * rank)
+        torch.testing.assert_close(module(12), exact(12)[middle])
+        # Elsewhere it covers the same part of the image
+        assert module.extents(24) == (min(2 * 2 * table_size - 1, 47),) * rank
+        assert module.extents(6) == (min(2 * round(table_size / 2 + 0.01) - 1, 11),) * rank
+        larger, truth = module(24), exact(24)
+        cut = (..., *[slice(24 - (n + 1) // 2, 23 + (n + 1) // 2) for n in module.extents(24)])
+        assert torch.cosine_similarity(larger.flatten(), truth[cut].flatten(), dim=0) > 0.95
+
+
+def test_a_table_can_be_given_another_size():
+    module = Filter2d(4, base_size=4, learn_features=True).requires_grad_(False)
+    module.set_table_size(6)
+    assert module.z.shape[1:] == (11, 11) and not module.z.requires_grad and module.table_size == (6, 6)
+    module.load_state_dict(Filter2d(4, base_size=4, table_size=6, learn_features=True).state_dict())
+    assert Filter2d(**{k: v for k, v in module.arguments.items() if k != "rank"}).table_size == (6, 6)
+    for make in (lambda: Filter2d(4, table_size=3), lambda: Filter2d(4).set_table_size(3)):
+        with pytest.raises(ValueError, match="table_size is for learn_features=True, got 3 without"):
+            make()
 
 
 def test_kernels_begin_with_unit_energy():
@@ -304,5 +334,5 @@ def test_first_layer_is_that_of_the_features():
     """The layer is summed over axes; as one product over all features of a tap it must be the same."""
     for features, emb_dim in (("fourier", 10), ("sinusoid", 8), ("coords", 2)):
         module = Filter2d(5, features=features, filter_emb_dim=emb_dim)
-        whole = module.hidden[0](module._position_features(module._axes((3, 4))))
+        whole = module.hidden[0](module._position_features(module._axes((3, 4), (3, 4))))
         torch.testing.assert_close(module._first_layer((3, 4))[0], whole.flatten(0, 1), rtol=1e-12, atol=1e-12)

@@ -1,0 +1,419 @@
+"""The HyenaPixel family against the outputs of its authors' code, and what timm asks of a model."""
+
+import fnmatch
+import math
+
+import pytest
+import timm
+import torch
+from huggingface_hub.errors import RepositoryNotFoundError
+from hyenapixel import randomise
+from safetensors.torch import save_file
+from timm.layers import create_feature_extractor
+from timm.models import group_parameters, save_for_hf
+from torch import nn
+
+import hyena_vision  # noqa: F401  registers the models
+from hyena_vision.benchmark.hyenapixel import HyenaPixelFormer
+from hyena_vision.layers import Hyena1d, Hyena2d, ImplicitFilter
+from hyena_vision.models import HyenaFormer, hyena_former
+
+# Of the authors' code: trained parameters (their total counts frozen distances, too, which follow from the size), and
+# the first logits of one image with the weights of `randomise`.
+ORIGINALS = {
+    "hpx_former_s18": (29291580, [-1.37714, 0.20442, 0.87639, -1.23908, 0.02823, 0.72331]),
+    "hpx_former_s18_384": (29291580, [-1.3289, 1.03713, 0.21558, -1.49279, 0.09721, 0.2578]),
+    "hb_former_s18": (28250424, [-0.91835, -1.3955, 0.12444, 2.34943, -0.57264, 0.91988]),
+    "c_hpx_former_s18": (27740616, [-2.2377, -1.20027, 1.03643, -0.74154, 0.42405, -0.54003]),
+    "hpx_a_former_s18": (27882636, [-0.26952, 0.47361, -0.5486, 0.50645, 0.45976, -0.43008]),
+    "hb_a_former_s18": (27171942, [0.3251, 1.50708, 0.2582, -0.60388, 0.75568, -0.84757]),
+    "hpx_former_b36": (104552368, [-0.52183, -0.63948, -0.73888, 0.86852, 0.72735, 0.55168]),
+    "hb_former_b36": (102418114, [-1.3031, -0.6745, 0.23721, 0.29179, -1.76329, 1.14931]),
+}
+# Their `hpx_former_s18_384_interpolate` with the weights of the first above
+INTERPOLATED = [-0.83424, 0.63915, 0.15701, -1.91678, -0.16906, 0.24108]
+NAMES = list(ORIGINALS)
+SMALL = dict(depths=(1, 1, 2, 1), dims=(32, 32, 64, 64), filter_emb_dims=(4, 4, 8, 8), img_size=64, base_img_size=64)
+
+
+@pytest.fixture(params=["hpx_former_s18", "hb_former_s18", "c_hpx_former_s18", "hb_a_former_s18"])
+def name(request):
+    return request.param
+
+
+def small_model(name, **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, **{**SMALL, "num_classes": 7, **kwargs}).eval()
+
+
+def small_original(name, **kwargs):
+    return randomise(HyenaPixelFormer(small_model(name, **kwargs)))
+
+
+def images(*shape, seed=1):
+    return torch.randn(shape or (2, 3, 64, 64), generator=torch.Generator().manual_seed(seed))
+
+
+def relative_error(given, expected):
+    return ((given - expected).norm() / expected.norm()).item()
+
+
+def test_all_promised_models_are_registered():
+    assert set(timm.list_models(module="hyena_former")) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_parameters_and_logits_are_those_of_the_original(name):
+    parameters, expected = ORIGINALS[name]
+    model = timm.create_model(name).eval()
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    original = randomise(HyenaPixelFormer(model))
+    model.load_state_dict(original.state_dict())
+    x = images(1, *model.default_cfg["input_size"])
+    logits = model(x)[0, :6]
+    assert relative_error(logits, torch.tensor(expected)) < 1e-4
+    assert relative_error(original(x)[0, :6], torch.tensor(expected)) < 1e-4
+
+
+@torch.no_grad()
+def test_moving_weights_to_384_pixels_gives_what_the_authors_moved():
+    model = timm.create_model("hpx_former_s18", base_img_size=384).eval()
+    weights = randomise(HyenaPixelFormer(timm.create_model("hpx_former_s18", device="meta"))).state_dict()
+    model.load_state_dict(weights)
+    assert relative_error(model(images(1, 3, 384, 384))[0, :6], torch.tensor(INTERPOLATED)) < 1e-4
+
+
+@torch.no_grad()
+def test_files_of_the_original_load_in_every_way(name, tmp_path):
+    original = small_original(name)
+    state = original.state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    torch.save(state, tmp_path / "model.bin")
+    torch.save({"state_dict": {}, "state_dict_ema": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "ema.tar")
+    expected = original(images())
+    for file in ("model.safetensors", "model.bin", "ema.tar"):
+        for how in (
+            dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / file), num_classes=7)),
+            dict(checkpoint_path=str(tmp_path / file)),
+        ):
+            torch.testing.assert_close(small_model(name, **how)(images()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_original_weights_fit_other_channels_and_classes(name):
+    state = small_original(name).state_dict()
+    overlay = dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict=state))
+    model = small_model(name, in_chans=1, num_classes=5, **overlay)
+    torch.testing.assert_close(model.stem.conv.weight, state["downsample_layers.0.conv.weight"].sum(1, keepdim=True))
+    torch.testing.assert_close(model.head.fc.fc1.weight, state["head.fc1.weight"])
+    assert model(images(1, 1, 64, 64)).shape == (1, 5)
+
+
+@torch.no_grad()
+def test_nested_in_another_module(name):
+    original = small_original(name)
+    parent = nn.ModuleDict({"backbone": small_model(name)}).eval()
+    parent.load_state_dict({f"backbone.{key}": value for key, value in original.state_dict().items()})
+    torch.testing.assert_close(parent["backbone"](images()), original(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["hpx_former_s18", "hb_former_s18"])
+@torch.no_grad()
+def test_tables_grow_to_those_of_the_file(name):
+    """The kernels of a file may reach beyond the image; what the model writes then loads in its turn."""
+    original = small_original(name, base_img_size=96)
+    x = images()
+    model = small_model(name)
+    before = model(x)  # kernels are kept
+    model.load_state_dict(original.state_dict())
+    expected = original(x)
+    assert relative_error(before, expected) > 0.1
+    assert relative_error(model(x), expected) < 1e-4
+    again = small_model(name)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(x), model(x))
+    torch._dynamo.reset()
+    assert relative_error(torch.compile(model, backend="eager")(x), expected) < 1e-4
+    assert model.stages[0].blocks[0].token_mixer.filter.z.requires_grad
+
+
+@pytest.mark.parametrize("name", ["hpx_former_s18", "hb_former_s18"])
+@torch.no_grad()
+def test_kernels_may_end_before_the_image_does(name):
+    original = small_original(name)
+    model = small_model(name, base_img_size=96, table_img_size=64)
+    model.load_state_dict(original.state_dict())
+    x = images(1, 3, 96, 96)
+    assert relative_error(model(x), original(x)) < 1e-4
+    assert model(images(1, 3, 128, 64)).isfinite().all()
+
+
+def test_any_size_and_rectangle_with_the_same_weights(name):
+    model = small_model(name)
+    for size in ((64, 64), (33, 96), (16, 7), (161, 48)):
+        assert model(images(1, 3, *size)).isfinite().all()
+    with pytest.raises(AssertionError, match=r"Input height \(32\) doesn't match model \(64\)"):
+        small_model(name, dynamic_img_size=False)(images(1, 3, 32, 64))
+
+
+def test_set_input_size(name):
+    model = small_model(name, dynamic_img_size=False).requires_grad_(False)
+    expected = small_model(name)(images(1, 3, 96, 80))
+    model.set_input_size(img_size=(96, 80))
+    torch.testing.assert_close(model(images(1, 3, 96, 80)), expected)
+    assert not any(p.requires_grad for p in model.parameters())
+    if hasattr(model, "_traits"):  # timm 1.0.31 and later keep a record
+        assert model._traits["img_size"] == (96, 80)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_and_heads(name):
+    model = timm.create_model(name, device="meta", dtype=torch.float32).eval()
+    cfg = model.default_cfg
+    assert cfg["hf_hub_id"].startswith("Spravil/") and cfg["tag"] == "westai_in1k"
+    assert all(t.device.type == "meta" for t in (*model.parameters(), *model.buffers()))
+    x = torch.empty(1, *cfg["input_size"], device="meta")
+    features = model.forward_features(x)
+    assert model.output_fmt == "NHWC" and features.shape == (1, *cfg["pool_size"], model.num_features)
+    assert model.forward_head(features, pre_logits=True).shape == (1, model.head_hidden_size)
+    assert model(x).shape == (1, 1000)
+    for part in ("first_conv", "classifier"):
+        assert cfg[part] + ".weight" in model.state_dict()
+    model.reset_classifier(0)
+    assert model.num_classes == 0 and model(x).shape == (1, model.num_features)
+    model.reset_classifier(0, "")
+    assert model(x).shape == (1, *cfg["pool_size"], model.num_features)
+    assert model.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="not_a_model_arg"):
+        timm.create_model(name, not_a_model_arg=1, device="meta")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameter_groups(name):
+    model = timm.create_model(name, device="meta")
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    order = ["stem.conv.weight"]
+    for index, stage in enumerate(model.stages):
+        order += [f"stages.{index}.blocks.{block}.norm1.weight" for block in range(len(stage.blocks))]
+        if index:
+            assert layers[f"stages.{index}.downsample.conv.weight"] <= layers[f"stages.{index}.blocks.0.norm1.weight"]
+    assert [layers[n] for n in order] == sorted({layers[n] for n in order})
+    assert layers["head.fc.fc2.weight"] > layers["head.norm.weight"] == layers[order[-1]]
+    assert len(set(group_parameters(model, model.group_matcher(coarse=True), reverse=True).values())) == 6
+    patterns = model.no_weight_decay()
+    names = [n for n, _ in model.named_parameters()]
+    assert all(fnmatch.filter(names, pattern) for pattern in patterns)
+    filters = {id(p) for m in model.modules() if isinstance(m, ImplicitFilter) for p in m.parameters()}
+    undecayed = {id(p) for n, p in model.named_parameters() if any(fnmatch.fnmatch(n, g) for g in patterns)}
+    assert filters and filters <= undecayed
+
+
+def test_forward_and_backward(name):
+    model = small_model(name, drop_path_rate=0.1, drop_rate=0.1).train()
+    model(images()).square().mean().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+
+
+def test_gradient_checkpointing_changes_nothing(name):
+    results = []
+    for enable in (False, True):
+        model = small_model(name).train()
+        model.set_grad_checkpointing(enable)
+        calls = []
+        model.stages[2].blocks[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        logits = model(images())
+        logits.sum().backward()
+        assert len(calls) == 1 + enable
+        results.append([logits, *[p.grad for p in model.parameters()]])
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_reset_classifier_keeps_device_dtype_mode_and_pooling(name):
+    model = small_model(name, global_pool="max", drop_rate=0.3).double().train()
+    model.reset_classifier(3)
+    assert model.get_classifier() is model.head.fc and model.head.fc.fc2.weight.dtype == torch.float64
+    assert model.head.training and model.global_pool == "max" and model.head.fc.head_drop.p == 0.3
+    assert model(images().double()).shape == (2, 3)
+    evaluated = small_model(name)
+    evaluated.reset_classifier(3, "max")
+    assert not any(m.training for m in evaluated.modules())
+    with pytest.raises(ValueError, match="got 'token'"):
+        model.reset_classifier(5, "token")
+    assert model.num_classes == 3
+
+
+def test_features_only(name):
+    model = timm.create_model(name, features_only=True, **SMALL)
+    assert model.feature_info.channels() == [32, 32, 64, 64] and model.feature_info.reduction() == [4, 8, 16, 32]
+    for features, channels, reduction in zip(
+        model(images(1, 3, 64, 96)), model.feature_info.channels(), model.feature_info.reduction(), strict=True
+    ):
+        assert features.shape == (1, channels, 64 // reduction, 96 // reduction)
+    pruned = timm.create_model(name, features_only=True, out_indices=(1, 2), **SMALL)
+    assert [f.shape[1] for f in pruned(images())] == [32, 64]
+    sum(f.sum() for f in pruned(images())).backward()
+    assert all(p.grad is not None for p in pruned.parameters())
+
+
+def test_intermediates_agree_with_the_forward_pass(name):
+    model, x = small_model(name), images()
+    final, intermediates = model.forward_intermediates(x)
+    torch.testing.assert_close(final, model.forward_features(x))
+    torch.testing.assert_close(intermediates[-1].permute(0, 2, 3, 1), final)
+    calls = []
+    handle = model.stages[3].register_forward_hook(lambda *_: calls.append(1))
+    two = model.forward_intermediates(x, [0, 2], output_fmt="NHWC", stop_early=True, intermediates_only=True)
+    assert not calls
+    handle.remove()
+    torch.testing.assert_close(two, [intermediates[i].permute(0, 2, 3, 1) for i in (0, 2)])
+    assert model.prune_intermediate_layers([0, 2]) == [0, 2]
+    assert model.num_features == 64 and len(model.stages) == 3
+    torch.testing.assert_close(model.forward_intermediates(x, [0, 2], intermediates_only=True)[1], intermediates[2])
+
+
+def test_fx_tracing(name):
+    model, x = small_model(name), images()
+    traced = create_feature_extractor(model, ["stages.1", "head.fc.fc2"])(x)
+    torch.testing.assert_close(traced["head.fc.fc2"], model(x))
+    assert traced["stages.1"].shape == (2, 8, 8, 32)
+
+
+@pytest.mark.parametrize("name", ["c_hpx_former_s18", "hb_a_former_s18"])
+def test_compiles_without_breaks_to_two_graphs_for_all_sizes(name):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = small_model(name, depths=(1, 1, 1, 1))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for size in ((96, 96), (128, 128), (160, 64)):
+            x = images(2, 3, *size)  # torch makes another graph where a convolution has fewer than 20480 numbers
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_save_for_hf_and_back(name, tmp_path):
+    model = small_model(name)
+    save_for_hf(model, tmp_path, model_args=SMALL, safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert loaded.num_classes == 7 and torch.equal(loaded(images()), model(images()))
+
+
+def test_dtype_change_after_a_forward_pass(name):
+    model = small_model(name)
+    model(images())
+    assert model.to(torch.bfloat16)(images().bfloat16()).dtype == torch.bfloat16
+
+
+def test_weights_begin_as_in_the_original():
+    model = timm.create_model("hpx_former_s18")
+    mixer = model.stages[0].blocks[0].token_mixer
+    for part in (mixer.qkv, mixer.short_filter, mixer.filter.out, mixer.filter.hidden[1], model.head.fc.fc1):
+        torch.testing.assert_close(part.weight.std(), torch.tensor(0.02), rtol=0.1, atol=0)
+        assert part.bias is None or not part.bias.any()
+    # In their code: linspace(ln 0.01 / 1.5, ln 0.01 / 0.3, dim) / 111, times distances in pixels
+    first, last = (math.log(100) / share / 111 * 56 for share in (1.5, 0.3))
+    torch.testing.assert_close(mixer.filter.decay[[0, -1]], torch.tensor([first, last]))
+    assert not mixer.filter.shift.any()
+    # sin and cos of columns 0, 1, then of rows
+    expected = torch.tensor([[0.0, math.sin(1)], [1.0, math.cos(1)]])
+    torch.testing.assert_close(mixer.filter.z[:2, 0, :2], expected)
+    torch.testing.assert_close(mixer.filter.z[16:18, :2, 0], expected)
+
+
+def test_weights_of_1d_mixers_begin_as_in_the_original():
+    model = small_model("hb_former_s18", base_img_size=32)
+    mixer = model.stages[2].blocks[0].token_mixer
+    # PositionalEmbedding(9, 7, is_causal=False) of their code, for 2 x 2 tokens
+    ramp = torch.tensor([0, 1 / 3, 2 / 3, 1, 2 / 3, 1 / 3, 0])
+    torch.testing.assert_close(mixer.filter.z[0], ramp)
+    cosines = [math.cos(2 * math.pi * i / 7 * (1e-4 + (3 - 1e-4) / 3)) for i in range(7)]
+    sines = [-math.sin(2 * math.pi * i / 7 * 3) for i in range(7)]
+    torch.testing.assert_close(mixer.filter.z[[2, 8]], torch.tensor([cosines, sines]), rtol=1e-4, atol=1e-5)
+    # exp(-t |deltas|), t = 1 after three steps
+    torch.testing.assert_close(mixer.filter.decay[0], torch.tensor(math.log(100) / 1.5 / 3 * 4))
+
+
+def test_init_weights_after_to_empty(name):
+    model = timm.create_model(name, device="meta", **SMALL).to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(float("nan"))
+    model.init_weights()
+    for key, tensor in small_model(name, num_classes=1000).state_dict().items():
+        given = model.state_dict()[key]
+        assert given.isfinite().all(), key
+        if tensor.numel() > 1:
+            torch.testing.assert_close(given.std(), tensor.std(), rtol=0.5, atol=0.2, msg=key)
+
+
+class FakeHub:
+    """A hub with some repositories, or one that nobody reaches."""
+
+    def __init__(self, *repositories, reachable=True):
+        self.repositories, self.reachable = repositories, reachable
+
+    def model_info(self, repository, **kwargs):
+        if not self.reachable:
+            raise OSError("no route\nto host")
+        if repository not in self.repositories:
+            raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+
+def test_weights_come_from_the_repository_that_exists(monkeypatch):
+    state = small_original("hpx_former_s18").state_dict()
+    fetched = []
+
+    def fetch(hub_id, **kwargs):
+        fetched.append(hub_id)
+        return state
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fetch)
+    other = "Spravil/hpx_former_s18.westai_in1k_ema_384"
+    sizes = dict(base_img_size=64, table_img_size=64)
+    for repository in (other, "Spravil/hpx_former_s18.westai_in1k_384"):
+        monkeypatch.setattr(hyena_former, "HfApi", lambda repository=repository: FakeHub(repository))
+        model = timm.create_model("hpx_former_s18_384", pretrained=True, **{**SMALL, **sizes}, num_classes=7)
+        assert fetched[-1] == repository and model.pretrained_cfg["hf_hub_id"] == repository
+    monkeypatch.setattr(hyena_former, "HfApi", FakeHub)
+    with pytest.raises(RuntimeError, match=f"westai_in1k_384 does not exist; {other} does not exist"):
+        timm.create_model("hpx_former_s18_384", pretrained=True)
+
+
+def test_a_hub_out_of_reach_is_one_line(monkeypatch):
+    monkeypatch.setattr(hyena_former, "HfApi", lambda: FakeHub(reachable=False))
+    with pytest.raises(RuntimeError, match="weights of hb_former_b36 cannot be fetched") as error:
+        timm.create_model("hb_former_b36", pretrained=True, depths=(1, 1, 1, 1))
+    assert "\n" not in str(error.value) and "no route" in str(error.value) and error.value.__cause__ is None
+
+
+def test_another_variant_is_refused():
+    state = small_original("hb_former_s18").state_dict()
+    message = r"stages\.0\.blocks\.0\.token_mixer is Hyena2d in the model, Hyena1d in the checkpoint"
+    with pytest.raises(ValueError, match=message):
+        small_model("hpx_former_s18").load_state_dict(state)
+    deeper = small_original("hb_former_s18", depths=(2, 1, 2, 1)).state_dict()
+    with pytest.raises(ValueError, match=r"stages\.0\.blocks\.1\.token_mixer is nothing in the model"):
+        small_model("hb_former_s18").load_state_dict(deeper)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        (dict(token_mixers=("hyena",) * 4), ValueError, "got 'hyena'"),
+        (dict(dims=(32, 32)), ValueError, r"dims must have one value for each of 4 stages, got \(32, 32\)"),
+        (dict(global_pool="token"), ValueError, "got 'token'"),
+        (dict(token_mixers=("attention",) * 4, order=3), TypeError, "no mixer of this model takes order"),
+    ],
+)
+def test_bad_arguments_are_refused(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        HyenaFormer(**{**SMALL, **kwargs})
+
+
+def test_mixer_options_reach_the_mixers():
+    model = small_model("c_hpx_former_s18", gate_act="silu", short_kernel_size=3, proj_drop_rate=0.2)
+    mixer = model.stages[2].blocks[0].token_mixer
+    assert isinstance(mixer, Hyena2d) and isinstance(mixer.gate_act, nn.SiLU) and mixer.proj_drop.p == 0.2
+    assert mixer.short_filter.kernel_size == (3, 3) and mixer.filter.filter_emb_dim == 8
+    assert not [m for m in model.stages[:2].modules() if isinstance(m, (Hyena1d, Hyena2d))]
