@@ -46,7 +46,7 @@ from torch import Tensor, _assert, nn
 
 from hyena_vision.layers import Hyena1d, Hyena2d
 from hyena_vision.layers.convert import hyenapixel1d_weights, hyenapixel2d_weights, resample_hyenapixel2d
-from hyena_vision.models.hyena_vit import MIXERS
+from hyena_vision.models.hyena_vit import MIXERS, PartMlp
 
 try:
     from timm.models._input import update_model_input_size
@@ -84,6 +84,35 @@ class AttentionNHWC(Attention):
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens with attention."""
         return super().forward(x.flatten(1, 2)).view(x.shape)
+
+
+class InPlaceStarReLU(StarReLU):
+    """timm's `StarReLU`, scale * relu(x)^2 + bias; on the CPU, without gradients, in two passes over its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate x of any shape, which is not to be used again."""
+        traced = torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
+        if traced or torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != self.scale.dtype:
+            return super().forward(x)
+        x.relu_()
+        return torch.addcmul(self.bias, x, x, value=self.scale.item(), out=x)
+
+
+class Block(MetaFormerBlock):
+    """timm's `MetaFormerBlock` for (B, H, W, C), with an MLP that passes over memory less often.
+
+    Args:
+        dim: Channels.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+        **kwargs: As for timm's.
+    """
+
+    def __init__(self, dim: int, device=None, dtype=None, **kwargs) -> None:
+        dd = {"device": device, "dtype": dtype}
+        act = partial(InPlaceStarReLU, **dd)
+        super().__init__(dim, mlp_act=act, norm_layer=LayerNormNoBias, use_nchw=False, **kwargs, **dd)
+        self.mlp = PartMlp(dim, 4 * dim, act_layer=act, bias=False, drop=kwargs.get("proj_drop", 0.0), **dd)
 
 
 class Stage(nn.Module):
@@ -126,14 +155,11 @@ class Stage(nn.Module):
         )
         self.blocks = nn.Sequential(
             *[
-                MetaFormerBlock(
+                Block(
                     dim,
                     token_mixer=mixer,
-                    mlp_act=partial(StarReLU, **dd),
-                    norm_layer=LayerNormNoBias,
                     proj_drop=proj_drop,
                     drop_path=rate,
-                    use_nchw=False,
                     res_scale_init_value=res_scale_init_value,
                     **dd,
                 )

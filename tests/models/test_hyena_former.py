@@ -16,7 +16,7 @@ from torch import nn
 import hyena_vision  # noqa: F401  registers the models
 from hyena_vision.benchmark.hyenapixel import HyenaPixelFormer
 from hyena_vision.layers import Hyena1d, Hyena2d, ImplicitFilter
-from hyena_vision.models import HyenaFormer, hyena_former
+from hyena_vision.models import HyenaFormer, hyena_former, hyena_vit
 
 # Of the authors' code: trained parameters (their total counts frozen distances, too, which follow from the size), and
 # the first logits of one image with the weights of `randomise`.
@@ -417,3 +417,18 @@ def test_mixer_options_reach_the_mixers():
     assert isinstance(mixer, Hyena2d) and isinstance(mixer.gate_act, nn.SiLU) and mixer.proj_drop.p == 0.2
     assert mixer.short_filter.kernel_size == (3, 3) and mixer.filter.filter_emb_dim == 8
     assert not [m for m in model.stages[:2].modules() if isinstance(m, (Hyena1d, Hyena2d))]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_blocks_give_the_same_with_and_without_gradients(training, monkeypatch):
+    monkeypatch.setattr(hyena_vit, "PART_TOKENS", 32)
+    block = small_model("hpx_former_s18").stages[2].blocks[0].train(training).double()
+    with torch.no_grad():
+        block.mlp.act.scale.fill_(0.7)
+        block.mlp.act.bias.fill_(-0.3)
+    x = torch.randn(2, 5, 7, 64, dtype=torch.float64)
+    before = x.clone()
+    expected = block(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), expected, rtol=1e-10, atol=1e-12)
+    assert torch.equal(x, before)
