@@ -2,6 +2,7 @@
 
 `ceiling:NAME` is timm's ViT of that name with attention's product taken out: what any mixer between the same two
 projections could reach at best. `triton:NAME` is a Hyena model that runs the fused kernels, on a GPU.
+`original:NAME` is a model of HyenaPixel's family with the arithmetic of its authors' code.
 """
 
 import argparse
@@ -31,7 +32,7 @@ class ModelRow:
     """One model at one resolution. Numbers are None where memory ran out or the system does not tell.
 
     Attributes:
-        model: Name, of timm or `ceiling:NAME`.
+        model: Name, as of `create_model`.
         img_size: Side of the image in pixels.
         tokens: Patches of the image, None for a model without.
         batch_size: Images per call, the same for all models of a size.
@@ -73,7 +74,11 @@ def add_command(commands: Any) -> None:
     """Add the sub-command `models`."""
     parser = commands.add_parser("models", help="images/s and memory of models by resolution", description=__doc__)
     parser.add_argument(
-        "--models", nargs="+", default=MODELS, metavar="NAME", help="of timm, ceiling:NAME or triton:NAME"
+        "--models",
+        nargs="+",
+        default=MODELS,
+        metavar="NAME",
+        help="of timm, ceiling:NAME, triton:NAME or original:NAME",
     )
     parser.add_argument("--img-sizes", type=positive_int, nargs="+", default=IMG_SIZES, metavar="N", help="pixels")
     parser.add_argument("--base", metavar="NAME", help="model that ratios are to (default: the first ViT of timm)")
@@ -148,7 +153,7 @@ def measure_models(
     """Measure models at several resolutions, all models of a resolution in turn.
 
     Args:
-        models: Names, of timm or `ceiling:NAME`.
+        models: Names, as of `create_model`.
         img_sizes: Sides of the images in pixels.
         train: Whether training steps are measured besides inference.
         dtype: "float32", or "bfloat16" or "float16" for autocast.

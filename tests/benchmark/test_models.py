@@ -44,6 +44,15 @@ def test_arguments_of_the_mixer_are_for_hyena_models_alone():
     assert create_model(HYENA, 32, backend="fft").blocks[0].mixer.backend == "fft"
     assert create_model(VIT, 32, backend="fft").blocks[0].attn.fused_attn
     assert create_model(f"triton:{HYENA}", 32).blocks[0].mixer.backend == "triton"
+    with torch.device("meta"):
+        former = create_model("triton:c_hpx_former_s18", 64)
+    assert former.stages[2].blocks[0].token_mixer.backend == "triton" and former.img_size == (64, 64)
+
+
+def test_originals_of_hyenapixels_family_run_by_their_side():
+    names = ["original:hpx_a_former_s18", "hpx_a_former_s18", "convformer_s18"]
+    rows = measure_models(names, [32], batch_size=1, rounds=1, memory=False)
+    assert [row.model for row in rows] == names and all(row.status == "ok" and row.tokens is None for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +61,7 @@ def test_arguments_of_the_mixer_are_for_hyena_models_alone():
         ("vit_tinny", "knows no model 'vit_tinny'"),
         ("ceiling:resnet18", "no timm.layers.Attention"),
         (f"triton:{VIT}", "not a Hyena model"),
+        (f"original:{HYENA}", "not a model of HyenaPixel's family"),
     ],
 )
 def test_model_that_cannot_be_made_is_named(name, error):
