@@ -47,6 +47,7 @@ from torch import Tensor, _assert, nn
 from hyena_vision.layers import Hyena1d, Hyena2d
 from hyena_vision.layers.convert import hyenapixel1d_weights, hyenapixel2d_weights, resample_hyenapixel2d
 from hyena_vision.models.hyena_vit import MIXERS, PartMlp
+from hyena_vision.ops.library import is_plain
 
 try:
     from timm.models._input import update_model_input_size
@@ -91,8 +92,8 @@ class InPlaceStarReLU(StarReLU):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate x of any shape, which is not to be used again."""
-        traced = torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
-        if traced or torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != self.scale.dtype:
+        plain = is_plain(x, self.scale) and x.device.type == "cpu" and x.dtype == self.scale.dtype
+        if torch.is_grad_enabled() or not plain:
             return super().forward(x)
         x.relu_()
         return torch.addcmul(self.bias, x, x, value=self.scale.item(), out=x)

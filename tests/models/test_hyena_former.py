@@ -292,6 +292,15 @@ def test_compiles_without_breaks_to_two_graphs_for_all_sizes(name):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
+def test_exports_with_free_height_and_width():
+    model = small_model("hb_a_former_s18", depths=(1, 1, 1, 1))
+    height, width = (torch.export.Dim(d, min=2, max=64) for d in ("height", "width"))
+    shapes = ({2: 32 * height, 3: 32 * width},)
+    program = torch.export.export(model, (images(2, 3, 96, 64),), dynamic_shapes=shapes).module()
+    x = images(2, 3, 160, 128)
+    torch.testing.assert_close(program(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 def test_save_for_hf_and_back(name, tmp_path):
     model = small_model(name)
     save_for_hf(model, tmp_path, model_args=SMALL, safe_serialization=True)
