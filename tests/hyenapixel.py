@@ -1,6 +1,11 @@
-"""Arbitrary weights for models in the key layout of HyenaPixel's authors, the same on every machine."""
+"""Small models of HyenaPixel's family, and arbitrary weights in the authors' layout, the same on every machine."""
 
+import timm
 import torch
+
+from hyena_vision.benchmark.hyenapixel import HyenaPixelFormer
+
+SMALL = dict(depths=(1, 1, 2, 1), dims=(32, 32, 64, 64), filter_emb_dims=(4, 4, 8, 8), img_size=64, base_img_size=64)
 
 
 @torch.no_grad()
@@ -25,3 +30,20 @@ def randomise(original):
         else:
             weight.copy_(noise / weight[0].numel() ** 0.5)
     return original.eval()
+
+
+def small_model(name, **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, **{**SMALL, "num_classes": 7, **kwargs}).eval()
+
+
+def small_original(name, **kwargs):
+    return randomise(HyenaPixelFormer(small_model(name, **kwargs)))
+
+
+def images(*shape, seed=1):
+    return torch.randn(shape or (2, 3, 64, 64), generator=torch.Generator().manual_seed(seed))
+
+
+def relative_error(given, expected):
+    return ((given - expected).norm() / expected.norm()).item()

@@ -187,7 +187,7 @@ class HyenaPixelFormer(nn.Module):
         channels = like.in_chans
         for stage in like.stages:
             dim = stage.blocks[0].norm1.weight.numel()
-            scaled = isinstance(stage.blocks[0].res_scale1, nn.Identity)
+            unscaled = isinstance(stage.blocks[0].res_scale1, nn.Identity)
             self.downsample_layers.append(_Downsample(channels, dim, first=not self.stages))
             block = partial(
                 MetaFormerBlock,
@@ -195,7 +195,7 @@ class HyenaPixelFormer(nn.Module):
                 token_mixer=_original_of(stage.blocks[0].token_mixer),
                 norm_layer=LayerNormNoBias,
                 use_nchw=False,
-                res_scale_init_value=None if scaled else 1.0,
+                res_scale_init_value=None if unscaled else 1.0,
             )
             self.stages.append(nn.Sequential(*[block() for _ in stage.blocks]))
             channels = dim

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyena_vision.layers.hyena import Hyena1d, Hyena2d
@@ -132,7 +131,7 @@ def hyenapixel2d_weights(state_dict: Mapping[str, Tensor], mixer: Hyena2d) -> di
     if "long_conv.deltas" in state_dict:
         # Theirs is per pixel of displacement, ours per image extent.
         scale = _distance_scale(state_dict["long_conv.distance_map"]) * mixer.filter.base_size[0]
-        weights["filter.decay"] = state_dict["long_conv.deltas"].flatten() * scale
+        weights["filter.decay"] = _at_least_float32(state_dict["long_conv.deltas"]).flatten() * scale
         weights["filter.shift"] = state_dict["long_conv.shift"].flatten()
     if "qk_norm.weight" in state_dict:
         weights["gate_norms.0.weight"] = state_dict["qk_norm.weight"]
@@ -141,46 +140,20 @@ def hyenapixel2d_weights(state_dict: Mapping[str, Tensor], mixer: Hyena2d) -> di
     return weights
 
 
-def resample_hyenapixel2d(state_dict: Mapping[str, Tensor], extent: int) -> dict[str, Tensor]:
-    r"""Give HyenaPixel's 2D operator a larger kernel, as its authors did before they fine-tuned at 384 pixels.
-
-    The table of features is interpolated from K to K' taps, bicubically and antialiased. The distances that the window
-    falls off with are those in pixels times 2 K / K': what reached the kernel's edge falls off within half of it.
-
-    Args:
-        state_dict: Of the original's `HyenaPixelOperator`.
-        extent: K', taps of the new kernel on each axis.
-
-    Returns:
-        A state dict of the original's operator with `long_kernel_size=extent`.
-
-    Source:
-        spravil/HyenaPixel (Apache-2.0), `interpolate_hpx_former_s18_state_dict`; the factor 2 is its own.
-    """
-    table = state_dict["long_conv.z"]
-    resampled = dict(state_dict)
-    resampled["long_conv.z"] = F.interpolate(table.float(), size=(extent, extent), mode="bicubic", antialias=True).to(
-        table.dtype
-    )
-    if "long_conv.distance_map" in state_dict:
-        factor = 2 * table.shape[-1] / extent
-        resampled["long_conv.distance_map"] = factor * _pixel_distances(extent).to(table)[None, None]
-    return resampled
-
-
-def _pixel_distances(extent: int) -> Tensor:
-    """Distance of each tap from the middle of a kernel, (extent, extent)."""
-    axis = torch.arange(extent, dtype=torch.float32) - (extent - 1) / 2
-    return torch.hypot(axis[:, None], axis)
-
-
 def _distance_scale(distance_map: Tensor) -> float:
     """Factor of a map (1, 1, K, K) over the distances from its middle in pixels; one fine-tuned at 384 px has 1.16."""
-    pixels = _pixel_distances(distance_map.shape[-1]).to(distance_map)
-    scale = (distance_map.sum() / pixels.sum()).item() if pixels.any() else 1.0
-    if not torch.allclose(distance_map[0, 0], scale * pixels, rtol=1e-3, atol=1e-3):
+    given = distance_map[0, 0].double()
+    axis = torch.arange(len(given)).to(given) - len(given) // 2
+    pixels = torch.hypot(axis[:, None], axis)
+    scale = (given.sum() / pixels.sum()).item() if len(given) > 1 else 1.0
+    tolerance = max(1e-3, 2 * torch.finfo(distance_map.dtype).eps)
+    if not torch.allclose(given, scale * pixels, rtol=tolerance, atol=tolerance):
         raise ValueError("long_conv.distance_map must be a multiple of the distances in pixels from the centre")
     return scale
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_known(state_dict: Mapping[str, Tensor], pattern: str) -> None:
@@ -255,7 +228,11 @@ def _weights1d(state_dict: Mapping[str, Tensor], mixer: Hyena1d, filter_layout: 
     weights["filter.z"] = table.T
     # Their time runs from 0 to 1 over the table, our coordinates advance by 1 in a base grid.
     steps = len(table) if mixer.causal else (len(table) + 1) // 2
-    decay = state_dict["filter_fn.modulation.deltas"].flatten() * mixer.filter.base_size[0] / max(steps - 1, 1)
+    decay = (
+        _at_least_float32(state_dict["filter_fn.modulation.deltas"]).flatten()
+        * mixer.filter.base_size[0]
+        / max(steps - 1, 1)
+    )
     weights["filter.decay"] = by_order(decay)
     weights.update(_filter_weights(hidden, by_order(out)))
     if "out_norm.weight" in state_dict:

@@ -262,7 +262,7 @@ class ImplicitFilter(nn.Module):
         return values
 
     def set_table_size(self, table_size: int | tuple[int, ...]) -> None:
-        """Make room for a learnt table of another size; its values are left to be loaded.
+        """Make room for a learnt table of another size; the parameter stays, its values are left to be loaded.
 
         Args:
             table_size: As at construction.
@@ -274,8 +274,8 @@ class ImplicitFilter(nn.Module):
             raise ValueError(f"table_size is for learn_features=True, got {table_size} without")
         self.table_size = self._to_size(table_size)
         self.arguments["table_size"] = self.table_size
-        shape = (self.filter_emb_dim, *self._extents(self.table_size))
-        self.z = nn.Parameter(self.z.new_empty(shape), requires_grad=self.z.requires_grad)
+        self.z.grad = None
+        self.z.data = self.z.data.new_empty((self.filter_emb_dim, *self._extents(self.table_size)))
 
     def extents(self, size: int | tuple[int, ...]) -> tuple[int, ...]:
         """Taps of a kernel on each axis."""

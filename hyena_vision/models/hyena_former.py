@@ -19,8 +19,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import RepositoryNotFoundError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d, calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import (
@@ -31,7 +29,6 @@ from timm.models import (
     resolve_pretrained_cfg,
 )
 from timm.models._features import feature_take_indices
-from timm.models._hub import hf_split
 from timm.models.metaformer import (
     Attention,
     Downsampling,
@@ -44,8 +41,8 @@ from timm.models.metaformer import (
 )
 from torch import Tensor, _assert, nn
 
-from hyena_vision.layers import Hyena1d, Hyena2d
-from hyena_vision.layers.convert import hyenapixel1d_weights, hyenapixel2d_weights, resample_hyenapixel2d
+from hyena_vision.layers import Hyena1d
+from hyena_vision.models.hyena_former_weights import before_load, checkpoint_filter_fn, find_on_hub, grid_side
 from hyena_vision.models.hyena_vit import MIXERS, PartMlp
 from hyena_vision.ops.library import is_plain
 
@@ -87,16 +84,16 @@ class AttentionNHWC(Attention):
         return super().forward(x.flatten(1, 2)).view(x.shape)
 
 
-class InPlaceStarReLU(StarReLU):
-    """timm's `StarReLU`, scale * relu(x)^2 + bias; on the CPU, without gradients, in two passes over its input."""
+class LeanStarReLU(StarReLU):
+    """timm's `StarReLU`, scale * relu(x)^2 + bias; on the CPU, without gradients, in two passes over memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activate x of any shape, which is not to be used again."""
+        """Activate x of any shape."""
         plain = is_plain(x, self.scale) and x.device.type == "cpu" and x.dtype == self.scale.dtype
         if torch.is_grad_enabled() or not plain:
             return super().forward(x)
-        x.relu_()
-        return torch.addcmul(self.bias, x, x, value=self.scale.item(), out=x)
+        y = torch.relu(x)
+        return torch.addcmul(self.bias, y, y, value=self.scale.item(), out=y)
 
 
 class Block(MetaFormerBlock):
@@ -111,7 +108,7 @@ class Block(MetaFormerBlock):
 
     def __init__(self, dim: int, device=None, dtype=None, **kwargs) -> None:
         dd = {"device": device, "dtype": dtype}
-        act = partial(InPlaceStarReLU, **dd)
+        act = partial(LeanStarReLU, **dd)
         super().__init__(dim, mlp_act=act, norm_layer=LayerNormNoBias, use_nchw=False, **kwargs, **dd)
         self.mlp = PartMlp(dim, 4 * dim, act_layer=act, bias=False, drop=kwargs.get("proj_drop", 0.0), **dd)
 
@@ -245,6 +242,7 @@ class HyenaFormer(nn.Module):
         self.in_chans = in_chans
         self.img_size = to_2tuple(img_size)
         self.dynamic_img_size = dynamic_img_size
+        self.table_img_size = table_img_size or base_img_size
         self.drop_rate = drop_rate
         self.output_fmt = "NHWC"
 
@@ -252,7 +250,7 @@ class HyenaFormer(nn.Module):
         rates = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
         stages = []
         for index, (kind, emb_dim) in enumerate(zip(token_mixers, filter_emb_dims, strict=True)):
-            base, table = (_grid_side(size, index) for size in (base_img_size, table_img_size or base_img_size))
+            base, table = (grid_side(size, index) for size in (base_img_size, self.table_img_size))
             stages.append(
                 Stage(
                     dims[max(index - 1, 0)],
@@ -275,7 +273,10 @@ class HyenaFormer(nn.Module):
             OrderedDict(global_pool=nn.Identity(), norm=nn.LayerNorm(dims[-1], eps=1e-6, **dd), fc=nn.Identity())
         )
         self.reset_classifier(num_classes, global_pool)
-        self.register_load_state_dict_pre_hook(_before_load)
+        # Windows are stored per image of this size: with it in the state dict, weights can move to another
+        self._base_img_size = base_img_size
+        self.register_buffer("base_img_size", torch.tensor(base_img_size, device=device))
+        self.register_load_state_dict_pre_hook(before_load)
         self.init_weights(needs_reset=False)
 
     @torch.no_grad()
@@ -286,6 +287,7 @@ class HyenaFormer(nn.Module):
             needs_reset: Whether modules are reset first that draw their own weights when they are made; needed after
                 `to_empty`.
         """
+        self.base_img_size.fill_(self._base_img_size)
         if needs_reset:
             for module in reversed(list(self.modules())):
                 if hasattr(module, "reset_parameters"):
@@ -445,14 +447,6 @@ class HyenaFormer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _grid_side(img_size: int, stage: int) -> int:
-    """Tokens on a side at a stage, as the convolutions of stem and stages give them."""
-    side = (img_size - 3) // 4 + 1
-    for _ in range(stage):
-        side = (side - 1) // 2 + 1
-    return side
-
-
 def _mixer(
     kind: str, base: int, table: int, emb_dim: int, norm: bool, kwargs: Mapping[str, Any]
 ) -> Callable[..., nn.Module]:
@@ -497,123 +491,11 @@ def _positions_1d(features: int, taps: int) -> Tensor:
     return torch.cat([ramp[None], angle.cos(), -angle.sin()]).float()
 
 
-_BODY_OF_ORIGINAL = (
-    (r"^downsample_layers\.0\.conv\.", "stem.conv."),
-    (r"^downsample_layers\.0\.post_norm\.", "stem.norm."),
-    (r"^downsample_layers\.(\d+)\.pre_norm\.", r"stages.\1.downsample.norm."),
-    (r"^downsample_layers\.(\d+)\.conv\.", r"stages.\1.downsample.conv."),
-    (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
-    (r"^head\.", "head.fc."),
-    (r"^norm\.", "head.norm."),
-)
-
-
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: HyenaFormer) -> dict[str, Tensor]:
-    """Rewrite a checkpoint of HyenaPixel's authors for a model; one in the model's own layout stays as it is.
-
-    Where a 2D kernel of the file is smaller than the model's, it is resampled as the authors did from 224 to 384
-    pixels. Where a file's kernel is larger, the model's table grows as the weights are loaded.
-
-    Args:
-        state_dict: Weights by name, or a checkpoint with them under "state_dict_ema", "state_dict" or "model".
-        model: The model that they are for.
-
-    Returns:
-        Weights by the names of `model`.
-
-    Raises:
-        ValueError: The file is of another variant; the message names the first mixer that does not fit.
-    """
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        state_dict = state_dict.get(key, state_dict)
-    if not any(key.startswith("downsample_layers.") for key in state_dict):
-        return dict(state_dict)
-    renamed, mixers = {}, {}
-    for key, value in state_dict.items():
-        for pattern, ours in _BODY_OF_ORIGINAL:
-            key = re.sub(pattern, ours, key)
-        block, is_mixer, name = key.partition(".token_mixer.")
-        if is_mixer:
-            mixers.setdefault(f"{block}.token_mixer", {})[name] = value
-        else:
-            renamed[key] = value
-    for path, weights in mixers.items():
-        converted = _convert_mixer(path, weights, model)
-        renamed.update({f"{path}.{name}": value for name, value in converted.items()})
-    return renamed
-
-
-_KINDS = {"long_conv.z": Hyena2d, "filter_fn.pos_emb.z": Hyena1d, "dwconv.weight": SepConv, "qkv.weight": Attention}
-
-
-def _convert_mixer(path: str, weights: dict[str, Tensor], model: HyenaFormer) -> dict[str, Tensor]:
-    try:
-        mixer = model.get_submodule(path)
-    except AttributeError:
-        mixer = None
-    given = next((kind for key, kind in _KINDS.items() if key in weights), None)
-    if given is None or not isinstance(mixer, given):
-        expected = "nothing" if mixer is None else type(mixer).__name__
-        raise ValueError(
-            f"the checkpoint is of another variant: {path} is {expected} in the model, "
-            f"{given.__name__ if given else 'unknown'} in the checkpoint"
-        )
-    if given is SepConv:
-        return {name: value[:, :, None, None] if value.ndim == 2 else value for name, value in weights.items()}
-    if given is Attention:
-        return weights
-    if given is Hyena1d:
-        return hyenapixel1d_weights(weights, mixer)
-    extent = mixer.filter.z.shape[-1]
-    if weights["long_conv.z"].shape[-1] < extent:
-        weights = resample_hyenapixel2d(weights, extent)
-    return hyenapixel2d_weights(weights, mixer)
-
-
-def _before_load(model: HyenaFormer, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Accept the original's files wherever weights are loaded, and make room for tables larger than the model's."""
-    own = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-    own = checkpoint_filter_fn(own, model)
-    for path, mixer in model.named_modules():
-        if isinstance(mixer, (Hyena1d, Hyena2d)) and (table := own.get(f"{path}.filter.z")) is not None:
-            if table.ndim == mixer.filter.z.ndim and table.shape[-1] > mixer.filter.z.shape[-1]:
-                mixer.set_table_size(tuple((extent + 1) // 2 for extent in table.shape[1:]))
-    state_dict.update({prefix + key: value for key, value in own.items()})
-
-
-# The authors' code and their README name different repositories.
-_ALSO_CALLED = {"Spravil/hpx_former_s18.westai_in1k_384": "Spravil/hpx_former_s18.westai_in1k_ema_384"}
-
-
-def _find_on_hub(variant: str, hub_id: str, cache_dir: str | None) -> str:
-    """The repository with the weights: that of `hub_id` or of its other name, cached here or on the hub.
-
-    timm would try for most of a minute to reach a hub that cannot be reached, and say so in many lines.
-    """
-    reasons = []
-    for name in filter(None, (hub_id, _ALSO_CALLED.get(hub_id))):
-        repository, revision = hf_split(name)
-        for file in ("model.safetensors", "pytorch_model.bin"):
-            if isinstance(try_to_load_from_cache(repository, file, cache_dir=cache_dir, revision=revision), str):
-                return name
-        try:
-            HfApi().model_info(repository, revision=revision, timeout=10)
-            return name
-        except RepositoryNotFoundError:
-            reasons.append(f"{name} does not exist")
-        except Exception as error:  # of whatever library the hub's client uses
-            reasons.append(f"{name}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
-    raise RuntimeError(
-        f"the weights of {variant} cannot be fetched ({'; '.join(reasons)}); "
-        "with their file at hand: pretrained_cfg_overlay=dict(file=PATH)"
-    )
-
-
 def _create_hyena_former(variant: str, pretrained: bool = False, **kwargs) -> HyenaFormer:
     given, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg=given, pretrained_cfg_overlay=overlay)
     if pretrained and cfg.hf_hub_id and not (cfg.source or cfg.file or cfg.state_dict):
-        hub_id = _find_on_hub(variant, cfg.hf_hub_id, kwargs.get("cache_dir"))
+        hub_id = find_on_hub(variant, cfg.hf_hub_id, cfg.hf_hub_filename, kwargs.get("cache_dir"))
         kwargs["pretrained_cfg_overlay"] = {**(overlay or {}), "hf_hub_id": hub_id}
     out_indices = kwargs.pop("out_indices", tuple(range(len(kwargs.get("depths", (0,) * 4)))))
     return build_model_with_cfg(

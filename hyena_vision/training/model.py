@@ -71,11 +71,13 @@ def create_model(args: argparse.Namespace) -> torch.nn.Module:
     if args.initial_checkpoint:
         load_weights(model, args.initial_checkpoint)
     with torch.no_grad():
+        # The head may be a small network, of which the last layer gives the logits
+        layers = [module for module in model.get_classifier().modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
         if args.head_init_scale is not None:
-            for parameter in model.get_classifier().parameters():
+            for parameter in layers[-1].parameters():
                 parameter.mul_(args.head_init_scale)
         if args.head_init_bias is not None:
-            nn.init.constant_(model.get_classifier().bias, args.head_init_bias)
+            nn.init.constant_(layers[-1].bias, args.head_init_bias)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     return model

@@ -398,3 +398,10 @@ def test_wrong_checkpoint(tmp_path, error):
     assert "a.pth" in line and "epochs" in line and "'many'" in line
     line = error(parse_args, ["--device", "cpu", "--eval", checkpoint(tmp_path / "a.pth"), "--resume", "b.pth"])
     assert "--eval" in line and "no --resume" in line and "b.pth" in line
+
+
+def test_head_of_several_layers_begins_as_asked(config):
+    sizes = "depths: [1, 1, 1, 1], dims: [32, 32, 32, 32], base_img_size: 32"
+    args = config(f"{{model: hpx_former_s18, model_kwargs: {{{sizes}}}, head_init_scale: 0.0, head_init_bias: -2.0}}")
+    logits = create_model(args)(torch.randn(2, 3, 32, 32))
+    torch.testing.assert_close(logits, torch.full((2, 1000), -2.0))
