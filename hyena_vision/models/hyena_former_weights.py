@@ -74,8 +74,8 @@ def _fit(state_dict: Mapping[str, Any], model: "HyenaFormer") -> dict[str, Tenso
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         state_dict = state_dict.get(key) or state_dict
     fitted = dict(state_dict)
-    given = fitted.pop("base_img_size", None)
-    base_img_size = model._base_img_size if given is None or given.is_meta else int(given)
+    saved = fitted.pop("base_img_size", None)
+    base_img_size = model._base_img_size if saved is None or saved.is_meta else int(saved)
     if any(key.startswith("downsample_layers.") for key in fitted):
         fitted, base_img_size = _rename(fitted, model), model._base_img_size
     for path, mixer in model.named_modules():

@@ -71,16 +71,25 @@ def create_model(args: argparse.Namespace) -> torch.nn.Module:
     if args.initial_checkpoint:
         load_weights(model, args.initial_checkpoint)
     with torch.no_grad():
-        # The head may be a small network, of which the last layer gives the logits
-        layers = [module for module in model.get_classifier().modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-        if args.head_init_scale is not None:
-            for parameter in layers[-1].parameters():
-                parameter.mul_(args.head_init_scale)
-        if args.head_init_bias is not None:
-            nn.init.constant_(layers[-1].bias, args.head_init_bias)
+        for layer in _last_layers(model):
+            if args.head_init_scale is not None:
+                layer.weight.mul_(args.head_init_scale)
+                layer.bias.mul_(args.head_init_scale)
+            if args.head_init_bias is not None:
+                nn.init.constant_(layer.bias, args.head_init_bias)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     return model
+
+
+def _last_layers(model: nn.Module) -> list[nn.Module]:
+    """Those that give the logits: the end of the head, which may be a small network, or of each of several heads."""
+    heads = model.get_classifier()
+    layers = [
+        [module for module in head.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+        for head in (heads if isinstance(heads, tuple) else (heads,))
+    ]
+    return [of_head[-1] for of_head in layers if of_head]
 
 
 def place_model(args: argparse.Namespace, model: nn.Module, device: torch.device) -> nn.Module:
