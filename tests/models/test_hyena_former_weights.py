@@ -72,7 +72,8 @@ def test_files_of_the_original_load_in_every_way(name, tmp_path):
 
 def test_original_weights_fit_other_channels_and_classes(name):
     state = small_original(name).state_dict()
-    overlay = dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict=state))
+    nested = {"state_dict": state, "state_dict_ema": {}}
+    overlay = dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict=nested))
     model = small_model(name, in_chans=1, num_classes=5, **overlay)
     torch.testing.assert_close(model.stem.conv.weight, state["downsample_layers.0.conv.weight"].sum(1, keepdim=True))
     torch.testing.assert_close(model.head.fc.fc1.weight, state["head.fc1.weight"])
