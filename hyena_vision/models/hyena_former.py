@@ -43,13 +43,8 @@ from torch import Tensor, _assert, nn
 
 from hyena_vision.layers import Hyena1d
 from hyena_vision.models.hyena_former_weights import before_load, checkpoint_filter_fn, find_on_hub, grid_side
-from hyena_vision.models.hyena_vit import MIXERS, PartMlp
+from hyena_vision.models.hyena_vit import MIXERS, PartMlp, update_model_input_size
 from hyena_vision.ops.library import is_plain
-
-try:
-    from timm.models._input import update_model_input_size
-except ImportError:  # timm before 1.0.31 keeps no record of a resize
-    update_model_input_size = None
 
 
 class StemNHWC(Stem):
@@ -189,8 +184,8 @@ class HyenaFormer(nn.Module):
             the training images. At other sizes kernels are resampled; their sums stay.
         table_img_size: Side of the image whose whole kernel the tables cover, None for `base_img_size`. If smaller,
             kernels end before the image does.
-        filter_emb_dims: Position features of the filters of each stage; their networks are twice as wide, in 1D but
-            for the one feature that is not periodic.
+        filter_emb_dims: Position features of the filters of each stage, a multiple of 4; in 1D one more. Their
+            networks have twice as many hidden units.
         drop_rate: Dropout rate in the head, before its last layer.
         proj_drop_rate: Dropout rate of the projections in the blocks.
         drop_path_rate: Rate of stochastic depth at the last block; it rises linearly from 0.
