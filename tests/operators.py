@@ -1,6 +1,10 @@
 """The long convolutions by name, for several test files."""
 
-from hyena_vision.ops import long_conv1d, long_conv2d
+import pytest
+
+from hyena_vision.ops import cpp_library, long_conv1d, long_conv2d
+
+needs_cpp = pytest.mark.skipif(cpp_library.why_not() is not None, reason=str(cpp_library.why_not()))
 
 OPERATORS = {
     "causal": (long_conv1d, dict(causal=True)),

@@ -240,7 +240,7 @@ class Hyena1d(_Hyena):
             the state dict: load weights with the base grid that they were trained with.
         backend: Backend of the long convolutions, see `hyena_vision.ops`; None picks.
         cache_limit: Bytes of prepared kernels that the mixer keeps between calls in eval mode on the CPU. Where they
-            would need more, or it is 0, they are made anew in each call (by the backend "blocked" a part at a time).
+            would need more, or it is 0, they are made anew in each call, a few channels at a time.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
         **filter_kwargs: For `ImplicitFilter1d`.

@@ -1,7 +1,7 @@
 """Long convolutions with implicit kernels where no gradient is wanted, on the CPU.
 
 Kernels are prepared once and kept as long as nothing that they depend on changes; those too large to keep are made,
-used and dropped in each call, by the backend "blocked" a part at a time. The weights behind a kernel are compared by
+used and dropped in each call, a few channels at a time. The weights behind a kernel are compared by
 value before each use, so that a change is seen however it was made (optimizer, loading, averaging, `.data`). They are
 few: the comparison takes microseconds where the kernels take milliseconds. On other devices it would have to wait for
 the device.
@@ -9,7 +9,9 @@ the device.
 torch.compile sees one operator, `hyena_vision::kept_conv`, which has the weights among its arguments.
 """
 
+import ctypes
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -34,7 +36,7 @@ from hyena_vision.ops.library import empty_result, is_plain
 @dataclass(frozen=True)
 class _Kept:
     settings: tuple
-    weights: Tensor
+    weights: list[Tensor]
     kernels: list[PreparedKernel]
 
 
@@ -105,14 +107,29 @@ def _kernel(filter: ImplicitFilter, skip: Tensor, config: dict[str, Any], step: 
     if numbers * (8 if value.dtype == torch.float64 else 4) > config["limit"]:
         _kept.pop(skip, None)
         return _prepare(filter, skip, config, step, value, keep=False)
-    weights = torch.cat([weight.flatten() for weight in (skip, *filter.parameters(), *filter.buffers())])
-    settings = (size, value.dtype, weights.dtype, filter.settings, config)
+    weights = [skip, *filter.parameters(), *filter.buffers()]
+    settings = (size, value.dtype, filter.settings, config)
     kept = _kept.get(skip)
-    if kept is None or kept.settings != settings or not torch.equal(kept.weights, weights):
+    if kept is None or kept.settings != settings or not all(map(_equal, kept.weights, weights)):
         _kept.pop(skip, None)
+        # Copied first: what another thread changes meanwhile is seen by the next call
+        copies = [weight.detach().clone() for weight in weights]
         kernels = [_prepare(filter, skip, config, index, value, keep=True) for index in range(len(skip))]
-        kept = _kept[skip] = _Kept(settings, weights, kernels)
+        kept = _kept[skip] = _Kept(settings, copies, kernels)
     return kept.kernels[step]
+
+
+# torch.equal takes several times as long for some 100,000 numbers
+_memcmp = ctypes.CDLL("msvcrt" if os.name == "nt" else None).memcmp
+_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+
+
+def _equal(kept: Tensor, weight: Tensor) -> bool:
+    if kept.shape != weight.shape or kept.dtype != weight.dtype:
+        return False
+    if not weight.is_contiguous() or not kept.is_contiguous():
+        return torch.equal(kept, weight)
+    return _memcmp(kept.data_ptr(), weight.data_ptr(), kept.nbytes) == 0
 
 
 @lru_cache(maxsize=128)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyena_vision.ops import blocked, fft, reference
+from hyena_vision.ops import blocked, cpp_library, fft, long_conv_cpp, reference
 from hyena_vision.ops.lazy_kernel import LazyKernel
 from hyena_vision.ops.library import WATCHED, is_watched
 
@@ -25,7 +25,7 @@ class Backend:
         name: What callers pass as `backend=`.
         long_conv1d: `(x, kernel, skip, gate, out_gate, causal) -> y` on checked arguments.
         long_conv2d: `(x, kernel, skip, gate, out_gate, padding) -> y` on checked arguments.
-        available: Whether the machine can run it at all.
+        missing: None if the machine can run it at all, else a phrase that says what it lacks.
         reason: `(x, kernel) -> None` when it can run these arguments, else a phrase that says why not.
         prepare: `(x, kernel, skip, centre, circular, keep) -> state`: what can be done before x is known, for a kernel
             or a lazy one; without `keep` it is done in each call.
@@ -36,7 +36,7 @@ class Backend:
     name: str
     long_conv1d: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, bool], Tensor]
     long_conv2d: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, str], Tensor]
-    available: Callable[[], bool]
+    missing: Callable[[], str | None]
     reason: Callable[[Tensor, Tensor], str | None]
     prepare: Callable[[Tensor, Tensor | LazyKernel, Tensor | None, Sequence[int], bool, bool], Any]
     convolve_prepared: Callable[[Tensor, Any, Tensor | None, Tensor | None], Tensor]
@@ -79,11 +79,11 @@ def _backend(name: str, module: Any, automatic: bool = True) -> Backend:
         kernel = kernel.whole() if isinstance(kernel, LazyKernel) else kernel
         return long_conv(x, kernel, skip, gate, out_gate, mode)
 
-    return Backend(name, long_conv1d, long_conv2d, _always, _no_reason, prepare, convolve, automatic)
+    return Backend(name, long_conv1d, long_conv2d, _nothing, _no_reason, prepare, convolve, automatic)
 
 
-def _always() -> bool:
-    return True
+def _nothing() -> None:
+    return None
 
 
 def _no_reason(x: Tensor, kernel: Tensor) -> None:
@@ -102,9 +102,11 @@ def _reason_not_blocked(x: Tensor, kernel: Tensor) -> str | None:
 _HAS_TRITON = find_spec("triton") is not None
 
 
-def _triton_available() -> bool:
+def _missing_for_triton() -> str | None:
+    if not _HAS_TRITON:
+        return "Triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-    return _HAS_TRITON and (torch.cuda.is_available() or interpreted)
+    return None if torch.cuda.is_available() or interpreted else "there is no CUDA device"
 
 
 def _reason_not_triton(x: Tensor, kernel: Tensor) -> str | None:
@@ -126,11 +128,20 @@ def _triton(name: str) -> Callable[..., Any]:
 
 # In order of preference for `backend=None`.
 _BACKENDS: dict[str, Backend] = {
+    "cpp": Backend(
+        "cpp",
+        long_conv_cpp.long_conv1d,
+        long_conv_cpp.long_conv2d,
+        cpp_library.why_not,
+        long_conv_cpp.reason_not,
+        long_conv_cpp.prepare,
+        long_conv_cpp.convolve_prepared,
+    ),
     "blocked": Backend(
         "blocked",
         _gated(blocked.long_conv1d),
         _gated(blocked.long_conv2d),
-        _always,
+        _nothing,
         _reason_not_blocked,
         blocked.prepare,
         blocked.convolve_prepared,
@@ -141,7 +152,7 @@ _BACKENDS: dict[str, Backend] = {
         "triton",
         _triton("long_conv1d"),
         _triton("long_conv2d"),
-        _triton_available,
+        _missing_for_triton,
         _reason_not_triton,
         _triton("prepare"),
         _triton("convolve_prepared"),
@@ -153,7 +164,7 @@ _BACKENDS: dict[str, Backend] = {
 
 def available_backends() -> list[str]:
     """Names that can be passed as `backend=` on this machine, in order of preference."""
-    return [name for name, backend in _BACKENDS.items() if backend.available()]
+    return [name for name, backend in _BACKENDS.items() if backend.missing() is None]
 
 
 def select(name: str | None, x: Tensor, kernel: Tensor) -> Backend:
@@ -173,14 +184,15 @@ def select(name: str | None, x: Tensor, kernel: Tensor) -> Backend:
     """
     if name is None:
         for backend in _BACKENDS.values():
-            if backend.automatic and backend.available() and backend.reason(x, kernel) is None:
+            if backend.automatic and backend.reason(x, kernel) is None and backend.missing() is None:
                 return backend
         raise RuntimeError(f"no backend can run {tuple(x.shape)} {x.dtype} on {x.device}")
     if name not in _BACKENDS:
         raise ValueError(f"unknown backend {name!r}, expected one of {list(_BACKENDS)}")
     backend = _BACKENDS[name]
-    if not backend.available():
-        raise RuntimeError(f"backend {name!r} is not available on this machine")
+    missing = backend.missing()
+    if missing is not None:
+        raise RuntimeError(f"backend {name!r} is not available on this machine: {missing}")
     reason = backend.reason(x, kernel)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot run this call: {reason}")

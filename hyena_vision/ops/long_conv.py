@@ -73,6 +73,7 @@ def long_conv1d(
         RuntimeError: The named backend cannot run here, or a gradient is wanted of a prepared kernel.
 
     Cost:
+        `cpp`: O(B C L log L) time, a block of channels in the cache from one gate to the other.
         `blocked`: O(B C L (sqrt(L) + log L)) time with small matrix products, for L with a divisor near its root.
         `fft`: O(B C F log F) time with F about L + min(K, L), and 2 L for any K in exported programs.
         `triton`: O(B C L sqrt(L)) time on tensor cores, L <= 65536; 8 bytes of memory traffic per token and channel
@@ -85,7 +86,7 @@ def long_conv1d(
     if isinstance(kernel, PreparedKernel):
         return _convolve_prepared(x, kernel, skip, gate, out_gate)
     _check(x, kernel, skip, "L")
-    _check_gates(x, gate, out_gate)
+    x = _check_gates(x, gate, out_gate)
     chosen = select(backend, x, kernel)
     return chosen.long_conv1d(x, kernel, skip, gate, out_gate, causal)
 
@@ -129,6 +130,7 @@ def long_conv2d(
         RuntimeError: The named backend cannot run here, or a gradient is wanted of a prepared kernel.
 
     Cost:
+        `cpp`: O(B C H W log(H W)) time, a block of channels in the cache from one gate to the other.
         `blocked`: O(B C H W (W + log H)) time with small matrix products.
         `fft`: O(B C Fh Fw log(Fh Fw)) time, about 2H x 2W for the global kernel (2H-1, 2W-1); "circular" needs H x W.
         `triton`: O(B C H W (H + W)) time on tensor cores, H, W <= 256; 8 bytes of memory traffic per token and channel
@@ -142,7 +144,7 @@ def long_conv2d(
         return _convolve_prepared(x, kernel, skip, gate, out_gate)
     _check(x, kernel, skip, "H, W")
     _check_padding(padding)
-    _check_gates(x, gate, out_gate)
+    x = _check_gates(x, gate, out_gate)
     chosen = select(backend, x, kernel)
     return chosen.long_conv2d(x, kernel, skip, gate, out_gate, padding)
 
@@ -164,11 +166,11 @@ def prepare_kernel1d(
         skip: As for `long_conv1d`.
         causal: As for `long_conv1d`.
         backend: As for `long_conv1d`.
-        keep: Whether the work is done now and its result kept, or done in each call; `blocked` then does it a few
-            channels at a time.
+        keep: Whether the work is done now and its result kept, or done in each call; `cpp` and `blocked` then do
+            it a few channels at a time.
 
     Returns:
-        What `long_conv1d` takes as its kernel. With `keep`, `blocked` holds a spectrum of about 8 C L bytes (float32).
+        What `long_conv1d` takes as its kernel. With `keep`, `cpp` and `blocked` hold a spectrum of about 8 C L bytes (float32).
 
     Raises:
         ValueError, TypeError, RuntimeError: As `long_conv1d`.
@@ -197,8 +199,8 @@ def prepare_kernel2d(
         keep: As for `prepare_kernel1d`.
 
     Returns:
-        What `long_conv2d` takes as its kernel. With `keep`, `blocked` holds a spectrum of about 16 C H W bytes
-        (float32; "circular" 4 C H W).
+        What `long_conv2d` takes as its kernel. With `keep`, `cpp` and `blocked` hold a spectrum of about 16 C H W
+        bytes (float32; `blocked` 4 C H W if "circular").
 
     Raises:
         ValueError, TypeError, RuntimeError: As `long_conv2d`.
@@ -248,13 +250,15 @@ def _convolve_prepared(
         return kernel.backend.convolve_prepared(x, kernel.state, gate, out_gate)
 
 
-def _check_gates(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> None:
+def _check_gates(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
+    """Refuse gates that do not fit; x, in float64 if a gate is."""
     for name, tensor in (("gate", gate), ("out_gate", out_gate)):
         if tensor is not None and (tensor.shape != x.shape or tensor.device != x.device):
             raise ValueError(
                 f"{name} must have the shape and device of x: x has {tuple(x.shape)} on {x.device}, "
                 f"{name} {tuple(tensor.shape)} on {tensor.device}"
             )
+    return x.double() if any(t is not None and t.dtype == torch.float64 for t in (gate, out_gate)) else x
 
 
 def _check_padding(padding: str) -> None:

@@ -8,15 +8,16 @@ docs/gpu.md has the formulas, and what the compiler makes of them.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Optional
+from functools import wraps
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from hyena_vision.ops import fft
 from hyena_vision.ops import long_conv_kernels as kernels
+from hyena_vision.ops.gated_op import empty_gated_result, gated_op
 from hyena_vision.ops.half_frequency import (
     LONGEST,
     Plan,
@@ -134,7 +135,7 @@ def is_whole(plan: Plan) -> bool:
 
 
 def _convolve(x: Tensor, kernel: _Kernel, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
-    y = _empty_result(x, gate, out_gate)
+    y = empty_gated_result(x, gate, out_gate)
     if not y.numel():
         return y
     plan = kernel.plan
@@ -154,13 +155,6 @@ def _convolve(x: Tensor, kernel: _Kernel, gate: Tensor | None, out_gate: Tensor 
         **blocks_of("whole", plan, kernel.exact),
     )
     return y
-
-
-def _empty_result(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
-    dtype = x.dtype
-    for tensor in (gate, out_gate):
-        dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)
-    return empty_result(x, keep_layout=True, dtype=dtype)
 
 
 def _rows(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Tensor:
@@ -298,80 +292,42 @@ def _signal_gradients(
     return dspectrum if per_sample else dspectrum.sum(0)
 
 
-@torch.library.custom_op("hyena_vision::triton_conv", mutates_args=())
-def _conv(
+def _on_device_of_x(function: Callable) -> Callable:
+    """Run a function of the operator with the current device that Triton launches on."""
+
+    @wraps(function)
+    def run(*args):
+        with torch.cuda.device_of(args[0]):
+            return function(*args)
+
+    return run
+
+
+@_on_device_of_x
+def _forward(
     x: Tensor,
     kernel: Tensor,
-    skip: Optional[Tensor],  # noqa: UP045  torch reads the schema from this spelling
-    gate: Optional[Tensor],  # noqa: UP045
-    out_gate: Optional[Tensor],  # noqa: UP045
+    skip: Tensor | None,
+    gate: Tensor | None,
+    out_gate: Tensor | None,
     centre: Sequence[int],
     circular: bool,
 ) -> Tensor:
     plan = make_plan(x.shape[2:], circular)
     reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
-    with torch.cuda.device_of(x):
-        return _convolve(x, _prepared(kernel, skip, plan, reach, is_exact(x, gate)), gate, out_gate)
+    return _convolve(x, _prepared(kernel, skip, plan, reach, is_exact(x, gate)), gate, out_gate)
 
 
-@_conv.register_fake
-def _(x, kernel, skip, gate, out_gate, centre, circular):
+def _make_tables(x: Tensor, circular: bool) -> None:
+    """Where a compiler traces a fixed size: what it captures as a CUDA graph may not make tables that stay."""
     if all(isinstance(n, int) for n in x.shape[2:]) and (x.device.type == "cpu" or torch.cuda.is_available()):
-        # A compiler asks. What it captures as a CUDA graph may not make tables that stay.
         with unset_fake_temporarily():
             plan = make_plan(x.shape[2:], circular)
             _tables(plan.table_key, x.device)
             make_kernel_tables(plan, x.device)
-    return _empty_result(x, gate, out_gate)
 
 
-@torch.library.custom_op("hyena_vision::triton_conv_backward", mutates_args=())
-def _conv_backward(
-    dy: Tensor,
-    x: Tensor,
-    kernel: Tensor,
-    skip: Optional[Tensor],  # noqa: UP045
-    gate: Optional[Tensor],  # noqa: UP045
-    out_gate: Optional[Tensor],  # noqa: UP045
-    centre: Sequence[int],
-    circular: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.cuda.device_of(x):
-        return _gradients(dy, x, kernel, skip, gate, out_gate, centre, circular)
-
-
-@_conv_backward.register_fake
-def _(dy, x, kernel, skip, gate, out_gate, centre, circular):
-    signals = (x.new_empty(0) if t is None else empty_result(t, keep_layout=True) for t in (gate, out_gate))
-    dskip = x.new_empty(0) if skip is None else skip.new_empty(skip.shape)
-    return empty_result(x, keep_layout=True), kernel.new_empty(kernel.shape), dskip, *signals
-
-
-def _differentiable_gradients(dy, x, kernel, skip, gate, out_gate, centre, circular):
-    """The same by operations that autograd knows, for second derivatives."""
-    u, du = (t if g is None else t * g for t, g in ((x, gate), (dy, out_gate)))
-    du, dkernel, dskip = fft.gradients(du, u, kernel, skip, centre, circular)
-    dgate = None if gate is None else (du * x).to(gate.dtype)
-    dout_gate = None
-    if out_gate is not None:
-        dout_gate = (dy * fft.convolve(u, kernel, skip, centre, circular)).to(out_gate.dtype)
-    return (du if gate is None else du * gate).to(x.dtype), dkernel, dskip, dgate, dout_gate
-
-
-def _keep(ctx, inputs, output) -> None:
-    *tensors, ctx.centre, ctx.circular = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    compute = _differentiable_gradients if again else _conv_backward
-    gradients = compute(dy, *tensors, ctx.centre, ctx.circular)
-    return (*(None if t is None else g for t, g in zip(tensors, gradients, strict=True)), None, None)
-
-
-_conv.register_autograd(_backward, setup_context=_keep)
+_conv = gated_op("triton_conv", _forward, _on_device_of_x(_gradients), _make_tables)
 
 
 def reason_not(x: Tensor, kernel: Tensor) -> str | None:

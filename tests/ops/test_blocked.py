@@ -25,7 +25,7 @@ OPERATORS = {
     "circular": (long_conv2d, prepare_kernel2d, dict(padding="circular")),
 }
 ONE_D, TWO_D = ["causal", "centred"], ["linear", "circular"]
-IN_FLOAT64 = [name for name in available_backends() if name != "triton"]
+IN_FLOAT64 = [name for name in available_backends() if name not in ("triton", "cpp")]
 # Primes have no divisor near their root, so that the last line is not full; 2 and 3 have a single row or line.
 SEQUENCES = [Problem((n,), (2 * n - 1,), batch=3, channels=7) for n in (1, 2, 3, 13, 127, 251)]
 IMAGES = [
@@ -229,7 +229,7 @@ def test_lazy_kernel_is_asked_for_a_part_at_a_time(name, monkeypatch):
     lazy = lazy_kernel(kernel, asked)
     monkeypatch.setattr(blocked, "_PRODUCT_LINES", 0)
     blocked._tables.cache_clear()
-    op(x, prepare(x, lazy, **kwargs, keep=False))
+    op(x, prepare(x, lazy, **kwargs, keep=False, backend="blocked"))
     assert asked == [(8, asked[0][1])]
     asked.clear()
     plan = blocked.make_plan(size, kernel.shape[1:], [n // 2 for n in kernel.shape[1:]], name == "circular")
@@ -238,7 +238,7 @@ def test_lazy_kernel_is_asked_for_a_part_at_a_time(name, monkeypatch):
     monkeypatch.setattr(blocked, "_LAZY_SPECTRA_BYTES", of_channel)
     monkeypatch.setattr(blocked, "_SPECTRA_BYTES", of_channel)
     monkeypatch.setattr(blocked, "_BLOCK_BYTES", of_channel // 8 // torch.get_num_threads())
-    op(x, prepare(x, lazy, **kwargs, keep=False))
+    op(x, prepare(x, lazy, **kwargs, keep=False, backend="blocked"))
     blocked._tables.cache_clear()
     assert len(asked) >= 4 and max(channels for channels, _ in asked) < 8
     if name != "circular":
@@ -394,7 +394,7 @@ def test_function_transforms_take_the_next_backend():
         long_conv2d(x.requires_grad_(), kernel, skip, backend="reference").square().sum(), x
     )
     x = x.detach()
-    for backend in (None, "blocked"):
+    for backend in (None, "blocked", "cpp"):
 
         def conv(x, backend=backend):
             return long_conv2d(x, kernel, skip, backend=backend)
@@ -416,7 +416,7 @@ def test_function_transforms_take_the_next_backend():
             if backend is None:
                 assert_within_tolerance(transform(), expected, torch.float64)
             else:
-                with pytest.raises(RuntimeError, match=REASON):
+                with pytest.raises(RuntimeError, match=REASON if backend == "blocked" else "backend 'cpp'"):
                     transform()
 
 

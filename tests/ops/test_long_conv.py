@@ -44,7 +44,7 @@ def test_unknown_padding_is_refused():
 
 def test_unknown_backend_is_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"unknown backend 'cudnn', expected one of \['blocked', 'fft', 'triton', 'reference'\]"
+        ValueError, match=r"unknown backend 'cudnn', expected one of \['cpp', 'blocked', 'fft', 'triton', 'reference'\]"
     ):
         long_conv1d(ones(1, 1, 3), ones(1, 3), backend="cudnn")
 
@@ -53,16 +53,16 @@ def test_named_backend_says_why_it_cannot_run(monkeypatch):
     def refuse(x, kernel):
         return "kernels are limited to 2 taps, got 3"
 
-    limited = backends.Backend("limited", None, None, lambda: True, refuse, None, None)
-    missing = backends.Backend("missing", None, None, lambda: False, refuse, None, None)
+    limited = backends.Backend("limited", None, None, lambda: None, refuse, None, None)
+    missing = backends.Backend("missing", None, None, lambda: "it has no adder", refuse, None, None)
     monkeypatch.setattr(backends, "_BACKENDS", {"limited": limited, "missing": missing, **backends._BACKENDS})
     with pytest.raises(RuntimeError, match="'limited' cannot run this call: kernels are limited to 2 taps, got 3"):
         long_conv1d(ones(1, 1, 3), ones(1, 3), backend="limited")
-    with pytest.raises(RuntimeError, match="'missing' is not available"):
+    with pytest.raises(RuntimeError, match="'missing' is not available on this machine: it has no adder"):
         long_conv1d(ones(1, 1, 3), ones(1, 3), backend="missing")
     assert "missing" not in available_backends()
     # Without a name the next one that can run is taken.
-    assert long_conv1d(ones(1, 1, 3), ones(1, 3)).tolist() == [[[2, 3, 2]]]
+    torch.testing.assert_close(long_conv1d(ones(1, 1, 3), ones(1, 3)), torch.tensor([[[2.0, 3, 2]]]))
 
 
 def test_reference_is_never_picked_by_itself(monkeypatch):

@@ -1,0 +1,360 @@
+r"""The `cpp` backend: long convolutions with their gates on the CPU, in C++ that is compiled on first use.
+
+A vector of the CPU holds 4 to 16 neighbouring channels, so tokens are read and written as they lie, channels last, and
+no transform moves numbers within a vector. A block of channels of one image stays in the cache from the first gate to
+the last. A signal is read as lines and rows: the axes of an image, or of a sequence remainder and quotient of the index
+by the number of lines.
+
+1. Rows, real, are transformed at odd half-frequencies of a period $2 m \ge W + r$, r the reach of the kernel:
+
+    $$R_f = \sum_{j=0}^{m-1} (u_j + i\, u_{j+m})\, \rho^j\, e^{-2 \pi i f j / m}, \quad \rho = e^{i \pi / (2 m)},
+    \quad f = 0..m-1$$
+
+    One complex FFT of length m, which is W for a kernel as large as the image, has neither padding nor a half spectrum
+    to be put together: modulo $t^{2m} + 1$, $t^m$ is i. What crosses the end of the period changes its sign.
+2. Lines, complex now, have a period of $2 m_a$: even frequencies are an FFT of $u_a + u_{a + m_a}$, odd ones of
+   $(u_a - u_{a + m_a})\, e^{-i \pi a / m_a}$. In a sequence, Cooley and Tukey's second half takes their place.
+
+FFTs are Stockham's, with radices 2, 3, 4, 5, 7 and 8. The backward pass has the same transforms, with the conjugate
+spectrum, for dx, and makes those of all gradients in one sweep; it keeps what came in and nothing else. Circular
+convolutions are linear ones with a kernel that is repeated. docs/cpu.md has figures.
+"""
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyena_vision.ops.cpp_library import Array, Kernel, library
+from hyena_vision.ops.fft import fold, transform_size
+from hyena_vision.ops.gated_op import empty_gated_result, gated_op
+from hyena_vision.ops.lazy_kernel import LazyKernel
+from hyena_vision.ops.library import WATCHED, empty_result, is_watched
+
+# Of kernels and their spectra that are made, used and dropped together.
+_GROUP_BYTES = 2**25
+# Pieces that a backward pass should at least have, for threads to share.
+_TASKS = 16
+
+
+class _Reach(NamedTuple):
+    """Taps of an axis that reach a signal: displacements -before to after - 1."""
+
+    before: int
+    after: int
+
+
+class _Plan:
+    """Transforms of signals of one size, with their tables, which live as long as this."""
+
+    def __init__(self, size: tuple[int, ...], reaches: tuple[_Reach, ...]) -> None:
+        self.size, self.reaches = size, reaches
+        least = [-(-(n + max(before, after - 1)) // 2) for n, (before, after) in zip(size, reaches, strict=True)]
+        if len(size) == 2:
+            self.line_size, self.row_size = (transform_size(m) for m in least)
+        else:
+            total = transform_size(least[0])
+            self.line_size = max(n for n in range(1, math.isqrt(total) + 1) if total % n == 0)
+            self.row_size = total // self.line_size
+        self.library = library()
+        self.handle = self.library.hyena_new_plan(len(size) == 2, size[0], size[-1], self.line_size, self.row_size)
+
+    def __reduce__(self) -> tuple:
+        return _plan, (self.size, self.reaches)  # copies are the same one: the tables have one owner
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            self.library.hyena_free_plan(self.handle)
+
+    @property
+    def channel_numbers(self) -> int:
+        """Complex numbers of one channel's spectrum."""
+        return len(self.size) * self.line_size * self.row_size
+
+
+_plan = lru_cache(maxsize=64)(_Plan)
+
+
+class _Spectrum(NamedTuple):
+    """Of a kernel, for signals of one size."""
+
+    plan: _Plan
+    values: Tensor  # ([B,] blocks of channels, row_size, axes, line_size, 2, lanes), float32
+    per_sample: bool
+
+
+def _reaches(size: Sequence[int], extents: Sequence[int], centre: Sequence[int]) -> tuple[_Reach, ...]:
+    return tuple(
+        _Reach(min(middle, n - 1), min(taps - middle, n)) for n, taps, middle in zip(size, extents, centre, strict=True)
+    )
+
+
+def _kernel(kernel: Tensor, centre: Sequence[int], reaches: Sequence[_Reach]) -> Kernel:
+    """As C++ takes a kernel ([B,] C, *K), float32."""
+    rank = len(centre)
+    strides = kernel.stride()[-rank:]
+    offset = sum(stride * middle for stride, middle in zip(strides, centre, strict=True))
+    sample = kernel.stride(0) if kernel.ndim > rank + 1 else 0
+    line = strides[0] if rank == 2 else 0
+    before_after = reaches if rank == 2 else (_Reach(0, 1), *reaches)
+    return Kernel(
+        kernel.data_ptr() + 4 * offset,
+        (sample, kernel.stride(-rank - 1), line, strides[-1]),
+        *(n for reach in before_after for n in reach),
+    )
+
+
+def _repeated(kernel: Tensor, size: Sequence[int], centre: Sequence[int]) -> Tensor:
+    """The kernel of a linear convolution that equals a circular one: displacements 1 - n to n - 1 of each axis."""
+    for axis, n, middle in zip(range(-len(size), 0), size, centre, strict=True):
+        kernel = fold(kernel, axis, n, middle)
+        kernel = torch.cat([kernel.narrow(axis, 1, n - 1), kernel], axis)
+    return kernel
+
+
+def _unrepeated(grad: Tensor, extents: Sequence[int], size: Sequence[int], centre: Sequence[int]) -> Tensor:
+    """Adjoint of `_repeated`."""
+    for axis, extent, n, middle in zip(range(-len(size), 0), extents, size, centre, strict=True):
+        folded = grad.narrow(axis, n - 1, n).clone()
+        folded.narrow(axis, 1, n - 1).add_(grad.narrow(axis, 0, n - 1))
+        grad = folded.index_select(axis, torch.arange(extent).sub(middle).remainder(n))
+    return grad
+
+
+def _linear(
+    kernel: Tensor, size: Sequence[int], centre: Sequence[int], circular: bool
+) -> tuple[Tensor, tuple[int, ...], tuple[_Reach, ...]]:
+    """Kernel of the linear convolution, float32, where its centre is, and what of it reaches a signal."""
+    kernel = kernel.detach().float()
+    if circular:
+        kernel, centre = _repeated(kernel, size, centre), [n - 1 for n in size]
+    return kernel, tuple(centre), _reaches(size, kernel.shape[-len(size) :], centre)
+
+
+def _spectrum(
+    kernel: Tensor, skip: Tensor | None, size: Sequence[int], centre: Sequence[int], circular: bool
+) -> _Spectrum:
+    kernel, centre, reaches = _linear(kernel, size, centre, circular)
+    plan = _plan(tuple(size), reaches)
+    channels, per_sample = kernel.shape[-len(size) - 1], kernel.ndim > len(size) + 1
+    samples, lanes = len(kernel) if per_sample else 1, plan.library.hyena_lanes()
+    values = torch.empty(samples, -(-channels // lanes), 2 * lanes * plan.channel_numbers)
+    skip = None if skip is None else skip.detach().float().contiguous()
+    plan.library.hyena_spectrum(
+        plan.handle,
+        samples,
+        channels,
+        ctypes.byref(_kernel(kernel, centre, reaches)),
+        None if skip is None else skip.data_ptr(),
+        values.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return _Spectrum(plan, values, per_sample)
+
+
+def _arrays(plan: _Plan, *signals: Tensor | None) -> ctypes.Array:
+    """As C++ takes signals, channels last."""
+    result = (Array * len(signals))()
+    for array, signal in zip(result, signals, strict=True):
+        if signal is not None:
+            sample, _, *strides = signal.stride()
+            line, row = strides if len(strides) == 2 else (strides[0], plan.line_size * strides[0])
+            array.data, array.strides = signal.data_ptr(), (sample, line, row)
+    return result
+
+
+def _as_read(dtype: torch.dtype, *signals: Tensor | None) -> list[Tensor | None]:
+    """Signals of a dtype, with neighbouring channels."""
+    result = []
+    for signal in signals:
+        if signal is not None:
+            signal = signal.detach().to(dtype)
+            if signal.stride(1) != 1 and signal.shape[1] > 1:
+                signal = signal.movedim(1, -1).contiguous().movedim(-1, 1)
+        result.append(signal)
+    return result
+
+
+def _read_dtype(*signals: Tensor | None) -> torch.dtype:
+    """What C++ reads: bfloat16 if all are, else float32."""
+    dtypes = {signal.dtype for signal in signals if signal is not None}
+    return torch.bfloat16 if dtypes == {torch.bfloat16} else torch.float32
+
+
+def _like(signal: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for a result that C++ writes."""
+    return torch.empty((signal.shape[0], *signal.shape[2:], signal.shape[1]), dtype=dtype).movedim(-1, 1)
+
+
+def _given(result: Tensor, out: Tensor) -> Tensor:
+    """What C++ wrote, in the layout and dtype of `out`."""
+    return result if result.dtype == out.dtype and result.stride() == out.stride() else out.copy_(result)
+
+
+def _convolve(y: Tensor, spectrum: _Spectrum, x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> None:
+    """Fills y."""
+    plan = spectrum.plan
+    plan.library.hyena_convolve(
+        plan.handle,
+        y.dtype == torch.bfloat16,
+        *x.shape[:2],
+        _arrays(plan, x, gate, out_gate, y),
+        spectrum.values.data_ptr(),
+        spectrum.per_sample,
+        torch.get_num_threads(),
+    )
+
+
+def _forward(
+    x: Tensor,
+    kernel: Tensor,
+    skip: Tensor | None,
+    gate: Tensor | None,
+    out_gate: Tensor | None,
+    centre: Sequence[int],
+    circular: bool,
+) -> Tensor:
+    return convolve_prepared(x, _spectrum(kernel, skip, x.shape[2:], centre, circular), gate, out_gate)
+
+
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    kernel: Tensor,
+    skip: Tensor | None,
+    gate: Tensor | None,
+    out_gate: Tensor | None,
+    centre: Sequence[int],
+    circular: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    size, (samples, channels) = x.shape[2:], x.shape[:2]
+    spectrum = _spectrum(kernel, skip, size, centre, circular)
+    plan, values = spectrum.plan, spectrum.values
+    inputs = x, gate, out_gate
+    dtype = _read_dtype(dy, *inputs)
+    dy, *signals = _as_read(dtype, dy, *inputs)
+    results = [None if signal is None else _like(signal, dtype) for signal in signals]
+    threads, blocks = torch.get_num_threads(), values.shape[1]
+    # A shared kernel's gradient is summed in parts where there are few blocks of channels, whatever the threads
+    parts = samples if spectrum.per_sample else max(1, min(samples, -(-_TASKS // blocks)))
+    dvalues = values.new_empty(parts, *values.shape[1:]) if samples else torch.zeros_like(values)
+    plan.library.hyena_gradients(
+        plan.handle,
+        dtype == torch.bfloat16,
+        samples,
+        channels,
+        _arrays(plan, dy, *signals, *results),
+        values.data_ptr(),
+        spectrum.per_sample,
+        dvalues.data_ptr(),
+        parts,
+        threads,
+    )
+    dvalues = dvalues if spectrum.per_sample or parts == 1 else dvalues.sum(0, keepdim=True)
+    taps, middle, reaches = _linear(kernel, size, centre, circular)
+    dtaps = torch.zeros(taps.shape)
+    plan.library.hyena_kernel_gradient(
+        plan.handle,
+        len(dvalues),
+        channels,
+        ctypes.byref(_kernel(dtaps, middle, reaches)),
+        dvalues.data_ptr(),
+        threads,
+    )
+    dskip = x.new_empty(0)
+    if skip is not None:
+        dskip = dtaps[(..., *middle)]
+        dskip = (dskip.sum(0) if spectrum.per_sample else dskip).to(skip.dtype, copy=True)
+    if circular:
+        dtaps = _unrepeated(dtaps, kernel.shape[-len(size) :], size, centre)
+    dx, dgate, dout_gate = (
+        x.new_empty(0) if signal is None else _given(result, empty_result(signal, keep_layout=True))
+        for result, signal in zip(results, inputs, strict=True)
+    )
+    return dx, dtaps.to(kernel.dtype), dskip, dgate, dout_gate
+
+
+_conv = gated_op("cpp_conv", _forward, _gradients)
+
+
+def reason_not(x: Tensor, kernel: Tensor) -> str | None:
+    """Why the library cannot run these arguments, or None."""
+    if x.device.type != "cpu":
+        return f"it is for the CPU, and x is on {x.device}"
+    if x.dtype == torch.float64:
+        return "its sums are float32, and x is float64"
+    if is_watched(x, kernel):
+        return WATCHED
+    return None
+
+
+_SpectrumOf = Callable[[slice], _Spectrum]
+
+
+def prepare(
+    x: Tensor, kernel: Tensor | LazyKernel, skip: Tensor | None, centre: Sequence[int], circular: bool, keep: bool
+) -> _Spectrum | tuple[Callable[[], _SpectrumOf], list[slice]]:
+    """Spectrum of a kernel for signals like x, or how to begin making that of some channels, and which at a time."""
+    size, extents = tuple(x.shape[2:]), kernel.shape[-len(centre) :]
+
+    def begin() -> _SpectrumOf:
+        if isinstance(kernel, LazyKernel):
+            values = kernel.at(torch.arange(math.prod(extents), device="cpu"))
+
+        def spectrum_of(channels: slice) -> _Spectrum:
+            if isinstance(kernel, LazyKernel):
+                taps = values(channels, slice(None)).unflatten(-1, extents)
+            else:
+                taps = kernel[(..., channels, *[slice(None)] * len(extents))]
+            return _spectrum(taps, None if skip is None else skip[channels], size, centre, circular)
+
+        return spectrum_of
+
+    # Whole blocks of channels of any machine
+    step = max(16, _GROUP_BYTES // (4 * math.prod(extents) + 4 * math.prod(2 * n for n in size)) // 16 * 16)
+    groups = [slice(start, min(start + step, x.shape[1])) for start in range(0, x.shape[1], step)]
+    if not keep:
+        return begin, groups
+    spectrum_of = begin()
+    parts = [spectrum_of(channels) for channels in groups]
+    return parts[0]._replace(values=torch.cat([part.values for part in parts], 1))
+
+
+def convolve_prepared(
+    x: Tensor,
+    state: _Spectrum | tuple[Callable[[], _SpectrumOf], list[slice]],
+    gate: Tensor | None,
+    out_gate: Tensor | None,
+) -> Tensor:
+    """The convolution with what `prepare` made."""
+    out, dtype = empty_gated_result(x, gate, out_gate), _read_dtype(x, gate, out_gate)
+    signals = _as_read(dtype, x, gate, out_gate)
+    y = _like(x, dtype)
+    if isinstance(state, _Spectrum):
+        _convolve(y, state, *signals)
+    else:
+        begin, groups = state
+        spectrum_of = begin()
+        for channels in groups:
+            part = (None if signal is None else signal[:, channels] for signal in signals)
+            _convolve(y[:, channels], spectrum_of(channels), *part)
+    return _given(y, out)
+
+
+def long_conv1d(
+    x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None, causal: bool
+) -> Tensor:
+    """Compiled form of `hyena_vision.ops.long_conv1d`."""
+    return _conv(x, kernel, skip, gate, out_gate, [0 if causal else kernel.shape[-1] // 2], False)
+
+
+def long_conv2d(
+    x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None, padding: str
+) -> Tensor:
+    """Compiled form of `hyena_vision.ops.long_conv2d`."""
+    centre = [kernel.shape[-2] // 2, kernel.shape[-1] // 2]
+    return _conv(x, kernel, skip, gate, out_gate, centre, padding == "circular")

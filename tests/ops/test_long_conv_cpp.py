@@ -1,0 +1,362 @@
+"""What is particular to the `cpp` backend: gates and blocks of channels in compiled code, and how it is compiled."""
+
+import copy
+import pickle
+import shutil
+import threading
+
+import pytest
+import torch
+from operators import OPERATORS, needs_cpp
+
+from hyena_vision.ops import (
+    LazyKernel,
+    available_backends,
+    cpp_library,
+    long_conv1d,
+    long_conv2d,
+    long_conv_cpp,
+    prepare_kernel1d,
+    prepare_kernel2d,
+)
+from hyena_vision.ops.backends import select
+from hyena_vision.testing import LAYOUTS, TOLERANCES, Problem, assert_within_tolerance
+
+pytestmark = needs_cpp
+ONE_D = ("causal", "centred")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def gated_values(name, tensors, gates, dtype, backend, prepared=False):
+    """Output, and gradients of x, kernel, skip and the gates that there are."""
+    op, kwargs = OPERATORS[name]
+    leaves = [None if t is None else t.detach().to(dtype).requires_grad_() for t in (*tensors, *gates)]
+    x, kernel, skip, gate, out_gate = leaves
+    y = op(x, kernel, skip, gate=gate, out_gate=out_gate, **kwargs, backend=backend)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    y.backward(cotangent.to(y.dtype))
+    return [y, *(leaf.grad for leaf in leaves if leaf is not None)]
+
+
+def assert_rounded_once(value, truth, dtype):
+    """Products of gates have a long tail: each number may be off by its own rounding and the errors of float32 sums."""
+    relative, worst = TOLERANCES[torch.float32]
+    error, rms = (value.double() - truth).abs(), truth.square().mean().sqrt()
+    own = 0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2 * 1.01 * truth.abs()
+    assert (error <= own + worst * rms + torch.finfo(dtype).smallest_normal).all(), (error - own).max() / rms
+    assert (error - own).clamp_min(0).square().mean().sqrt() <= relative * rms
+
+
+def check(name, problem, dtype=torch.float32, which=(True, True)):
+    tensors = problem.tensors(dtype)
+    gates = [Problem(**{**problem.__dict__, "skip": False}).tensors(dtype, seed=seed)[0] for seed in (1, 2)]
+    gates = [gate if wanted else None for gate, wanted in zip(gates, which, strict=True)]
+    values = gated_values(name, tensors, gates, dtype, "cpp")
+    truths = gated_values(name, tensors, gates, torch.float64, "reference")
+    for value, truth in zip(values, truths, strict=True):
+        assert value.dtype == dtype
+        assert_rounded_once(value.detach(), truth.detach(), dtype)
+
+
+def problem_for(name, *, image=(5, 9), sequence=(37,), taps=None, **kwargs):
+    size = sequence if name in ONE_D else image
+    return Problem(size, taps or tuple(2 * n - 1 for n in size), **kwargs)
+
+
+# One block that is not full, a full one, one more channel, several that are read together
+@pytest.mark.parametrize("channels", [1, 7, 16, 17, 83])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_channels_of_any_number(name, layout, channels, nan_filled_empties):
+    check(name, problem_for(name, channels=channels, layout=layout, batch=3))
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("which", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_gates_in_every_dtype(name, which, dtype, per_sample, nan_filled_empties):
+    check(name, problem_for(name, channels=18, batch=3, per_sample=per_sample), dtype, which)
+
+
+# Each radix alone and joined, lengths that are not smooth, a single line or row
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 11, 14, 16, 25, 31, 32, 35, 49, 61, 64])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_sizes(name, n):
+    for image in ((n, 3), (2, n)):
+        check(name, problem_for(name, image=image, sequence=(n,), channels=3, batch=1))
+
+
+# Lines and rows shorter than the signal, which are folded; taps that reach nothing
+@pytest.mark.parametrize("taps", [1, 2, 3, 9, 10, 40, 57])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_kernels_of_any_extent(name, taps):
+    size = (29,) if name in ONE_D else (12, 15)
+    check(name, problem_for(name, image=(12, 15), sequence=(29,), taps=(taps,) * len(size), channels=3))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_long_signals(name):
+    size = (4100,) if name in ONE_D else (130, 66)
+    problem = Problem(size, tuple(2 * n - 1 for n in size), channels=2, batch=1)
+    op, kwargs = OPERATORS[name]
+    results = []
+    for dtype, backend in ((torch.float32, "cpp"), (torch.float64, "fft")):
+        leaves = [t.to(dtype).requires_grad_() for t in problem.tensors(torch.float32)]
+        y = op(*leaves, **kwargs, backend=backend)
+        y.backward(problem.tensors(torch.float32, seed=3)[0].to(dtype))
+        results.append([y, *(leaf.grad for leaf in leaves)])
+    for value, truth in zip(*results, strict=True):
+        assert_within_tolerance(value, truth, torch.float32)
+
+
+def test_gate_of_another_dtype():
+    x, kernel, skip = Problem((6, 5), (11, 9)).tensors(torch.float32)
+    gate = torch.randn(x.shape)
+    for x_dtype, gate_dtype in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+        leaves = [x.to(x_dtype).requires_grad_(), gate.to(gate_dtype).requires_grad_()]
+        y = long_conv2d(leaves[0], kernel, skip, out_gate=leaves[1], backend="cpp")
+        assert y.dtype == torch.float32
+        truth = (
+            long_conv2d(leaves[0].double(), kernel.double(), skip.double(), backend="reference") * leaves[1].double()
+        )
+        assert_within_tolerance(y, truth, torch.float32)
+        for grad, leaf, expected in zip(
+            torch.autograd.grad(y.sum(), leaves), leaves, torch.autograd.grad(truth.sum(), leaves), strict=True
+        ):
+            assert grad.dtype == leaf.dtype
+            assert_within_tolerance(grad, expected.double(), leaf.dtype)
+    # Sums in double precision are another backend's
+    assert long_conv2d(x, kernel, skip, gate=gate.double()).dtype == torch.float64
+    with pytest.raises(RuntimeError, match="'cpp' cannot run this call: its sums are float32, and x is float64"):
+        long_conv2d(x, kernel, skip, gate=gate.double(), backend="cpp")
+    assert select(None, x, kernel).name == "cpp"
+    assert select(None, x.double(), kernel).name == "blocked"
+
+
+@pytest.mark.parametrize("value", [float("nan"), 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8), 1e-40])
+def test_bfloat16_is_rounded_as_torch_does(value):
+    x = torch.full((1, 1, 1), 1.0, dtype=torch.bfloat16)
+    y = long_conv1d(x, torch.tensor([[value]]), causal=True, backend="cpp")
+    torch.testing.assert_close(y.flatten(), torch.tensor([value]).bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_bad_numbers_stay_in_their_sample_and_channel():
+    x, kernel, skip = Problem((5, 7), (9, 13), batch=3, channels=18).tensors(torch.float32)
+    clean = long_conv2d(x, kernel, skip, backend="cpp")
+    for bad in (float("nan"), float("inf")):
+        dirty = x.clone()
+        dirty[1, 2, 0, 0] = bad
+        y = long_conv2d(dirty, kernel, skip, backend="cpp")
+        touched = (y != clean).flatten(2).any(-1)
+        assert touched.sum() == 1 and touched[1, 2] and not y[1, 2].isfinite().any()
+        assert torch.equal(long_conv2d(x, kernel, skip, backend="cpp"), clean)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_expanded_gradient_and_batch_of_none(name):
+    op, kwargs = OPERATORS[name]
+    prepare = prepare_kernel1d if name in ONE_D else prepare_kernel2d
+    leaves = [t.requires_grad_() for t in problem_for(name).tensors(torch.float32)]
+    y = op(*leaves, **kwargs, backend="cpp")
+    truth = op(*(t.double() for t in leaves), **kwargs, backend="reference")
+    for value, expected in zip(*(torch.autograd.grad(t.sum(), leaves) for t in (y, truth)), strict=True):
+        assert_within_tolerance(value, expected.double(), torch.float32)
+    x, kernel, skip = leaves
+    y = op(x[:0], kernel, skip, **kwargs, backend="cpp")
+    assert y.shape == x[:0].shape
+    assert all((grad == 0).all() for grad in torch.autograd.grad(y.sum(), (kernel, skip)))
+    assert op(x[:0].detach(), prepare(x[:0], kernel, skip, **kwargs, backend="cpp")).shape == x[:0].shape
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_prepared_kernels_whole_and_in_parts(name, per_sample, lazy, monkeypatch):
+    if lazy and per_sample:
+        pytest.skip("lazy kernels are shared")
+    op, kwargs = OPERATORS[name]
+    prepare = prepare_kernel1d if name in ONE_D else prepare_kernel2d
+    x, kernel, skip = problem_for(name, channels=37, per_sample=per_sample, layout="channels_last").tensors(
+        torch.float32
+    )
+    gate, out_gate = torch.randn_like(x), torch.randn_like(x)
+    truth = op(*(t.double() for t in (x * gate, kernel, skip)), **kwargs, backend="reference") * out_gate
+    asked = []
+
+    def at(taps):
+        values = kernel.flatten(1)[:, taps]
+        return lambda channels, part: asked.append(channels) or values[channels, part]
+
+    given = LazyKernel(tuple(kernel.shape), kernel.dtype, kernel.device, at) if lazy else kernel
+    for limit, parts in ((2**25, 1), (1, 3)):
+        monkeypatch.setattr(long_conv_cpp, "_GROUP_BYTES", limit)
+        for keep in (True, False):
+            asked.clear()
+            prepared = prepare(x, given, skip, **kwargs, backend="cpp", keep=keep)
+            assert_within_tolerance(op(x, prepared, gate=gate, out_gate=out_gate), truth, torch.float32)
+            assert len(asked) == (parts if lazy else 0)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_registered_as_torch_asks(name):
+    for problem in (problem_for(name), problem_for(name, layout="channels_last", per_sample=True, skip=False)):
+        x, kernel, skip = (None if t is None else t.requires_grad_() for t in problem.tensors(torch.float32))
+        gates = [torch.randn_like(x).requires_grad_() for _ in range(2)]
+        centre = [0 if name == "causal" else taps // 2 for taps in problem.kernel_size]
+        for gate, out_gate in (gates, (None, None)):
+            arguments = (x, kernel, skip, gate, out_gate, centre, name == "circular")
+            torch.library.opcheck(torch.ops.hyena_vision.cpp_conv, arguments)
+
+
+def test_keeps_what_came_in_and_no_spectra():
+    x, kernel, skip = (t.requires_grad_() for t in Problem((16, 16), (31, 31)).tensors(torch.float32))
+    gate = torch.randn_like(x)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        long_conv2d(x, kernel, skip, gate=gate, out_gate=gate, backend="cpp")
+    assert {t.data_ptr() for t in saved} <= {t.data_ptr() for t in (x, kernel, skip, gate)}
+
+
+def test_prepared_kernels_are_copied_and_pickled():
+    x, kernel, skip = Problem((6, 5), (11, 9)).tensors(torch.float32)
+    prepared = prepare_kernel2d(x, kernel, skip, backend="cpp").state
+    expected = long_conv_cpp.convolve_prepared(x, prepared, None, None)
+    for copied in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+        assert copied.plan is prepared.plan
+        assert torch.equal(long_conv_cpp.convolve_prepared(x, copied, None, None), expected)
+
+
+def test_double_backward():
+    x, kernel, skip = (t.requires_grad_() for t in Problem((3, 4), (5, 7)).tensors(torch.float32))
+    gate = torch.randn_like(x).requires_grad_()
+    leaves, results = (x, kernel, skip, gate), []
+    for dtype, backend in ((torch.float32, "cpp"), (torch.float64, "reference")):
+        u, k, d, g = (leaf.to(dtype) for leaf in leaves)
+        y = long_conv2d(u, k, d, gate=g, out_gate=g, backend=backend)
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        results.append(torch.autograd.grad(sum(t.square().sum() for t in first), leaves))
+    for value, truth in zip(*results, strict=True):
+        assert_within_tolerance(value, truth.double(), torch.float32)
+
+
+def test_threads_of_callers_and_of_its_own():
+    problems = [
+        Problem((6, 5), (11, 9), channels=40),
+        Problem((9, 14), (17, 27)),
+        Problem((20, 5), (3, 9), channels=20),
+    ]
+    wrong, start = [], threading.Barrier(len(problems))
+
+    def work(problem):
+        try:
+            torch.set_num_threads(3)
+            tensors = problem.tensors(torch.float32)
+            truth = long_conv2d(*[t.double() for t in tensors], backend="reference")
+            start.wait()
+            for turn in range(60):
+                with torch.inference_mode(turn % 2 == 0):
+                    y = long_conv2d(*tensors, backend="cpp")
+                assert_within_tolerance(y, truth, torch.float32)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(problem,)) for problem in problems]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# ---- how it is compiled
+
+
+@pytest.fixture
+def load(monkeypatch, tmp_path):
+    """Compile and load as in a new process with an environment; gives the library, or why there is none."""
+
+    def load(**environment):
+        for name, value in {"HYENA_VISION_CACHE": str(tmp_path / "cache"), **environment}.items():
+            monkeypatch.setenv(name, value)
+        return cpp_library._load.__wrapped__()
+
+    return load
+
+
+def files(tmp_path):
+    return sorted(path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(("capability", "lanes"), [("AVX2", 8), ("DEFAULT", 4)])
+def test_other_instructions(load, monkeypatch, capability, lanes):
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX512", "AVX2"):
+        pytest.skip("this CPU has neither")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    library, missing = load()
+    assert missing is None and library.hyena_lanes() == lanes
+    monkeypatch.setattr(long_conv_cpp, "library", lambda: library)
+    long_conv_cpp._plan.cache_clear()
+    try:
+        for name in OPERATORS:
+            for dtype in DTYPES:
+                check(name, problem_for(name, image=(14, 11), sequence=(50,), channels=21), dtype)
+    finally:
+        long_conv_cpp._plan.cache_clear()
+
+
+def test_made_once_and_again_if_empty(load, tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\necho >> {tmp_path}/calls\nexec {shutil.which("c++")} "$@"\n')
+    compiler.chmod(0o755)
+
+    def calls(folder="cache"):
+        assert load(CXX=str(compiler), HYENA_VISION_CACHE=str(tmp_path / folder))[1] is None
+        return len((tmp_path / "calls").read_text().splitlines())
+
+    assert calls() == calls() == 1
+    (made,) = files(tmp_path)
+    empty = tmp_path / "other" / made.name
+    empty.parent.mkdir()
+    empty.write_bytes(b"")  # as after a loss of power
+    assert calls("other") == 2
+    assert list(empty.parent.iterdir()) == [empty] and empty.stat().st_size == made.stat().st_size
+
+
+def test_several_processes_make_it_at_once(load, tmp_path):
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(files(tmp_path)) == 1 and load()[1] is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"PATH": "/nowhere", "CXX": ""}, "there is no C++ compiler: neither c++, g++ nor clang++ is in PATH, and CXX"),
+        ({"CXX": "/no/such/compiler --fast"}, "No such file or directory: '/no/such/compiler'"),
+        ({"CXX": "false"}, "false -std=c++17"),
+        ({"CXX": "c++ --no-such-option"}, "no-such-option"),
+        ({"HYENA_VISION_CPP": "0"}, "HYENA_VISION_CPP is 0"),
+    ],
+)
+def test_says_what_is_missing(load, tmp_path, environment, reason):
+    library, missing = load(**environment)
+    assert library is None and reason in missing and "\n" not in missing
+    assert not (tmp_path / "cache").exists() or files(tmp_path) == []
+
+
+def test_without_it_the_next_backend_runs(monkeypatch):
+    x, kernel, _ = Problem((4, 5), (7, 9)).tensors(torch.float32)
+    monkeypatch.setattr(cpp_library, "_load", lambda: (None, "there is no C++ compiler"))
+    with pytest.raises(RuntimeError, match="'cpp' is not available on this machine: there is no C\\+\\+ compiler"):
+        long_conv2d(x, kernel, backend="cpp")
+    assert select(None, x, kernel).name == "blocked"
+    assert "cpp" not in available_backends()
+
+
+def test_folder_that_cannot_be_written(load, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert load(HYENA_VISION_CACHE=str(tmp_path / "file" / "folder"))[1] is None
