@@ -4,7 +4,9 @@ import pytest
 
 from hyena_vision.ops import cpp_library, long_conv1d, long_conv2d
 
-needs_cpp = pytest.mark.skipif(cpp_library.why_not() is not None, reason=str(cpp_library.why_not()))
+# Without a compiler the next backend is tested; one that cannot compile the sources is a fault of theirs
+_missing = cpp_library.why_not()
+needs_cpp = pytest.mark.skipif(_missing is not None and "failed" not in _missing, reason=str(_missing))
 
 OPERATORS = {
     "causal": (long_conv1d, dict(causal=True)),

@@ -125,9 +125,9 @@ _memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
 def _equal(kept: Tensor, weight: Tensor) -> bool:
-    if kept.shape != weight.shape or kept.dtype != weight.dtype:
+    if kept.shape != weight.shape or kept.dtype != weight.dtype or kept.device != weight.device:
         return False
-    if not weight.is_contiguous() or not kept.is_contiguous():
+    if kept.device.type != "cpu" or not all(t.is_contiguous() and not t.is_neg() for t in (kept, weight)):
         return torch.equal(kept, weight)
     return _memcmp(kept.data_ptr(), weight.data_ptr(), kept.nbytes) == 0
 

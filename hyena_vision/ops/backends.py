@@ -93,6 +93,8 @@ def _no_reason(x: Tensor, kernel: Tensor) -> None:
 def _reason_not_blocked(x: Tensor, kernel: Tensor) -> str | None:
     if x.device.type != "cpu":
         return f"it is for the CPU, and x is on {x.device}"
+    if x.shape[1] == 0:
+        return "x has no channels"
     if is_watched(x, kernel):
         return WATCHED
     return None

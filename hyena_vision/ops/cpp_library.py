@@ -41,50 +41,64 @@ def why_not() -> str | None:
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     if os.environ.get("HYENA_VISION_CPP", "1") == "0":
         return None, "HYENA_VISION_CPP is 0"
-    if platform.system() not in ("Linux", "Darwin"):
-        return None, f"it is for Linux and macOS, and this is {platform.system()}"
-    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which(name) for name in ("c++", "g++", "clang++")]
-    compiler = compiler if os.environ.get("CXX") else [path for path in compiler if path][:1]
-    if not compiler:
-        return None, "there is no C++ compiler: neither c++, g++ nor clang++ is in PATH, and CXX is not set"
-    command = [*compiler, *_FLAGS, *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), ["-DLANES=4"])]
+    if platform.system() != "Linux":
+        return None, f"it is for Linux, and this is {platform.system()}"
+    command: list[str] = []
     try:
+        command = _compiler()
+        if not command:
+            return None, "there is no C++ compiler: neither c++, g++ nor clang++ is in PATH, and CXX is not set"
+        command += [*_FLAGS, *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), ["-DLANES=4"])]
         return _declared(_built(command)), None
-    except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or str(error)
-        return None, f"{shlex.join(command)} failed: {output.strip().splitlines()[-1]}"
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        output = getattr(error, "stderr", None)
+        lines = (output if isinstance(output, str) else "").strip().splitlines() or [str(error)]
+        said = next((line for line in lines if "error" in line), lines[-1])
+        return None, f"{shlex.join(command) or 'reading CXX'} failed: {said}"
+
+
+def _compiler() -> list[str]:
+    """The start of a command, empty if there is no compiler."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    return named or [path for path in map(shutil.which, ("c++", "g++", "clang++")) if path][:1]
 
 
 def _built(command: list[str]) -> ctypes.CDLL:
     """The library that a command makes, from the cache if it is there."""
-    sources = sorted(_FOLDER.iterdir())
+    sources = sorted(path for path in _FOLDER.iterdir() if path.suffix in (".cpp", ".h"))
     text = b"".join(path.read_bytes() for path in sources) + shlex.join([platform.machine(), *command]).encode()
-    path = _folder() / f"hyena-{hashlib.sha256(text).hexdigest()[:16]}.so"
+    path = _cache() / f"hyena-{hashlib.sha256(text).hexdigest()[:16]}.so"
     if path.exists():
         try:
             return ctypes.CDLL(str(path))
         except OSError:
             pass  # of another system that shares the folder, or empty after a loss of power: make it again
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        units = [str(source) for source in sources if source.suffix == ".cpp"]
-        subprocess.run([*command, *units, "-o", str(made)], check=True, capture_output=True, text=True, timeout=300)
-        os.replace(made, path)  # whole or not at all, whoever else is making it
-    return ctypes.CDLL(str(path))
+    units = [str(source) for source in sources if source.suffix == ".cpp"]
 
+    def build(folder: str) -> str:
+        made = os.path.join(folder, path.name)
+        subprocess.run(
+            [*command, *units, "-o", made], check=True, capture_output=True, text=True, errors="replace", timeout=300
+        )
+        return made
 
-def _folder() -> Path:
-    """Where libraries are kept; a temporary folder where that cannot be written."""
-    base = os.environ.get("HYENA_VISION_CACHE")
-    folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hyena_vision"
     try:
-        folder = folder.expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):
-        pass
-    return Path(tempfile.mkdtemp(prefix="hyena_vision-"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            os.replace(build(folder), path)  # whole or not at all, whoever else is making it
+        return ctypes.CDLL(str(path))
+    except OSError:
+        # Nothing can be kept there, or be run from there: for this process alone
+        with tempfile.TemporaryDirectory() as folder:
+            return ctypes.CDLL(build(folder))
+
+
+def _cache() -> Path:
+    """Folder where libraries are kept."""
+    named = os.environ.get("HYENA_VISION_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "hyena_vision"
 
 
 class Array(ctypes.Structure):

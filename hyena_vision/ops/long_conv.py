@@ -25,6 +25,7 @@ class PreparedKernel:
         channels: C.
         batch: B if each sample has its own kernel, else None.
         dtype: Of the sums.
+        device: Where it is.
         state: What the backend wants, usually a spectrum.
     """
 
@@ -33,6 +34,7 @@ class PreparedKernel:
     channels: int
     batch: int | None
     dtype: torch.dtype
+    device: torch.device
     state: Any
 
 
@@ -170,7 +172,8 @@ def prepare_kernel1d(
             it a few channels at a time.
 
     Returns:
-        What `long_conv1d` takes as its kernel. With `keep`, `cpp` and `blocked` hold a spectrum of about 8 C L bytes (float32).
+        What `long_conv1d` takes as its kernel. With `keep`, `cpp` and `blocked` hold a spectrum of about 8 C L bytes
+        (float32).
 
     Raises:
         ValueError, TypeError, RuntimeError: As `long_conv1d`.
@@ -225,7 +228,7 @@ def _prepare(
     state = backend.prepare(x, kernel, skip, centre, circular, keep)
     batch = x.shape[0] if kernel.ndim == x.ndim else None
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return PreparedKernel(backend, tuple(x.shape[2:]), x.shape[1], batch, dtype, state)
+    return PreparedKernel(backend, tuple(x.shape[2:]), x.shape[1], batch, dtype, x.device, state)
 
 
 def _convolve_prepared(
@@ -238,6 +241,8 @@ def _convolve_prepared(
     if not fits or (kernel.batch is not None and x.shape[0] != kernel.batch):
         shape = ", ".join(str(n) for n in (batch, kernel.channels, *kernel.size))
         raise ValueError(f"x must have shape ({shape}) for this prepared kernel, got {tuple(x.shape)}")
+    if x.device != kernel.device:
+        raise ValueError(f"x must be on the device that the kernel was prepared for: {kernel.device}, got {x.device}")
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gate, out_gate)):
         raise RuntimeError("a prepared kernel has no gradients: give the kernel itself, or use torch.no_grad()")
     _check_gates(x, gate, out_gate)

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyena_vision.ops.cpp_library import Array, Kernel, library
+from hyena_vision.ops.cpp_library import Array, Kernel, library, why_not
 from hyena_vision.ops.fft import fold, transform_size
 from hyena_vision.ops.gated_op import empty_gated_result, gated_op
 from hyena_vision.ops.lazy_kernel import LazyKernel
@@ -37,8 +37,9 @@ from hyena_vision.ops.library import WATCHED, empty_result, is_watched
 
 # Of kernels and their spectra that are made, used and dropped together.
 _GROUP_BYTES = 2**25
-# Pieces that a backward pass should at least have, for threads to share.
+# Pieces that a backward pass should have for threads to share, as long as its spectra are not larger than this.
 _TASKS = 16
+_PARTS_BYTES = 2**26
 
 
 class _Reach(NamedTuple):
@@ -52,6 +53,9 @@ class _Plan:
     """Transforms of signals of one size, with their tables, which live as long as this."""
 
     def __init__(self, size: tuple[int, ...], reaches: tuple[_Reach, ...]) -> None:
+        missing = why_not()
+        if missing is not None:
+            raise RuntimeError(f"backend 'cpp' is not available on this machine: {missing}")
         self.size, self.reaches = size, reaches
         least = [-(-(n + max(before, after - 1)) // 2) for n, (before, after) in zip(size, reaches, strict=True)]
         if len(size) == 2:
@@ -76,21 +80,29 @@ class _Plan:
         return len(self.size) * self.line_size * self.row_size
 
 
-_plan = lru_cache(maxsize=64)(_Plan)
+@lru_cache(maxsize=64)
+def _plan(size: tuple[int, ...], reaches: tuple[_Reach, ...]) -> _Plan:
+    return _Plan(size, reaches)
 
 
 class _Spectrum(NamedTuple):
     """Of a kernel, for signals of one size."""
 
     plan: _Plan
-    values: Tensor  # ([B,] blocks of channels, row_size, axes, line_size, 2, lanes), float32
+    values: Tensor  # (B or 1, blocks of channels, row_size * axes * line_size * 2 * lanes), float32
     per_sample: bool
+    lanes: int
 
 
 def _reaches(size: Sequence[int], extents: Sequence[int], centre: Sequence[int]) -> tuple[_Reach, ...]:
     return tuple(
         _Reach(min(middle, n - 1), min(taps - middle, n)) for n, taps, middle in zip(size, extents, centre, strict=True)
     )
+
+
+def _numbers(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As they are in memory: a view may have its sign beside it."""
+    return tensor.detach().resolve_neg().to(dtype)
 
 
 def _kernel(kernel: Tensor, centre: Sequence[int], reaches: Sequence[_Reach]) -> Kernel:
@@ -129,7 +141,7 @@ def _linear(
     kernel: Tensor, size: Sequence[int], centre: Sequence[int], circular: bool
 ) -> tuple[Tensor, tuple[int, ...], tuple[_Reach, ...]]:
     """Kernel of the linear convolution, float32, where its centre is, and what of it reaches a signal."""
-    kernel = kernel.detach().float()
+    kernel = _numbers(kernel, torch.float32)
     if circular:
         kernel, centre = _repeated(kernel, size, centre), [n - 1 for n in size]
     return kernel, tuple(centre), _reaches(size, kernel.shape[-len(size) :], centre)
@@ -143,7 +155,7 @@ def _spectrum(
     channels, per_sample = kernel.shape[-len(size) - 1], kernel.ndim > len(size) + 1
     samples, lanes = len(kernel) if per_sample else 1, plan.library.hyena_lanes()
     values = torch.empty(samples, -(-channels // lanes), 2 * lanes * plan.channel_numbers)
-    skip = None if skip is None else skip.detach().float().contiguous()
+    skip = None if skip is None else _numbers(skip, torch.float32).contiguous()
     plan.library.hyena_spectrum(
         plan.handle,
         samples,
@@ -153,7 +165,7 @@ def _spectrum(
         values.data_ptr(),
         torch.get_num_threads(),
     )
-    return _Spectrum(plan, values, per_sample)
+    return _Spectrum(plan, values, per_sample, lanes)
 
 
 def _arrays(plan: _Plan, *signals: Tensor | None) -> ctypes.Array:
@@ -172,7 +184,7 @@ def _as_read(dtype: torch.dtype, *signals: Tensor | None) -> list[Tensor | None]
     result = []
     for signal in signals:
         if signal is not None:
-            signal = signal.detach().to(dtype)
+            signal = _numbers(signal, dtype)
             if signal.stride(1) != 1 and signal.shape[1] > 1:
                 signal = signal.movedim(1, -1).contiguous().movedim(-1, 1)
         result.append(signal)
@@ -240,7 +252,8 @@ def _gradients(
     results = [None if signal is None else _like(signal, dtype) for signal in signals]
     threads, blocks = torch.get_num_threads(), values.shape[1]
     # A shared kernel's gradient is summed in parts where there are few blocks of channels, whatever the threads
-    parts = samples if spectrum.per_sample else max(1, min(samples, -(-_TASKS // blocks)))
+    most = min(samples, -(-_TASKS // blocks), _PARTS_BYTES // values.nbytes)
+    parts = samples if spectrum.per_sample else max(1, most)
     dvalues = values.new_empty(parts, *values.shape[1:]) if samples else torch.zeros_like(values)
     plan.library.hyena_gradients(
         plan.handle,
@@ -287,6 +300,8 @@ def reason_not(x: Tensor, kernel: Tensor) -> str | None:
         return f"it is for the CPU, and x is on {x.device}"
     if x.dtype == torch.float64:
         return "its sums are float32, and x is float64"
+    if x.shape[1] == 0:
+        return "x has no channels"
     if is_watched(x, kernel):
         return WATCHED
     return None
@@ -321,7 +336,8 @@ def prepare(
         return begin, groups
     spectrum_of = begin()
     parts = [spectrum_of(channels) for channels in groups]
-    return parts[0]._replace(values=torch.cat([part.values for part in parts], 1))
+    values = torch.cat([part.values for part in parts], 1) if len(parts) > 1 else parts[0].values
+    return parts[0]._replace(values=values)
 
 
 def convolve_prepared(
@@ -335,6 +351,9 @@ def convolve_prepared(
     signals = _as_read(dtype, x, gate, out_gate)
     y = _like(x, dtype)
     if isinstance(state, _Spectrum):
+        lanes = library().hyena_lanes()
+        if state.lanes != lanes:
+            raise RuntimeError(f"the kernel was prepared for vectors of {state.lanes} channels, here they have {lanes}")
         _convolve(y, state, *signals)
     else:
         begin, groups = state

@@ -318,3 +318,11 @@ def test_compiled_by_inductor():
     with torch.no_grad():
         x = tokens()
         close(torch.compile(mixer, fullgraph=True)(x), mixer(x))
+
+
+def test_weights_are_compared_as_numbers_wherever_they_are():
+    ones = torch.ones(3)
+    assert kernel_store._equal(ones, ones.clone())
+    assert kernel_store._equal(ones[::2], torch.ones(4)[::2])
+    for other in (torch.full((3,), 2.0), torch.ones(1, 3), ones.double(), ones.to("meta"), torch._neg_view(ones)):
+        assert not kernel_store._equal(ones, other)

@@ -1,8 +1,10 @@
 """What is particular to the `cpp` backend: gates and blocks of channels in compiled code, and how it is compiled."""
 
 import copy
+import dataclasses
 import pickle
 import shutil
+import tempfile
 import threading
 
 import pytest
@@ -27,7 +29,7 @@ ONE_D = ("causal", "centred")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def gated_values(name, tensors, gates, dtype, backend, prepared=False):
+def gated_values(name, tensors, gates, dtype, backend):
     """Output, and gradients of x, kernel, skip and the gates that there are."""
     op, kwargs = OPERATORS[name]
     leaves = [None if t is None else t.detach().to(dtype).requires_grad_() for t in (*tensors, *gates)]
@@ -218,6 +220,57 @@ def test_keeps_what_came_in_and_no_spectra():
     assert {t.data_ptr() for t in saved} <= {t.data_ptr() for t in (x, kernel, skip, gate)}
 
 
+def test_signs_that_are_not_in_memory():
+    """A negative view is its base with a mark, which only torch's own calls see."""
+    x, kernel, skip = Problem((6, 5), (11, 9), layout="channels_last").tensors(torch.float32)
+    x, kernel, skip = (torch._neg_view(t) for t in (x, kernel, skip))
+    assert x.is_neg()
+    truth = long_conv2d(x.double(), kernel.double(), skip.double(), backend="reference")
+    assert_within_tolerance(long_conv2d(x, kernel, skip, backend="cpp"), truth, torch.float32)
+    for keep in (True, False):
+        prepared = prepare_kernel2d(x, kernel, skip, backend="cpp", keep=keep)
+        assert_within_tolerance(long_conv2d(x, prepared), truth, torch.float32)
+        assert_within_tolerance(long_conv2d(x, prepared, gate=x), long_conv2d(x.square(), prepared), torch.float32)
+
+
+def test_no_channels_are_another_backends():
+    x, kernel = torch.ones(2, 0, 5, requires_grad=True), torch.ones(0, 9)
+    y = long_conv1d(x, kernel)
+    assert y.shape == x.shape and torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+    with pytest.raises(RuntimeError, match="'cpp' cannot run this call: x has no channels"):
+        long_conv1d(x, kernel, backend="cpp")
+
+
+def test_prepared_kernel_of_another_machine_is_refused():
+    x, kernel, skip = Problem((6, 5), (11, 9)).tensors(torch.float32)
+    prepared = prepare_kernel2d(x, kernel, skip, backend="cpp")
+    with pytest.raises(ValueError, match="device that the kernel was prepared for: cpu, got meta"):
+        long_conv2d(x.to("meta"), prepared)
+    other = dataclasses.replace(prepared, state=prepared.state._replace(lanes=5))
+    with pytest.raises(RuntimeError, match="prepared for vectors of 5 channels, here they have"):
+        long_conv2d(x, other)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_compiled_training(name):
+    op, kwargs = OPERATORS[name]
+    tensors = problem_for(name, layout="channels_last").tensors(torch.float32)
+    gate = torch.randn_like(tensors[0])
+
+    def step(op, dtype, backend):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (*tensors, gate)]
+        y = op(*leaves[:3], gate=leaves[3], out_gate=leaves[3], **kwargs, backend=backend)
+        return [y, *torch.autograd.grad(y.square().sum(), leaves)]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    for backend in ("cpp", None):
+        for value, truth in zip(
+            step(compiled, torch.float32, backend), step(op, torch.float64, "reference"), strict=True
+        ):
+            assert_within_tolerance(value.detach(), truth.detach(), torch.float32)
+
+
 def test_prepared_kernels_are_copied_and_pickled():
     x, kernel, skip = Problem((6, 5), (11, 9)).tensors(torch.float32)
     prepared = prepare_kernel2d(x, kernel, skip, backend="cpp").state
@@ -339,6 +392,10 @@ def test_several_processes_make_it_at_once(load, tmp_path):
         ({"CXX": "/no/such/compiler --fast"}, "No such file or directory: '/no/such/compiler'"),
         ({"CXX": "false"}, "false -std=c++17"),
         ({"CXX": "c++ --no-such-option"}, "no-such-option"),
+        ({"CXX": 'c++ "'}, "reading CXX failed: No closing quotation"),
+        ({"CXX": " ", "PATH": "/nowhere"}, "there is no C++ compiler"),
+        ({"CXX": "sh -c 'printf \"\\377 error\" >&2; exit 1'"}, "failed: \ufffd error"),
+        ({"CXX": "sh -c 'echo >&2; exit 1'"}, "returned non-zero exit status 1"),
         ({"HYENA_VISION_CPP": "0"}, "HYENA_VISION_CPP is 0"),
     ],
 )
@@ -357,6 +414,11 @@ def test_without_it_the_next_backend_runs(monkeypatch):
     assert "cpp" not in available_backends()
 
 
-def test_folder_that_cannot_be_written(load, tmp_path):
+def test_folder_that_cannot_be_written(load, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    assert load(HYENA_VISION_CACHE=str(tmp_path / "file" / "folder"))[1] is None
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    library, missing = load(HYENA_VISION_CACHE=str(tmp_path / "file" / "folder"))
+    assert missing is None and library.hyena_lanes() > 0
+    assert list(temporary.iterdir()) == []

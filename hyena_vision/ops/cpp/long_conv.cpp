@@ -482,6 +482,17 @@ int group_of(const Plan& plan, int blocks, int buffers, int samples, int threads
   return int(most);
 }
 
+// task(index) for each of them, shared by threads
+template <typename Task>
+void run_tasks(int tasks, int threads, Task task) {
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(dynamic)
+    for (int index = 0; index < tasks; ++index) task(index);
+    scratch.end_call();
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -500,8 +511,7 @@ void hyena_convolve(const void* plan_, int bfloat16, int samples, int channels, 
   const Plan& plan = *static_cast<const Plan*>(plan_);
   int blocks = blocks_of(channels), group = group_of(plan, blocks, 1, samples, threads);
   int groups = (blocks + group - 1) / group;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int task = 0; task < groups * samples; ++task) {
+  run_tasks(groups * samples, threads, [&](int task) {
     int first = task / samples * group, sample = task % samples;
     int c = first * LANES, n = std::min(group * LANES, channels - c);
     const Complex* spectrum = static_cast<const Complex*>(spectrum_) +
@@ -512,7 +522,7 @@ void hyena_convolve(const void* plan_, int bfloat16, int samples, int channels, 
       convolve<T>(plan, at(0), at(1), at(2), at(3), spectrum);
     };
     bfloat16 ? run(uint16_t()) : run(float());
-  }
+  });
 }
 
 // Signals in the order dy, x, gate, out_gate, dx, dgate, dout_gate; dspectrum has `parts` parts, each the sum over some
@@ -523,8 +533,7 @@ void hyena_gradients(const void* plan_, int bfloat16, int samples, int channels,
   int blocks = blocks_of(channels), group = group_of(plan, blocks, 2, parts, threads);
   int groups = (blocks + group - 1) / group;
   long whole = blocks * plan.numbers();
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int task = 0; task < groups * parts; ++task) {
+  run_tasks(groups * parts, threads, [&](int task) {
     int first = task / parts * group, part = task % parts;
     int c = first * LANES, n = std::min(group * LANES, channels - c);
     for (int sample = part; sample < samples; sample += parts) {
@@ -538,30 +547,28 @@ void hyena_gradients(const void* plan_, int bfloat16, int samples, int channels,
       };
       bfloat16 ? run(uint16_t()) : run(float());
     }
-  }
+  });
 }
 
 void hyena_spectrum(const void* plan_, int samples, int channels, const Kernel* kernel, const float* skip,
                     void* spectrum, int threads) {
   const Plan& plan = *static_cast<const Plan*>(plan_);
   int blocks = blocks_of(channels);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int task = 0; task < blocks * samples; ++task) {
+  run_tasks(blocks * samples, threads, [&](int task) {
     int c = task % blocks * LANES, n = std::min(LANES, channels - c);
     make_spectrum(plan, taps_of<const float>(*kernel, task / blocks, c, n), skip ? skip + c : nullptr,
                   static_cast<Complex*>(spectrum) + task * plan.numbers());
-  }
+  });
 }
 
 void hyena_kernel_gradient(const void* plan_, int samples, int channels, const Kernel* kernel, const void* dspectrum,
                            int threads) {
   const Plan& plan = *static_cast<const Plan*>(plan_);
   int blocks = blocks_of(channels);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int task = 0; task < blocks * samples; ++task) {
+  run_tasks(blocks * samples, threads, [&](int task) {
     int c = task % blocks * LANES, n = std::min(LANES, channels - c);
     kernel_gradient(plan, static_cast<const Complex*>(dspectrum) + task * plan.numbers(),
                     taps_of<float>(*kernel, task / blocks, c, n));
-  }
+  });
 }
 }

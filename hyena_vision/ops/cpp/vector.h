@@ -89,7 +89,7 @@ Signal<T> signal(const Array& array, int sample, long channel, int channels) {
 
 inline int blocks_of(int channels) { return (channels + LANES - 1) / LANES; }
 
-// Memory of a thread, which its next call uses again
+// Memory of a thread, which its next call uses again unless it is large
 struct Scratch {
   void* data = nullptr;
   size_t size = 0;
@@ -102,6 +102,9 @@ struct Scratch {
       if (!data) std::abort();
     }
     return static_cast<T*>(data);
+  }
+  void end_call() {
+    if (size > (8 << 20)) std::free(data), data = nullptr, size = 0;
   }
   ~Scratch() { std::free(data); }
 };
