@@ -220,17 +220,26 @@ def test_keeps_what_came_in_and_no_spectra():
     assert {t.data_ptr() for t in saved} <= {t.data_ptr() for t in (x, kernel, skip, gate)}
 
 
-def test_signs_that_are_not_in_memory():
+@pytest.mark.parametrize("which", range(3))
+def test_signs_that_are_not_in_memory(which):
     """A negative view is its base with a mark, which only torch's own calls see."""
-    x, kernel, skip = Problem((6, 5), (11, 9), layout="channels_last").tensors(torch.float32)
-    x, kernel, skip = (torch._neg_view(t) for t in (x, kernel, skip))
-    assert x.is_neg()
+    tensors = Problem((6, 5), (11, 9), layout="channels_last").tensors(torch.float32)
+    tensors[which] = torch._neg_view(tensors[which])
+    x, kernel, skip = tensors
     truth = long_conv2d(x.double(), kernel.double(), skip.double(), backend="reference")
     assert_within_tolerance(long_conv2d(x, kernel, skip, backend="cpp"), truth, torch.float32)
     for keep in (True, False):
         prepared = prepare_kernel2d(x, kernel, skip, backend="cpp", keep=keep)
         assert_within_tolerance(long_conv2d(x, prepared), truth, torch.float32)
-        assert_within_tolerance(long_conv2d(x, prepared, gate=x), long_conv2d(x.square(), prepared), torch.float32)
+        gated = long_conv2d(x, prepared, out_gate=torch._neg_view(torch.ones_like(x)))
+        assert_within_tolerance(gated, -truth, torch.float32)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 100])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_gradients_summed_in_parts_of_the_batch(name, tasks, monkeypatch):
+    monkeypatch.setattr(long_conv_cpp, "_TASKS", tasks)
+    check(name, problem_for(name, batch=5, channels=18))
 
 
 def test_no_channels_are_another_backends():
