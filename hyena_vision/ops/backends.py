@@ -23,8 +23,8 @@ class Backend:
 
     Attributes:
         name: What callers pass as `backend=`.
-        long_conv1d: `(x, kernel, skip, gate, out_gate, causal) -> y` on checked arguments.
-        long_conv2d: `(x, kernel, skip, gate, out_gate, padding) -> y` on checked arguments.
+        long_conv: `(x, kernel, skip, gate, out_gate, centre, circular) -> y` on checked arguments; `centre` is the
+            index of displacement 0 on each axis.
         missing: None if the machine can run it at all, else a phrase that says what it lacks.
         reason: `(x, kernel) -> None` when it can run these arguments, else a phrase that says why not.
         prepare: `(x, kernel, skip, centre, circular, keep) -> state`: what can be done before x is known, for a kernel
@@ -34,8 +34,7 @@ class Backend:
     """
 
     name: str
-    long_conv1d: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, bool], Tensor]
-    long_conv2d: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, str], Tensor]
+    long_conv: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Sequence[int], bool], Tensor]
     missing: Callable[[], str | None]
     reason: Callable[[Tensor, Tensor], str | None]
     prepare: Callable[[Tensor, Tensor | LazyKernel, Tensor | None, Sequence[int], bool, bool], Any]
@@ -43,21 +42,27 @@ class Backend:
     automatic: bool = True
 
 
-def _gated(long_conv: Callable[[Tensor, Tensor, Tensor | None, Any], Tensor]) -> Callable[..., Tensor]:
+def _gated(long_conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A convolution between two gates, from one that knows of none."""
 
     def gated(
-        x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None, mode: bool | str
+        x: Tensor,
+        kernel: Tensor,
+        skip: Tensor | None,
+        gate: Tensor | None,
+        out_gate: Tensor | None,
+        centre: Sequence[int],
+        circular: bool,
     ) -> Tensor:
-        y = long_conv(x if gate is None else x * gate, kernel, skip, mode)
+        y = long_conv(x if gate is None else x * gate, kernel, skip, centre, circular)
         return y if out_gate is None else y * out_gate
 
     return gated
 
 
-def _backend(name: str, module: Any, automatic: bool = True) -> Backend:
+def _backend(name: str, long_conv: Callable[..., Tensor], automatic: bool = True) -> Backend:
     """A backend that runs anywhere, has no gates in its kernels and prepares nothing."""
-    long_conv1d, long_conv2d = _gated(module.long_conv1d), _gated(module.long_conv2d)
+    gated = _gated(long_conv)
 
     def prepare(
         x: Tensor,
@@ -67,19 +72,14 @@ def _backend(name: str, module: Any, automatic: bool = True) -> Backend:
         circular: bool,
         keep: bool,
     ) -> Any:
-        if keep and isinstance(kernel, LazyKernel):
-            kernel = kernel.whole()
-        if len(centre) == 1:
-            # A centred kernel has its centre at 0 only if it has one tap, which is causal as well
-            return kernel, skip, long_conv1d, centre[0] == 0
-        return kernel, skip, long_conv2d, "circular" if circular else "linear"
+        return kernel.whole() if keep and isinstance(kernel, LazyKernel) else kernel, skip, centre, circular
 
     def convolve(x: Tensor, state: tuple, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
-        kernel, skip, long_conv, mode = state
+        kernel, skip, centre, circular = state
         kernel = kernel.whole() if isinstance(kernel, LazyKernel) else kernel
-        return long_conv(x, kernel, skip, gate, out_gate, mode)
+        return gated(x, kernel, skip, gate, out_gate, centre, circular)
 
-    return Backend(name, long_conv1d, long_conv2d, _nothing, _no_reason, prepare, convolve, automatic)
+    return Backend(name, gated, _nothing, _no_reason, prepare, convolve, automatic)
 
 
 def _nothing() -> None:
@@ -132,8 +132,7 @@ def _triton(name: str) -> Callable[..., Any]:
 _BACKENDS: dict[str, Backend] = {
     "cpp": Backend(
         "cpp",
-        long_conv_cpp.long_conv1d,
-        long_conv_cpp.long_conv2d,
+        long_conv_cpp.long_conv,
         cpp_library.why_not,
         long_conv_cpp.reason_not,
         long_conv_cpp.prepare,
@@ -141,26 +140,24 @@ _BACKENDS: dict[str, Backend] = {
     ),
     "blocked": Backend(
         "blocked",
-        _gated(blocked.long_conv1d),
-        _gated(blocked.long_conv2d),
+        _gated(blocked.long_conv),
         _nothing,
         _reason_not_blocked,
         blocked.prepare,
         blocked.convolve_prepared,
     ),
-    "fft": _backend("fft", fft),
+    "fft": _backend("fft", fft.long_conv),
     # Not picked by itself: no GPU has measured yet where it is at least as fast as the others
     "triton": Backend(
         "triton",
-        _triton("long_conv1d"),
-        _triton("long_conv2d"),
+        _triton("long_conv"),
         _missing_for_triton,
         _reason_not_triton,
         _triton("prepare"),
         _triton("convolve_prepared"),
         automatic=False,
     ),
-    "reference": _backend("reference", reference, automatic=False),
+    "reference": _backend("reference", reference.long_conv, automatic=False),
 }
 
 

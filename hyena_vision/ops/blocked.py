@@ -540,14 +540,4 @@ def _gradients(
     return _cropped(dx, plan), dkernel, dskip
 
 
-_conv = opaque_op("blocked_conv", _forward, _gradients, gradients, keep_layout=True)
-
-
-def long_conv1d(x: Tensor, kernel: Tensor, skip: Tensor | None, causal: bool) -> Tensor:
-    """Blocked form of `hyena_vision.ops.long_conv1d`."""
-    return _conv(x, kernel, skip, [0 if causal else kernel.shape[-1] // 2], False)
-
-
-def long_conv2d(x: Tensor, kernel: Tensor, skip: Tensor | None, padding: str) -> Tensor:
-    """Blocked form of `hyena_vision.ops.long_conv2d`."""
-    return _conv(x, kernel, skip, [kernel.shape[-2] // 2, kernel.shape[-1] // 2], padding == "circular")
+long_conv = opaque_op("blocked_conv", _forward, _gradients, gradients, keep_layout=True)

@@ -29,17 +29,6 @@ from torch import Tensor
 from hyena_vision.ops.library import opaque_op
 
 
-def long_conv1d(x: Tensor, kernel: Tensor, skip: Tensor | None, causal: bool) -> Tensor:
-    """FFT form of `hyena_vision.ops.long_conv1d`."""
-    return _dispatch(x, kernel, skip, (0 if causal else kernel.shape[-1] // 2,), circular=False)
-
-
-def long_conv2d(x: Tensor, kernel: Tensor, skip: Tensor | None, padding: str) -> Tensor:
-    """FFT form of `hyena_vision.ops.long_conv2d`."""
-    centre = (kernel.shape[-2] // 2, kernel.shape[-1] // 2)
-    return _dispatch(x, kernel, skip, centre, circular=padding == "circular")
-
-
 def transform_size(length: int) -> int:
     """Smallest 2, 3, 5, 7-smooth number that is at least `length`."""
     while True:
@@ -59,12 +48,6 @@ class _Axis(NamedTuple):
     taps: int
     start: int  # of the kept values among those of the transform
     transform: int
-
-
-def _dispatch(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: tuple[int, ...], circular: bool) -> Tensor:
-    if torch.compiler.is_dynamo_compiling():
-        return _compiled(x, kernel, skip, list(centre), circular)
-    return convolve(x, kernel, skip, centre, circular)
 
 
 def convolve(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
@@ -189,3 +172,8 @@ def _contiguous_gradients(*args) -> tuple[Tensor, Tensor, Tensor]:
 
 
 _compiled = opaque_op("fft_conv", _contiguous_forward, _contiguous_gradients, gradients, keep_layout=False)
+
+
+def long_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
+    """`convolve`, as one operator for torch.compile."""
+    return (_compiled if torch.compiler.is_dynamo_compiling() else convolve)(x, kernel, skip, centre, circular)

@@ -90,7 +90,7 @@ def long_conv1d(
     _check(x, kernel, skip, "L")
     x = _check_gates(x, gate, out_gate)
     chosen = select(backend, x, kernel)
-    return chosen.long_conv1d(x, kernel, skip, gate, out_gate, causal)
+    return chosen.long_conv(x, kernel, skip, gate, out_gate, _centre1d(kernel, causal), False)
 
 
 def long_conv2d(
@@ -148,7 +148,7 @@ def long_conv2d(
     _check_padding(padding)
     x = _check_gates(x, gate, out_gate)
     chosen = select(backend, x, kernel)
-    return chosen.long_conv2d(x, kernel, skip, gate, out_gate, padding)
+    return chosen.long_conv(x, kernel, skip, gate, out_gate, _centre2d(kernel), padding == "circular")
 
 
 def prepare_kernel1d(
@@ -179,7 +179,7 @@ def prepare_kernel1d(
         ValueError, TypeError, RuntimeError: As `long_conv1d`.
     """
     _check(x, kernel, skip, "L")
-    return _prepare(x, kernel, skip, [0 if causal else kernel.shape[-1] // 2], False, backend, keep)
+    return _prepare(x, kernel, skip, _centre1d(kernel, causal), False, backend, keep)
 
 
 def prepare_kernel2d(
@@ -210,8 +210,16 @@ def prepare_kernel2d(
     """
     _check(x, kernel, skip, "H, W")
     _check_padding(padding)
-    centre = [kernel.shape[-2] // 2, kernel.shape[-1] // 2]
-    return _prepare(x, kernel, skip, centre, padding == "circular", backend, keep)
+    return _prepare(x, kernel, skip, _centre2d(kernel), padding == "circular", backend, keep)
+
+
+def _centre1d(kernel: Tensor | LazyKernel, causal: bool) -> list[int]:
+    """Index of displacement 0."""
+    return [0 if causal else kernel.shape[-1] // 2]
+
+
+def _centre2d(kernel: Tensor | LazyKernel) -> list[int]:
+    return [kernel.shape[-2] // 2, kernel.shape[-1] // 2]
 
 
 @torch.no_grad()

@@ -291,7 +291,7 @@ def _gradients(
     return dx, dtaps.to(kernel.dtype), dskip, dgate, dout_gate
 
 
-_conv = gated_op("cpp_conv", _forward, _gradients)
+long_conv = gated_op("cpp_conv", _forward, _gradients)
 
 
 def reason_not(x: Tensor, kernel: Tensor) -> str | None:
@@ -362,18 +362,3 @@ def convolve_prepared(
             part = (None if signal is None else signal[:, channels] for signal in signals)
             _convolve(y[:, channels], spectrum_of(channels), *part)
     return _given(y, out)
-
-
-def long_conv1d(
-    x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None, causal: bool
-) -> Tensor:
-    """Compiled form of `hyena_vision.ops.long_conv1d`."""
-    return _conv(x, kernel, skip, gate, out_gate, [0 if causal else kernel.shape[-1] // 2], False)
-
-
-def long_conv2d(
-    x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None, padding: str
-) -> Tensor:
-    """Compiled form of `hyena_vision.ops.long_conv2d`."""
-    centre = [kernel.shape[-2] // 2, kernel.shape[-1] // 2]
-    return _conv(x, kernel, skip, gate, out_gate, centre, padding == "circular")

@@ -327,7 +327,7 @@ def _make_tables(x: Tensor, circular: bool) -> None:
             make_kernel_tables(plan, x.device)
 
 
-_conv = gated_op("triton_conv", _forward, _on_device_of_x(_gradients), _make_tables)
+long_conv = gated_op("triton_conv", _forward, _on_device_of_x(_gradients), _make_tables)
 
 
 def reason_not(x: Tensor, kernel: Tensor) -> str | None:
@@ -378,18 +378,3 @@ def convolve_prepared(
     """The convolution with what `prepare` made."""
     with torch.cuda.device_of(x):
         return _convolve(x, state(is_exact(x, gate)), gate, out_gate)
-
-
-def long_conv1d(
-    x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None, causal: bool
-) -> Tensor:
-    """Fused form of `hyena_vision.ops.long_conv1d`."""
-    return _conv(x, kernel, skip, gate, out_gate, [0 if causal else kernel.shape[-1] // 2], False)
-
-
-def long_conv2d(
-    x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None, padding: str
-) -> Tensor:
-    """Fused form of `hyena_vision.ops.long_conv2d`."""
-    centre = [kernel.shape[-2] // 2, kernel.shape[-1] // 2]
-    return _conv(x, kernel, skip, gate, out_gate, centre, padding == "circular")

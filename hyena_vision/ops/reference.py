@@ -1,22 +1,19 @@
 """Direct sums, tap by tap: slow, exact, and the truth that every backend is compared with."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def long_conv1d(x: Tensor, kernel: Tensor, skip: Tensor | None, causal: bool) -> Tensor:
-    """Direct sum of `hyena_vision.ops.long_conv1d`."""
-    centre = 0 if causal else kernel.shape[-1] // 2
-    return _direct_sum(x.unsqueeze(-2), kernel.unsqueeze(-2), skip, (0, centre), circular=False).squeeze(-2)
+def long_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
+    """The direct sum; `centre` is the index of displacement 0."""
+    if len(centre) == 2:
+        return _direct_sum(x, kernel, skip, centre, circular)
+    return _direct_sum(x.unsqueeze(-2), kernel.unsqueeze(-2), skip, (0, *centre), circular).squeeze(-2)
 
 
-def long_conv2d(x: Tensor, kernel: Tensor, skip: Tensor | None, padding: str) -> Tensor:
-    """Direct sum of `hyena_vision.ops.long_conv2d`."""
-    centre = (kernel.shape[-2] // 2, kernel.shape[-1] // 2)
-    return _direct_sum(x, kernel, skip, centre, circular=padding == "circular")
-
-
-def _direct_sum(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: tuple[int, int], circular: bool) -> Tensor:
+def _direct_sum(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     xs, kernel = x.to(dtype), kernel.to(dtype)
     y = torch.zeros_like(xs) if skip is None else skip.to(dtype)[:, None, None] * xs

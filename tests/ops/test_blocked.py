@@ -1,9 +1,8 @@
 """What is particular to the `blocked` backend: its internal limits, prepared kernels, and the memory that it reuses."""
 
-import threading
-
 import pytest
 import torch
+from operators import convolve_in_threads
 from torch.autograd import forward_ad
 
 from hyena_vision.ops import (
@@ -437,27 +436,7 @@ def test_tensor_subclasses_take_the_next_backend():
 def test_threads_have_their_own_memory(lines):
     """And calls in inference mode leave memory that others can use."""
     problems = [Problem((6, 5), (11, 9)), Problem((9, 14), (17, 27)), Problem((6, 5), (11, 9), per_sample=True)]
-    wrong, start = [], threading.Barrier(len(problems))
-
-    def work(problem):
-        try:
-            tensors = problem.tensors(torch.float32)
-            with torch.no_grad():
-                truth = long_conv2d(*[t.double() for t in tensors], backend="reference")
-            start.wait()
-            for turn in range(60):
-                with torch.inference_mode(turn % 2 == 0):
-                    y = long_conv2d(*tensors, backend="blocked")
-                assert_within_tolerance(y, truth, torch.float32)
-        except BaseException as error:
-            wrong.append(error)
-
-    threads = [threading.Thread(target=work, args=(problem,)) for problem in problems]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    convolve_in_threads("blocked", problems)
 
 
 def test_gradients_after_inference_mode(lines):

@@ -53,8 +53,8 @@ def test_named_backend_says_why_it_cannot_run(monkeypatch):
     def refuse(x, kernel):
         return "kernels are limited to 2 taps, got 3"
 
-    limited = backends.Backend("limited", None, None, lambda: None, refuse, None, None)
-    missing = backends.Backend("missing", None, None, lambda: "it has no adder", refuse, None, None)
+    limited = backends.Backend("limited", None, lambda: None, refuse, None, None)
+    missing = backends.Backend("missing", None, lambda: "it has no adder", refuse, None, None)
     monkeypatch.setattr(backends, "_BACKENDS", {"limited": limited, "missing": missing, **backends._BACKENDS})
     with pytest.raises(RuntimeError, match="'limited' cannot run this call: kernels are limited to 2 taps, got 3"):
         long_conv1d(ones(1, 1, 3), ones(1, 3), backend="limited")

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from operators import OPERATORS, needs_cpp
+from operators import OPERATORS, convolve_in_threads, needs_cpp
 
 from hyena_vision.ops import (
     LazyKernel,
@@ -51,7 +51,7 @@ def assert_rounded_once(value, truth, dtype):
 
 def check(name, problem, dtype=torch.float32, which=(True, True)):
     tensors = problem.tensors(dtype)
-    gates = [Problem(**{**problem.__dict__, "skip": False}).tensors(dtype, seed=seed)[0] for seed in (1, 2)]
+    gates = [dataclasses.replace(problem, skip=False).tensors(dtype, seed=seed)[0] for seed in (1, 2)]
     gates = [gate if wanted else None for gate, wanted in zip(gates, which, strict=True)]
     values = gated_values(name, tensors, gates, dtype, "cpp")
     truths = gated_values(name, tensors, gates, torch.float64, "reference")
@@ -171,12 +171,9 @@ def test_expanded_gradient_and_batch_of_none(name):
     assert op(x[:0].detach(), prepare(x[:0], kernel, skip, **kwargs, backend="cpp")).shape == x[:0].shape
 
 
-@pytest.mark.parametrize("lazy", [False, True])
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(("per_sample", "lazy"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_prepared_kernels_whole_and_in_parts(name, per_sample, lazy, monkeypatch):
-    if lazy and per_sample:
-        pytest.skip("lazy kernels are shared")
     op, kwargs = OPERATORS[name]
     prepare = prepare_kernel1d if name in ONE_D else prepare_kernel2d
     x, kernel, skip = problem_for(name, channels=37, per_sample=per_sample, layout="channels_last").tensors(
@@ -308,27 +305,7 @@ def test_threads_of_callers_and_of_its_own():
         Problem((9, 14), (17, 27)),
         Problem((20, 5), (3, 9), channels=20),
     ]
-    wrong, start = [], threading.Barrier(len(problems))
-
-    def work(problem):
-        try:
-            torch.set_num_threads(3)
-            tensors = problem.tensors(torch.float32)
-            truth = long_conv2d(*[t.double() for t in tensors], backend="reference")
-            start.wait()
-            for turn in range(60):
-                with torch.inference_mode(turn % 2 == 0):
-                    y = long_conv2d(*tensors, backend="cpp")
-                assert_within_tolerance(y, truth, torch.float32)
-        except BaseException as error:
-            wrong.append(error)
-
-    threads = [threading.Thread(target=work, args=(problem,)) for problem in problems]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    convolve_in_threads("cpp", problems, threads_of_each=3)
 
 
 # ---- how it is compiled
