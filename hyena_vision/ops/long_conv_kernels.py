@@ -7,7 +7,7 @@ that it leaves, 22 bits together, and a product is three.
 Arguments that come as tuples:
     A signal: its pointer, and its strides of sample, channel, line and row; or None.
     tables: pointers to waves (2, 2, ., .) of rows and of lines: numbers and rests, cosines and sines; and to the
-        twiddle factors (2, lines, row_frequencies), float32, or None.
+        twiddle factors (2, lines, row_frequencies) in float32 and in float16, or None.
     TILE: lines, rows, line_frequencies, row_frequencies.
 """
 
@@ -39,10 +39,11 @@ def _dot(a, b, EXACT: tl.constexpr):
 
 @triton.jit
 def _largest(tile):
-    """What a tile is divided by: the power of two below its largest number, so that bfloat16 stays exact."""
-    largest = tl.max(tl.abs(tile))
-    power = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-    return tl.where(largest > 1e-30, power, 1.0)
+    """The power of two below a tile's largest number, so that bfloat16 stays exact, and its inverse."""
+    bits = tl.max(tl.abs(tile)).to(tl.int32, bitcast=True) & 0x7F800000
+    # 1 instead of what is below 1e-30; and the inverse of 2^127 would be no normal number
+    bits = tl.where(bits < 0x0D800000, 0x3F800000, tl.minimum(bits, 0x7E800000))
+    return bits.to(tl.float32, bitcast=True), (0x7F000000 - bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -72,18 +73,18 @@ def _transposed(operand):
 def _inside(lines, rows, size, TILE: tl.constexpr, RANK: tl.constexpr):
     """Which places of a tile are tokens."""
     if RANK == 1:
-        mask = lines[:, None] + TILE[0] * rows[None, :] < size[0]
+        mask = lines + TILE[0] * rows < size[0]
     else:
-        mask = (lines[:, None] < size[0]) & (rows[None, :] < size[1])
+        mask = (lines < size[0]) & (rows < size[1])
     return mask
 
 
 @triton.jit
 def _at(signal, sample, channel, lines, rows):
-    """Addresses of a tile."""
+    """Addresses of a tile; lines and rows are indices with an axis each."""
     pointer, strides = signal
     image = sample.to(tl.int64) * strides[0] + channel.to(tl.int64) * strides[1]
-    return pointer + image + (lines.to(tl.int64)[:, None] * strides[2] + rows.to(tl.int64)[None, :] * strides[3])
+    return pointer + image + (lines.to(tl.int64) * strides[2] + rows.to(tl.int64) * strides[3])
 
 
 @triton.jit
@@ -120,22 +121,31 @@ def _spectrum(c, s, cosine, sine, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _filtered(p, q, spectrum, PART: tl.constexpr, CONJUGATE: tl.constexpr):
+def _parts_at(place, PART: tl.constexpr, RANK: tl.constexpr):
+    """Real and imaginary part of a kernel's spectrum, and of an image also at the other frequencies."""
+    parts = tl.load(place), tl.load(place + PART)
+    if RANK == 2:
+        parts = parts[0], parts[1], tl.load(place + 2 * PART), tl.load(place + 3 * PART)
+    return parts
+
+
+@triton.jit
+def _filtered(p, q, real, imag, CONJUGATE: tl.constexpr):
     """Real and imaginary part of (p - iq) times a spectrum, or its conjugate."""
-    real, imag = tl.load(spectrum).to(tl.float32), tl.load(spectrum + PART).to(tl.float32)
+    real, imag = real.to(tl.float32), imag.to(tl.float32)
     if CONJUGATE:
         imag = -imag
     return p * real + q * imag, p * imag - q * real
 
 
 @triton.jit
-def _product(cc, cs, sc, ss, spectrum, PART: tl.constexpr, RANK: tl.constexpr, CONJUGATE: tl.constexpr):
-    """The four products of `_spectrum`, of the result."""
-    real, imag = _filtered(cc - ss, sc + cs, spectrum, PART, CONJUGATE)
+def _product(cc, cs, sc, ss, parts, RANK: tl.constexpr, CONJUGATE: tl.constexpr):
+    """The four products of `_spectrum`, of the result, with the parts of a kernel's spectrum."""
+    real, imag = _filtered(cc - ss, sc + cs, parts[0], parts[1], CONJUGATE)
     if RANK == 1:
         product = real, -imag, -imag, -real
     else:
-        other_real, other_imag = _filtered(cc + ss, sc - cs, spectrum + 2 * PART, PART, CONJUGATE)
+        other_real, other_imag = _filtered(cc + ss, sc - cs, parts[2], parts[3], CONJUGATE)
         product = real + other_real, other_imag - imag, -(imag + other_imag), other_real - real
     return product
 
@@ -149,83 +159,161 @@ def _back_along_lines(c, s, cc, cs, sc, ss, EXACT: tl.constexpr):
     return cosine, sine
 
 
+# ---- whole tiles: (rows, lines), so that every product but the last takes the one before as its left operand, from
+# registers, and a table as its right one
+
+
 @triton.jit
-def _convolve_lines(
+def _halves(tile, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    """Left and right half of a tile (HEIGHT, 2 WIDTH)."""
+    return tl.split(tl.permute(tl.reshape(tile, (HEIGHT, 2, WIDTH)), (0, 2, 1)))
+
+
+@triton.jit
+def _beside(left, right, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    """Inverse of `_halves`."""
+    return tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), (HEIGHT, 2 * WIDTH))
+
+
+@triton.jit
+def _row_waves(tables, TILE: tl.constexpr, EXACT: tl.constexpr):
+    return _waves(tables[0], tl.arange(0, TILE[1]), tl.arange(0, TILE[3]), TILE[1], TILE[3], EXACT)
+
+
+@triton.jit
+def _line_waves(tables, start, TILE: tl.constexpr, CHUNK: tl.constexpr, STACKED: tl.constexpr, EXACT: tl.constexpr):
+    """Cosines and sines (CHUNK, lines) at the line frequencies from `start` on, or both as one operand."""
+    lines = tl.arange(0, TILE[0])
+    if STACKED:
+        index = tl.arange(0, 2 * CHUNK)
+        index = index // CHUNK * TILE[2] + start + index % CHUNK
+        number = _matrix(tables[1], index, lines, TILE[0])
+        rest = number
+        if EXACT:
+            rest = _matrix(tables[1] + 2 * TILE[2] * TILE[0], index, lines, TILE[0])
+        waves = number, rest
+    else:
+        waves = _waves(tables[1], start + tl.arange(0, CHUNK), lines, TILE[2], TILE[0], EXACT)
+    return waves
+
+
+@triton.jit
+def _filter(spectrum, start, TILE: tl.constexpr, CHUNK: tl.constexpr, RANK: tl.constexpr):
+    """The parts (row_frequencies, CHUNK) of a kernel's spectrum at the line frequencies from `start` on."""
+    place = spectrum + tl.arange(0, TILE[3])[:, None] + (start + tl.arange(0, CHUNK))[None, :] * TILE[3]
+    return _parts_at(place, TILE[2] * TILE[3], RANK)
+
+
+@triton.jit
+def _rows_of(tile, waves, tables, TILE: tl.constexpr, RANK: tl.constexpr, EXACT: tl.constexpr):
+    """Rows' transforms (row_frequencies, lines) of operands (rows, lines)."""
+    c, s = waves
+    cosine, sine = _dot(_transposed(c), tile, EXACT), _dot(_transposed(s), tile, EXACT)
+    if RANK == 1:
+        cosine, sine = _twiddled_rows(cosine, sine, tables, TILE, False, EXACT)
+    return cosine, sine
+
+
+@triton.jit
+def _twiddled_rows(cosine, sine, tables, TILE: tl.constexpr, BACK: tl.constexpr, EXACT: tl.constexpr):
+    """As `_twiddled`, for transforms (row_frequencies, lines)."""
+    place = tl.arange(0, TILE[3])[:, None] + tl.arange(0, TILE[0])[None, :] * TILE[3]
+    # Their float16 form takes half the registers, and is as good as the operands
+    place += tables[2] if EXACT else tables[3]
+    c, s = tl.load(place).to(tl.float32), tl.load(place + TILE[0] * TILE[3]).to(tl.float32)
+    if BACK:
+        s = -s
+    return cosine * c - sine * s, cosine * s + sine * c
+
+
+@triton.jit
+def _spectrum_of_rows(
+    cosine, sine, waves, TILE: tl.constexpr, CHUNK: tl.constexpr, STACKED: tl.constexpr, EXACT: tl.constexpr
+):
+    """As `_spectrum`, of rows' transforms as operands: (row_frequencies, CHUNK)."""
+    if STACKED:
+        waves = _transposed(waves)
+        cc, sc = _halves(_dot(cosine, waves, EXACT), TILE[3], CHUNK)
+        cs, ss = _halves(_dot(sine, waves, EXACT), TILE[3], CHUNK)
+    else:
+        c, s = _transposed(waves[0]), _transposed(waves[1])
+        cc, sc = _dot(cosine, c, EXACT), _dot(cosine, s, EXACT)
+        cs, ss = _dot(sine, c, EXACT), _dot(sine, s, EXACT)
+    return cc, cs, sc, ss
+
+
+@triton.jit
+def _convolve_rows(
     cosine,
     sine,
-    columns,
-    tables,
-    spectrum,
+    waves,
+    parts,
     TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
     RANK: tl.constexpr,
+    STACKED: tl.constexpr,
     CONJUGATE: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Rows' transforms (lines, BLOCK) at the row frequencies `columns` to those of the result.
+    """Rows' transforms of the result, of what has CHUNK line frequencies."""
+    cc, cs, sc, ss = _spectrum_of_rows(cosine, sine, waves, TILE, CHUNK, STACKED, EXACT)
+    cc, cs, sc, ss = _product(cc, cs, sc, ss, parts, RANK, CONJUGATE)
+    if STACKED:
+        cosine = _dot(_split(_beside(cc, sc, TILE[3], CHUNK), EXACT), waves, EXACT)
+        sine = _dot(_split(_beside(cs, ss, TILE[3], CHUNK), EXACT), waves, EXACT)
+    else:
+        c, s = waves
+        cosine = _dot(_split(cc, EXACT), c, EXACT) + _dot(_split(sc, EXACT), s, EXACT)
+        sine = _dot(_split(cs, EXACT), c, EXACT) + _dot(_split(ss, EXACT), s, EXACT)
+    return cosine, sine
 
-    Line frequencies come in chunks, so that the four products are never all there.
-    """
-    LINES: tl.constexpr = TILE[0]
-    lines = tl.arange(0, LINES)
-    if RANK == 1:
-        cosine, sine = _twiddled(cosine, sine, tables[2], lines, columns, TILE, False)
-    cosine, sine = _split(cosine, EXACT), _split(sine, EXACT)
-    back_cosine = tl.zeros((LINES, BLOCK), tl.float32)
-    back_sine = tl.zeros((LINES, BLOCK), tl.float32)
-    for start in range(0, TILE[2], CHUNK):
-        frequencies = start + tl.arange(0, CHUNK)
-        c, s = _waves(tables[1], frequencies, lines, TILE[2], TILE[0], EXACT)
-        cc, cs, sc, ss = _spectrum(c, s, cosine, sine, EXACT)
-        part = spectrum + frequencies[:, None] * TILE[3] + columns[None, :]
-        cc, cs, sc, ss = _product(cc, cs, sc, ss, part, TILE[2] * TILE[3], RANK, CONJUGATE)
-        more_cosine, more_sine = _back_along_lines(c, s, cc, cs, sc, ss, EXACT)
-        back_cosine += more_cosine
-        back_sine += more_sine
-    if RANK == 1:
-        back_cosine, back_sine = _twiddled(back_cosine, back_sine, tables[2], lines, columns, TILE, True)
-    return back_cosine, back_sine
+
+@triton.jit
+def _kept(tables, spectrum, TILE: tl.constexpr, RANK: tl.constexpr, STACKED: tl.constexpr, EXACT: tl.constexpr):
+    """What the samples share, where the spectrum is one chunk: waves of rows and lines, and the spectrum."""
+    waves = _line_waves(tables, 0, TILE, TILE[2], STACKED, EXACT)
+    return _row_waves(tables, TILE, EXACT), waves, _filter(spectrum, 0, TILE, TILE[2], RANK)
 
 
 @triton.jit
 def _convolve(
     tile,
+    kept,
     tables,
     spectrum,
     scale,
     TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
     RANK: tl.constexpr,
+    STACKED: tl.constexpr,
     CONJUGATE: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """A whole tile convolved with a kernel whose spectrum was divided by `scale`, BLOCK row frequencies at a time."""
-    LINES: tl.constexpr = TILE[0]
-    ROWS: tl.constexpr = TILE[1]
-    rows = tl.arange(0, ROWS)
-    largest = _largest(tile)
-    tile = _split(tile / largest, EXACT)
-    result = tl.zeros((LINES, ROWS), tl.float32)
-    for start in range(0, TILE[3], BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        c, s = _waves(tables[0], rows, columns, TILE[1], TILE[3], EXACT)
-        cosine, sine = _convolve_lines(
-            _dot(tile, c, EXACT),
-            _dot(tile, s, EXACT),
-            columns,
-            tables,
-            spectrum,
-            TILE,
-            BLOCK,
-            CHUNK,
-            RANK,
-            CONJUGATE,
-            EXACT,
+    """A whole tile convolved with a kernel whose spectrum was divided by `scale`, CHUNK line frequencies at a time."""
+    largest, inverse = _largest(tile)
+    row_waves = _row_waves(tables, TILE, EXACT) if kept is None else kept[0]
+    cosine, sine = _rows_of(_split(tile * inverse, EXACT), row_waves, tables, TILE, RANK, EXACT)
+    cosine, sine = _split(cosine, EXACT), _split(sine, EXACT)
+    if kept is None:
+        back_cosine = tl.zeros((TILE[3], TILE[0]), tl.float32)
+        back_sine = tl.zeros((TILE[3], TILE[0]), tl.float32)
+        for start in range(0, TILE[2], CHUNK):
+            waves = _line_waves(tables, start, TILE, CHUNK, STACKED, EXACT)
+            parts = _filter(spectrum, start, TILE, CHUNK, RANK)
+            more_cosine, more_sine = _convolve_rows(
+                cosine, sine, waves, parts, TILE, CHUNK, RANK, STACKED, CONJUGATE, EXACT
+            )
+            back_cosine += more_cosine
+            back_sine += more_sine
+        row_waves = _row_waves(tables, TILE, EXACT)
+    else:
+        back_cosine, back_sine = _convolve_rows(
+            cosine, sine, kept[1], kept[2], TILE, CHUNK, RANK, STACKED, CONJUGATE, EXACT
         )
-        result += _dot(_split(cosine, EXACT), _transposed(c), EXACT)
-        result += _dot(_split(sine, EXACT), _transposed(s), EXACT)
+    if RANK == 1:
+        back_cosine, back_sine = _twiddled_rows(back_cosine, back_sine, tables, TILE, True, EXACT)
+    c, s = row_waves
+    result = _dot(c, _split(back_cosine, EXACT), EXACT) + _dot(s, _split(back_sine, EXACT), EXACT)
     return result * (largest * scale)
 
 
@@ -241,22 +329,45 @@ def _long_conv_fwd_kernel(
     size,
     batch,
     channels,
+    samples,
     PER_SAMPLE: tl.constexpr,
     TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
+    STACKED: tl.constexpr,
     RANK: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """One channel of one sample, whole; programs that share a kernel are neighbours."""
-    sample, channel = tl.program_id(0) % batch, tl.program_id(0) // batch
-    kernel = channel + sample * channels * PER_SAMPLE
+    """One channel, whole, of `samples` samples (of one if their kernel is more than can be kept, or PER_SAMPLE).
+
+    Programs that share a kernel are neighbours.
+    """
+    KEEP: tl.constexpr = CHUNK == TILE[2]
+    first, count, channel, kernel = _samples_of(batch, channels, samples, PER_SAMPLE, KEEP)
     spectrum += kernel.to(tl.int64) * (2 * RANK * TILE[2] * TILE[3])
-    lines, rows = tl.arange(0, TILE[0]), tl.arange(0, TILE[1])
+    scale = tl.load(scales + kernel)
+    kept = None
+    if KEEP:
+        kept = _kept(tables, spectrum, TILE, RANK, STACKED, EXACT)
+    lines, rows = tl.arange(0, TILE[0])[None, :], tl.arange(0, TILE[1])[:, None]
     mask = _inside(lines, rows, size, TILE, RANK)
-    tile = _load(x, gate, sample, channel, lines, rows, mask)
-    tile = _convolve(tile, tables, spectrum, tl.load(scales + kernel), TILE, BLOCK, CHUNK, RANK, False, EXACT)
-    _store(tile, out_gate, y, sample, channel, lines, rows, mask)
+    for index in range(0, count):
+        sample = first + index
+        tile = _load(x, gate, sample, channel, lines, rows, mask)
+        tile = _convolve(tile, kept, tables, spectrum, scale, TILE, CHUNK, RANK, STACKED, False, EXACT)
+        _store(tile, out_gate, y, sample, channel, lines, rows, mask)
+
+
+@triton.jit
+def _samples_of(batch, channels, samples, PER_SAMPLE: tl.constexpr, SEVERAL: tl.constexpr):
+    """A program's first sample and their number, its channel and its kernel."""
+    if SEVERAL:
+        groups = tl.cdiv(batch, samples)
+        first, channel = tl.program_id(0) % groups * samples, tl.program_id(0) // groups
+        count = tl.minimum(samples, batch - first)
+    else:
+        # No loop then, out of which a compiler would move what registers cannot hold
+        first, channel, count = tl.program_id(0) % batch, tl.program_id(0) // batch, 1
+    return first, count, channel, channel + first * channels * PER_SAMPLE
 
 
 @triton.jit
@@ -274,29 +385,154 @@ def _long_conv_bwd_kernel(
     size,
     batch,
     channels,
+    samples,
     PER_SAMPLE: tl.constexpr,
     TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
+    STACKED: tl.constexpr,
     RANK: tl.constexpr,
     EXACT: tl.constexpr,
 ):
     """Gradients of x and of the gates, for whose second one the convolution is computed again."""
-    sample, channel = tl.program_id(0) % batch, tl.program_id(0) // batch
-    kernel = channel + sample * channels * PER_SAMPLE
+    KEEP: tl.constexpr = CHUNK == TILE[2]
+    first, count, channel, kernel = _samples_of(batch, channels, samples, PER_SAMPLE, KEEP)
     spectrum += kernel.to(tl.int64) * (2 * RANK * TILE[2] * TILE[3])
     scale = tl.load(scales + kernel)
-    lines, rows = tl.arange(0, TILE[0]), tl.arange(0, TILE[1])
+    kept = None
+    if KEEP:
+        kept = _kept(tables, spectrum, TILE, RANK, STACKED, EXACT)
+    lines, rows = tl.arange(0, TILE[0])[None, :], tl.arange(0, TILE[1])[:, None]
     mask = _inside(lines, rows, size, TILE, RANK)
-    if out_gate is not None:
-        tile = _load(x, gate, sample, channel, lines, rows, mask)
-        tile = _convolve(tile, tables, spectrum, scale, TILE, BLOCK, CHUNK, RANK, False, EXACT)
-        _store(tile, dy, dout_gate, sample, channel, lines, rows, mask)
-    tile = _load(dy, out_gate, sample, channel, lines, rows, mask)
-    tile = _convolve(tile, tables, spectrum, scale, TILE, BLOCK, CHUNK, RANK, True, EXACT)
-    if gate is not None:
-        _store(tile, x, dgate, sample, channel, lines, rows, mask)
-    _store(tile, gate, dx, sample, channel, lines, rows, mask)
+    for index in range(0, count):
+        sample = first + index
+        if out_gate is not None:
+            tile = _load(x, gate, sample, channel, lines, rows, mask)
+            tile = _convolve(tile, kept, tables, spectrum, scale, TILE, CHUNK, RANK, STACKED, False, EXACT)
+            _store(tile, dy, dout_gate, sample, channel, lines, rows, mask)
+        tile = _load(dy, out_gate, sample, channel, lines, rows, mask)
+        tile = _convolve(tile, kept, tables, spectrum, scale, TILE, CHUNK, RANK, STACKED, True, EXACT)
+        if gate is not None:
+            _store(tile, x, dgate, sample, channel, lines, rows, mask)
+        _store(tile, gate, dx, sample, channel, lines, rows, mask)
+
+
+@triton.jit
+def _spectrum_of(
+    signal,
+    factor,
+    sample,
+    channel,
+    lines,
+    rows,
+    mask,
+    row_waves,
+    waves,
+    tables,
+    TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    RANK: tl.constexpr,
+    STACKED: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """As `_spectrum_of_rows`, from a signal times a factor; and what it must be multiplied with."""
+    tile = _load(signal, factor, sample, channel, lines, rows, mask)
+    largest, inverse = _largest(tile)
+    cosine, sine = _rows_of(_split(tile * inverse, EXACT), row_waves, tables, TILE, RANK, EXACT)
+    spectrum = _spectrum_of_rows(_split(cosine, EXACT), _split(sine, EXACT), waves, TILE, CHUNK, STACKED, EXACT)
+    return spectrum, largest
+
+
+@triton.jit
+def _spectrum_bwd_kernel(
+    dy,
+    x,
+    gate,
+    out_gate,
+    dspectrum,
+    tables,
+    size,
+    batch,
+    channels,
+    samples,
+    TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STACKED: tl.constexpr,
+    RANK: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """Gradient of a channel's spectrum at CHUNK line frequencies, summed over `samples` samples.
+
+    Programs that read the same signals are neighbours.
+    """
+    COUNT: tl.constexpr = TILE[2] // CHUNK
+    start, image = tl.program_id(0) % COUNT * CHUNK, tl.program_id(0) // COUNT
+    channel, group = image % channels, image // channels
+    row_waves = _row_waves(tables, TILE, EXACT)
+    waves = _line_waves(tables, start, TILE, CHUNK, STACKED, EXACT)
+    lines, rows = tl.arange(0, TILE[0])[None, :], tl.arange(0, TILE[1])[:, None]
+    mask = _inside(lines, rows, size, TILE, RANK)
+    sums = _no_spectrum(TILE[3], CHUNK, RANK)
+    for index in range(0, tl.minimum(samples, batch - group * samples)):
+        sample = group * samples + index
+        values, largest = _spectrum_of(
+            x, gate, sample, channel, lines, rows, mask, row_waves, waves, tables, TILE, CHUNK, RANK, STACKED, EXACT
+        )
+        dvalues, dlargest = _spectrum_of(
+            dy,
+            out_gate,
+            sample,
+            channel,
+            lines,
+            rows,
+            mask,
+            row_waves,
+            waves,
+            tables,
+            TILE,
+            CHUNK,
+            RANK,
+            STACKED,
+            EXACT,
+        )
+        sums = _more(sums, values, dvalues, largest * dlargest, RANK)
+    place = dspectrum + (group * channels + channel).to(tl.int64) * (2 * RANK * TILE[2] * TILE[3])
+    place += tl.arange(0, TILE[3])[:, None] + (start + tl.arange(0, CHUNK))[None, :] * TILE[3]
+    _store_spectrum(place, sums, TILE[2] * TILE[3], RANK)
+
+
+@triton.jit
+def _no_spectrum(HEIGHT: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr):
+    zeros = tl.zeros((HEIGHT, WIDTH), tl.float32)
+    sums = zeros, zeros
+    if RANK == 2:
+        sums = zeros, zeros, zeros, zeros
+    return sums
+
+
+@triton.jit
+def _more(sums, values, dvalues, factor, RANK: tl.constexpr):
+    """Sums of the gradient of a spectrum, and that of one more sample."""
+    cc, cs, sc, ss = values
+    dcc, dcs, dsc, dss = dvalues
+    p, q, dp, dq = (cc - ss) * factor, (sc + cs) * factor, dcc - dss, dsc + dcs
+    real, imag = sums[0] + (p * dp + q * dq), sums[1] + (q * dp - p * dq)
+    sums_out = real, imag
+    if RANK == 2:
+        p, q, dp, dq = (cc + ss) * factor, (sc - cs) * factor, dcc + dss, dsc - dcs
+        sums_out = real, imag, sums[2] + (p * dp + q * dq), sums[3] + (q * dp - p * dq)
+    return sums_out
+
+
+@triton.jit
+def _store_spectrum(place, sums, PART: tl.constexpr, RANK: tl.constexpr):
+    tl.store(place, sums[0])
+    tl.store(place + PART, sums[1])
+    if RANK == 2:
+        tl.store(place + 2 * PART, sums[2])
+        tl.store(place + 3 * PART, sums[3])
+
+
+# ---- tiles that are too large for one program: (lines, rows)
 
 
 @triton.jit
@@ -321,10 +557,10 @@ def _rows_fwd(
     sine = tl.zeros((LINE_BLOCK, BLOCK), tl.float32)
     for start in range(0, TILE[1], ROW_BLOCK):
         rows = start + tl.arange(0, ROW_BLOCK)
-        mask = _inside(lines, rows, size, TILE, RANK)
-        tile = _load(signal, factor, sample, channel, lines, rows, mask)
-        largest = _largest(tile)
-        tile = _split(tile / largest, EXACT)
+        mask = _inside(lines[:, None], rows[None, :], size, TILE, RANK)
+        tile = _load(signal, factor, sample, channel, lines[:, None], rows[None, :], mask)
+        largest, inverse = _largest(tile)
+        tile = _split(tile * inverse, EXACT)
         c, s = _waves(tables[0], rows, columns, TILE[1], TILE[3], EXACT)
         cosine += _dot(tile, c, EXACT) * largest
         sine += _dot(tile, s, EXACT) * largest
@@ -395,8 +631,8 @@ def _spectrum_from(
         cosine, sine = tl.load(at_cosine), tl.load(at_sine)
         if RANK == 1:
             cosine, sine = _twiddled(cosine, sine, tables[2], lines, columns, TILE, False)
-        largest = _largest(tl.maximum(tl.abs(cosine), tl.abs(sine)))
-        cosine, sine = _split(cosine / largest, EXACT), _split(sine / largest, EXACT)
+        largest, inverse = _largest(tl.maximum(tl.abs(cosine), tl.abs(sine)))
+        cosine, sine = _split(cosine * inverse, EXACT), _split(sine * inverse, EXACT)
         c, s = _waves(tables[1], frequencies, lines, TILE[2], TILE[0], EXACT)
         more_cc, more_cs, more_sc, more_ss = _spectrum(c, s, cosine, sine, EXACT)
         cc += more_cc * largest
@@ -438,11 +674,11 @@ def _lines_kernel(
         cc, cs, sc, ss = _spectrum_from(
             workspace, image, images, frequencies, columns, tables, TILE, LINE_BLOCK, BLOCK, CHUNK, RANK, EXACT
         )
-        part = spectrum + frequencies[:, None] * TILE[3] + columns[None, :]
-        cc, cs, sc, ss = _product(cc, cs, sc, ss, part, TILE[2] * TILE[3], RANK, CONJUGATE)
-        largest = _largest(tl.maximum(tl.maximum(tl.abs(cc), tl.abs(cs)), tl.maximum(tl.abs(sc), tl.abs(ss))))
+        place = spectrum + frequencies[:, None] * TILE[3] + columns[None, :]
+        cc, cs, sc, ss = _product(cc, cs, sc, ss, _parts_at(place, TILE[2] * TILE[3], RANK), RANK, CONJUGATE)
+        largest, inverse = _largest(tl.maximum(tl.maximum(tl.abs(cc), tl.abs(cs)), tl.maximum(tl.abs(sc), tl.abs(ss))))
         c, s = _waves(tables[1], frequencies, lines, TILE[2], TILE[0], EXACT)
-        more_cosine, more_sine = _back_along_lines(c, s, cc / largest, cs / largest, sc / largest, ss / largest, EXACT)
+        more_cosine, more_sine = _back_along_lines(c, s, cc * inverse, cs * inverse, sc * inverse, ss * inverse, EXACT)
         cosine += more_cosine * largest
         sine += more_sine * largest
     if RANK == 1:
@@ -482,11 +718,12 @@ def _rows_back_kernel(
         columns = start + tl.arange(0, BLOCK)
         at_cosine, at_sine = _rows_at(workspace, tl.program_id(0), batch * channels, lines, columns, TILE)
         cosine, sine = tl.load(at_cosine), tl.load(at_sine)
-        largest = _largest(tl.maximum(tl.abs(cosine), tl.abs(sine)))
+        largest, inverse = _largest(tl.maximum(tl.abs(cosine), tl.abs(sine)))
         c, s = _waves(tables[0], rows, columns, TILE[1], TILE[3], EXACT)
-        part = _dot(_split(cosine / largest, EXACT), _transposed(c), EXACT)
-        part += _dot(_split(sine / largest, EXACT), _transposed(s), EXACT)
+        part = _dot(_split(cosine * inverse, EXACT), _transposed(c), EXACT)
+        part += _dot(_split(sine * inverse, EXACT), _transposed(s), EXACT)
         tile += part * largest
+    lines, rows = lines[:, None], rows[None, :]
     mask = _inside(lines, rows, size, TILE, RANK)
     if other_y is not None:
         _store(tile, other_factor, other_y, sample, channel, lines, rows, mask)
@@ -494,43 +731,11 @@ def _rows_back_kernel(
 
 
 @triton.jit
-def _spectrum_of(
-    signal,
-    factor,
-    sample,
-    channel,
-    frequencies,
-    columns,
-    tables,
-    size,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    RANK: tl.constexpr,
-    EXACT: tl.constexpr,
-):
-    """As `_spectrum`, from a signal times a factor."""
-    lines = tl.arange(0, TILE[0])
-    cosine, sine = _rows_fwd(
-        signal, factor, sample, channel, lines, columns, tables, size, TILE, TILE[0], BLOCK, TILE[1], RANK, EXACT
-    )
-    if RANK == 1:
-        cosine, sine = _twiddled(cosine, sine, tables[2], lines, columns, TILE, False)
-    largest = _largest(tl.maximum(tl.abs(cosine), tl.abs(sine)))
-    c, s = _waves(tables[1], frequencies, lines, TILE[2], TILE[0], EXACT)
-    cc, cs, sc, ss = _spectrum(c, s, _split(cosine / largest, EXACT), _split(sine / largest, EXACT), EXACT)
-    return cc * largest, cs * largest, sc * largest, ss * largest
-
-
-@triton.jit
-def _spectrum_bwd_kernel(
-    dy,
-    x,
-    gate,
-    out_gate,
-    workspaces,
+def _spectrum_rows_bwd_kernel(
+    rows,
+    dy_rows,
     dspectrum,
     tables,
-    size,
     batch,
     channels,
     samples,
@@ -541,48 +746,23 @@ def _spectrum_bwd_kernel(
     RANK: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Gradient of a channel's spectrum at CHUNK x BLOCK frequencies, summed over `samples` samples.
-
-    Rows' transforms of gate * x and out_gate * dy are in two workspaces, or computed here where those are None.
-    Programs that read the same signals are neighbours.
-    """
-    PART: tl.constexpr = TILE[2] * TILE[3]
+    """As `_spectrum_bwd_kernel`, at CHUNK x BLOCK frequencies, from rows' transforms in two workspaces."""
     BLOCKS: tl.constexpr = TILE[3] // BLOCK
     COUNT: tl.constexpr = TILE[2] // CHUNK * BLOCKS
     block, image = tl.program_id(0) % COUNT, tl.program_id(0) // COUNT
     channel, group = image % channels, image // channels
     frequencies = block // BLOCKS * CHUNK + tl.arange(0, CHUNK)
     columns = block % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-    real = tl.zeros((CHUNK, BLOCK), tl.float32)
-    imag = tl.zeros((CHUNK, BLOCK), tl.float32)
-    other_real = tl.zeros((CHUNK, BLOCK), tl.float32)
-    other_imag = tl.zeros((CHUNK, BLOCK), tl.float32)
+    sums = _no_spectrum(CHUNK, BLOCK, RANK)
     for index in range(0, tl.minimum(samples, batch - group * samples)):
         sample = group * samples + index
-        if workspaces is None:
-            cc, cs, sc, ss = _spectrum_of(
-                x, gate, sample, channel, frequencies, columns, tables, size, TILE, BLOCK, RANK, EXACT
-            )
-            dcc, dcs, dsc, dss = _spectrum_of(
-                dy, out_gate, sample, channel, frequencies, columns, tables, size, TILE, BLOCK, RANK, EXACT
-            )
-        else:
-            place, images = sample * channels + channel, batch * channels
-            cc, cs, sc, ss = _spectrum_from(
-                workspaces[0], place, images, frequencies, columns, tables, TILE, LINE_BLOCK, BLOCK, CHUNK, RANK, EXACT
-            )
-            dcc, dcs, dsc, dss = _spectrum_from(
-                workspaces[1], place, images, frequencies, columns, tables, TILE, LINE_BLOCK, BLOCK, CHUNK, RANK, EXACT
-            )
-        real += (cc - ss) * (dcc - dss) + (sc + cs) * (dsc + dcs)
-        imag += (sc + cs) * (dcc - dss) - (cc - ss) * (dsc + dcs)
-        if RANK == 2:
-            other_real += (cc + ss) * (dcc + dss) + (sc - cs) * (dsc - dcs)
-            other_imag += (sc - cs) * (dcc + dss) - (cc + ss) * (dsc - dcs)
-    dspectrum += (group * channels + channel).to(tl.int64) * (2 * RANK * PART)
-    dspectrum += frequencies[:, None] * TILE[3] + columns[None, :]
-    tl.store(dspectrum, real)
-    tl.store(dspectrum + PART, imag)
-    if RANK == 2:
-        tl.store(dspectrum + 2 * PART, other_real)
-        tl.store(dspectrum + 3 * PART, other_imag)
+        place, images = sample * channels + channel, batch * channels
+        values = _spectrum_from(
+            rows, place, images, frequencies, columns, tables, TILE, LINE_BLOCK, BLOCK, CHUNK, RANK, EXACT
+        )
+        dvalues = _spectrum_from(
+            dy_rows, place, images, frequencies, columns, tables, TILE, LINE_BLOCK, BLOCK, CHUNK, RANK, EXACT
+        )
+        sums = _more(sums, values, dvalues, 1.0, RANK)
+    place = dspectrum + (group * channels + channel).to(tl.int64) * (2 * RANK * TILE[2] * TILE[3])
+    _store_spectrum(place + frequencies[:, None] * TILE[3] + columns[None, :], sums, TILE[2] * TILE[3], RANK)

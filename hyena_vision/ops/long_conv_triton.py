@@ -1,9 +1,10 @@
 """The `triton` backend: long convolutions with their gates in fused kernels, for NVIDIA's GPUs from sm_80 on.
 
-Signals of up to 64 x 64 tokens (4096 of a sequence) are convolved in one kernel, which reads x and the gates once and
-writes y once; larger ones in three, with rows' transforms between them in float32. Products have float16 operands: one
-product for bfloat16 input, three (numbers and what float16 leaves of them) for float32 and float16; sums are float32.
-The backward pass keeps what came in and nothing else. There are no atomic sums: equal calls give equal bits.
+Signals of up to 128 x 128 tokens (16384 of a sequence; in float32 and float16 64 x 64, and 4096) are convolved in one
+kernel, which reads x and the gates once and writes y once; larger ones in three, with rows' transforms between them in
+float32. Products have float16 operands: one product for bfloat16 input, three (numbers and what float16 leaves of them)
+for float32 and float16; sums are float32. The backward pass keeps what came in and nothing else. There are no atomic
+sums: equal calls give equal bits.
 docs/gpu.md has the formulas, and what the compiler makes of them.
 """
 
@@ -33,12 +34,13 @@ from hyena_vision.ops.half_frequency import (
 from hyena_vision.ops.lazy_kernel import LazyKernel
 from hyena_vision.ops.library import WATCHED, empty_result, full_precision, is_watched
 
-# Longest axis of a tile that one program convolves.
+# Longest axis of a tile that one program convolves, in bfloat16 twice as long.
 _WHOLE = 64
-# Programs that a GPU should have to choose from: a few per multiprocessor of the largest.
-_PROGRAMS = 1024
-# Bytes of shared memory that the largest program needs, as compiled ahead of time for sm_80, sm_90 and later ones.
-SHARED_MEMORY = 48 * 1024
+# Warps that a GPU should have to choose from: a few times those that the largest one runs at once.
+_WARPS = 8192
+# Bytes of shared memory that programs need, as compiled ahead of time for sm_80, sm_90 and later ones: those of whole
+# tiles of more than 64 x 64, and all others.
+LARGE_SHARED_MEMORY, SHARED_MEMORY = 152 * 1024, 64 * 1024
 # What the devices are, known here because a compiler cannot ask them.
 _DEVICES = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
 
@@ -56,14 +58,17 @@ def is_exact(x: Tensor, gate: Tensor | None) -> bool:
 def blocks_of(name: str, plan: Plan, exact: bool) -> dict[str, int]:
     """How a kernel is launched: what a program works on at a time, and warps.
 
-    As much as registers hold: compiled for sm_80 and sm_90, kernels of bfloat16 spill none. `BLOCK` row frequencies,
-    `CHUNK` line frequencies. Loops are not pipelined (one stage): what they load, the tables, is in the caches.
+    As much as registers hold, by what the compiler reports for sm_80 and sm_90. Programs of whole tiles have 16 row
+    frequencies per warp and go through the line frequencies in chunks of `CHUNK`, whose cosines and sines are one
+    operand if `STACKED`: products of 64 rows and more read it from shared memory on Hopper. Programs of other tiles
+    have `BLOCK` row frequencies. Loops are not pipelined (one stage): what they load, the tables, is in the caches.
     """
-    largest = max(plan.lines, plan.rows)
-    if name == "whole":
-        sizes = {16: (16, 16, 2), 32: (32, 16 if exact else 32, 4), 64: (16, 16 if exact else 32, 4)}
-        blocks = dict(zip(("BLOCK", "CHUNK", "num_warps"), sizes[largest], strict=True))
-    elif name == "spectrum":
+    if name in ("whole", "spectrum"):
+        chunk = 32 if name == "whole" and not exact and plan.lines <= 32 else 16
+        blocks = {"CHUNK": chunk, "STACKED": plan.row_frequencies >= 64, "num_warps": plan.row_frequencies // 16}
+        if name == "whole" and not exact and plan.rank == 2 and plan.row_frequencies == plan.lines == 64:
+            blocks["maxnreg"] = 168  # three programs for a multiprocessor
+    elif name == "spectrum_rows":
         blocks = {"LINE_BLOCK": 64, "BLOCK": 32, "CHUNK": 16, "num_warps": 4}
     elif name == "lines":
         blocks = {"LINE_BLOCK": 64, "BLOCK": 16, "CHUNK": 16 if exact else 32, "num_warps": 8}
@@ -107,13 +112,17 @@ def constants_of(plan: Plan, exact: bool) -> dict:
 
 
 @made_once
-def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Waves of rows and lines as float16 numbers and the rests they leave, and the twiddle factors, float32."""
+def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Waves of rows and lines as float16 numbers and the rests they leave; twiddle factors in float32 and float16."""
     *waves, twiddle = tables(plan)
     numbers = [wave.half() for wave in waves]
     rests = [((wave - n.double()) * kernels.REST.value).half() for wave, n in zip(waves, numbers, strict=True)]
     row, line = (torch.stack(pair).to(device) for pair in zip(numbers, rests, strict=True))
-    return row, line, None if twiddle is None else twiddle.float().to(device)
+    return (
+        row,
+        line,
+        *(None if twiddle is None else twiddle.to(device, dtype) for dtype in (torch.float32, torch.float16)),
+    )
 
 
 def _signal(tensor: Tensor | None, plan: Plan) -> tuple[Tensor, tuple[int, ...]] | None:
@@ -129,9 +138,19 @@ def _sizes(plan: Plan, x: Tensor) -> tuple[tuple[int, int], int, int]:
     return (plan.size[0], plan.size[-1]), x.shape[0], x.shape[1]
 
 
-def is_whole(plan: Plan) -> bool:
-    """Whether one program convolves a whole tile."""
-    return max(plan.lines, plan.rows) <= _WHOLE
+def is_whole(plan: Plan, exact: bool, device: torch.device) -> bool:
+    """Whether one program convolves a whole tile: as far as registers and shared memory go."""
+    large = not exact and (device.type != "cuda" or _shared_memory(device) >= LARGE_SHARED_MEMORY)
+    return max(plan.lines, plan.rows) <= (2 if large else 1) * _WHOLE
+
+
+def _shared_memory(device: torch.device) -> int:
+    return _DEVICES[device.index].shared_memory_per_block_optin
+
+
+def _samples(batch: int, programs: int, warps: int) -> int:
+    """For each program, as long as there are enough of them; of one sample there are `programs` of `warps` warps."""
+    return -(-batch // min(batch, -(-_WARPS // (programs * warps))))
 
 
 def _convolve(x: Tensor, kernel: _Kernel, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
@@ -139,22 +158,32 @@ def _convolve(x: Tensor, kernel: _Kernel, gate: Tensor | None, out_gate: Tensor 
     if not y.numel():
         return y
     plan = kernel.plan
-    if not is_whole(plan):
+    if not is_whole(plan, kernel.exact, x.device):
         workspace = _rows(x, gate, plan, kernel.exact)
         _lines(workspace, x, kernel, conjugate=False)
         _rows_back(workspace, kernel, out_gate, y)
         return y
-    kernels._long_conv_fwd_kernel[(x.shape[0] * x.shape[1],)](
-        *(_signal(t, plan) for t in (x, gate, out_gate, y)),
+    _launch_whole(kernels._long_conv_fwd_kernel, kernel, x, gate, out_gate, y)
+    return y
+
+
+def _launch_whole(function: Callable, kernel: _Kernel, x: Tensor, *signals: Tensor | None) -> None:
+    plan, (batch, channels) = kernel.plan, x.shape[:2]
+    per_sample, blocks = kernel.scales.ndim == 2, blocks_of("whole", kernel.plan, kernel.exact)
+    # Of several samples what they share is kept, as far as registers go
+    keep = not per_sample and blocks["CHUNK"] == plan.line_frequencies
+    samples = _samples(batch, channels, blocks["num_warps"]) if keep else 1
+    function[(-(-batch // samples) * channels,)](
+        *(_signal(t, plan) for t in (x, *signals)),
         _tables(plan.table_key, x.device),
         kernel.spectrum,
         kernel.scales,
         *_sizes(plan, x),
-        PER_SAMPLE=kernel.scales.ndim == 2,
+        samples,
+        PER_SAMPLE=per_sample,
         **kernel.constants,
-        **blocks_of("whole", plan, kernel.exact),
+        **blocks,
     )
-    return y
 
 
 def _rows(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Tensor:
@@ -247,49 +276,45 @@ def _signal_gradients(
     dout_gate: Tensor | None,
 ) -> Tensor:
     """Fills dx, dgate and dout_gate; returns the gradient of the spectrum."""
-    plan, (batch, channels) = kernel.plan, x.shape[:2]
-    per_sample = kernel.scales.ndim == 2
-    signals = [_signal(t, plan) for t in (dy, x, gate, out_gate)]
-    if is_whole(plan):
-        workspaces = None
-        kernels._long_conv_bwd_kernel[(batch * channels,)](
-            *signals,
-            *(_signal(t, plan) for t in (dx, dgate, dout_gate)),
-            _tables(plan.table_key, x.device),
-            kernel.spectrum,
-            kernel.scales,
-            *_sizes(plan, x),
-            PER_SAMPLE=per_sample,
-            **kernel.constants,
-            **blocks_of("whole", plan, kernel.exact),
+    plan, exact, per_sample = kernel.plan, kernel.exact, kernel.scales.ndim == 2
+    if is_whole(plan, exact, x.device):
+        _launch_whole(kernels._long_conv_bwd_kernel, kernel, dy, x, gate, out_gate, dx, dgate, dout_gate)
+    if max(plan.lines, plan.rows) <= _WHOLE:
+        dspectrum = _dspectrum(
+            "spectrum", x, plan, exact, per_sample, [_signal(t, plan) for t in (dy, x, gate, out_gate)]
         )
     else:
-        workspaces = _rows(x, gate, plan, kernel.exact), _rows(dy, out_gate, plan, kernel.exact)
-    blocks = blocks_of("spectrum", plan, kernel.exact)
-    parts = (plan.line_frequencies // blocks["CHUNK"]) * (plan.row_frequencies // blocks["BLOCK"])
-    # A program sums over some samples: over one if each has its own kernel
-    samples = 1 if per_sample else -(-batch // min(batch, -(-_PROGRAMS // (channels * parts))))
+        rows, dy_rows = _rows(x, gate, plan, exact), _rows(dy, out_gate, plan, exact)
+        dspectrum = _dspectrum("spectrum_rows", x, plan, exact, per_sample, [rows, dy_rows])
+        if not is_whole(plan, exact, x.device):
+            if out_gate is not None:
+                _lines(rows, x, kernel, conjugate=False)
+                _rows_back(rows, kernel, dy, dout_gate)
+            _lines(dy_rows, x, kernel, conjugate=True)
+            _rows_back(dy_rows, kernel, gate, dx, None if gate is None else x, dgate)
+    return dspectrum if per_sample else dspectrum.sum(0)
+
+
+def _dspectrum(name: str, x: Tensor, plan: Plan, exact: bool, per_sample: bool, inputs: list) -> Tensor:
+    """Gradient of the spectrum, ([B or groups of samples,] C, parts, line_frequencies, row_frequencies)."""
+    (batch, channels), blocks = x.shape[:2], blocks_of(name, plan, exact)
+    programs = channels * (plan.line_frequencies // blocks["CHUNK"])
+    programs *= plan.row_frequencies // blocks.get("BLOCK", plan.row_frequencies)
+    samples = 1 if per_sample else _samples(batch, programs, blocks["num_warps"])
     groups = -(-batch // samples)
     shape = (groups, channels, plan.parts, plan.line_frequencies, plan.row_frequencies)
     dspectrum = torch.empty(shape, dtype=torch.float32, device=x.device)
-    kernels._spectrum_bwd_kernel[(groups * channels * parts,)](
-        *signals,
-        workspaces,
+    whole = name == "spectrum"
+    (kernels._spectrum_bwd_kernel if whole else kernels._spectrum_rows_bwd_kernel)[(groups * programs,)](
+        *inputs,
         dspectrum,
         _tables(plan.table_key, x.device),
-        *_sizes(plan, x),
+        *(_sizes(plan, x) if whole else (batch, channels)),
         samples,
-        **kernel.constants,
+        **constants_of(plan, exact),
         **blocks,
     )
-    if workspaces is not None:
-        rows, dy_rows = workspaces
-        if out_gate is not None:
-            _lines(rows, x, kernel, conjugate=False)
-            _rows_back(rows, kernel, dy, dout_gate)
-        _lines(dy_rows, x, kernel, conjugate=True)
-        _rows_back(dy_rows, kernel, gate, dx, None if gate is None else x, dgate)
-    return dspectrum if per_sample else dspectrum.sum(0)
+    return dspectrum
 
 
 def _on_device_of_x(function: Callable) -> Callable:
@@ -345,7 +370,7 @@ def reason_not(x: Tensor, kernel: Tensor) -> str | None:
         return f"it is for GPUs, and x is on {x.device}"
     if torch.version.hip is not None or _DEVICES[x.device.index].major < 8:
         return f"it is for NVIDIA's GPUs from sm_80 on, and {x.device} is another"
-    shared = _DEVICES[x.device.index].shared_memory_per_block_optin
+    shared = _shared_memory(x.device)
     if shared < SHARED_MEMORY:
         return f"its programs need up to {SHARED_MEMORY} bytes of shared memory, and {x.device} has {shared}"
     return None

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -20,12 +21,13 @@ from triton.compiler import ASTSource
 from hyena_vision.ops import long_conv_kernels, long_conv_triton, short_filter_triton
 from hyena_vision.ops.half_frequency import make_plan
 
-# Largest tiles of one kernel and of three, in 2D and 1D.
-SIZES = ((64, 64), (4096,), (256, 256), (65536,))
+# Tiles of one kernel and of three, in 2D and 1D.
+SIZES = ((16, 16), (32, 32), (64, 64), (4096,), (128, 128), (16384,), (256, 256), (65536,))
 KERNELS = {
     "_long_conv_fwd_kernel": "whole",
     "_long_conv_bwd_kernel": "whole",
     "_spectrum_bwd_kernel": "spectrum",
+    "_spectrum_rows_bwd_kernel": "spectrum_rows",
     "_rows_fwd_kernel": "rows",
     "_lines_kernel": "lines",
     "_rows_back_kernel": "rows",
@@ -37,7 +39,7 @@ def constant(value):
     return ("constant", value)
 
 
-def arguments(plan, exact, whole):
+def arguments(plan, exact):
     """Of every parameter: the type, a constant, or a tuple of these; * and %16 stand for multiples of 16."""
     number = "*fp32" if exact else "*bf16"
     strides = ["i32%16"] * 4
@@ -45,12 +47,11 @@ def arguments(plan, exact, whole):
     signal = (number, tuple(strides))
     signals = "x gate out_gate y dy dx dgate dout_gate factor other_factor other_y"
     return dict.fromkeys(signals.split(), signal) | {
-        "workspace": "*fp32",
-        "workspaces": constant(None) if whole else ("*fp32", "*fp32"),
+        **dict.fromkeys(("workspace", "rows", "dy_rows"), "*fp32"),
         "dspectrum": "*fp32",
         "scales": "*fp32",
         "spectrum": "*fp32" if exact else "*fp16",
-        "tables": ("*fp16", "*fp16", "*fp32" if plan.rank == 1 else constant(None)),
+        "tables": ("*fp16", "*fp16", *(("*fp32", "*fp16") if plan.rank == 1 else (constant(None), constant(None)))),
         "size": ("i32", "i32"),
         "batch": "i32",
         "channels": "i32",
@@ -113,12 +114,13 @@ def main(architecture, dtype, *sizes):
     exact = dtype == "fp32"
     for size in [tuple(map(int, size.split("x"))) for size in sizes] or SIZES:
         plan = make_plan(size, False)
-        whole = long_conv_triton.is_whole(plan)
+        launches = ["whole"] if long_conv_triton.is_whole(plan, exact, torch.device("cpu")) else ["rows", "lines"]
+        launches += ["spectrum"] if max(plan.lines, plan.rows) <= 64 else ["rows", "spectrum_rows"]
         for kernel, launch in KERNELS.items():
-            if launch != "spectrum" and whole != (launch == "whole"):
+            if launch not in launches:
                 continue
             blocks = long_conv_triton.blocks_of(launch, plan, exact)
-            given = arguments(plan, exact, whole) | {key: constant(n) for key, n in blocks.items()}
+            given = arguments(plan, exact) | {key: constant(n) for key, n in blocks.items()}
             options = {key: n for key, n in blocks.items() if not key.isupper()}
             report = compile_kernel(getattr(long_conv_kernels, kernel), given, target, **options)
             print(json.dumps({"kernel": kernel, "size": size, **report}), flush=True)

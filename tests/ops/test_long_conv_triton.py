@@ -102,12 +102,6 @@ def use_blocks(size, monkeypatch):
     monkeypatch.setattr(long_conv_triton, "blocks_of", blocks_of)
 
 
-def use_larger_blocks(monkeypatch):
-    """Fewer steps for the interpreter, which would take a minute for a thousand."""
-    if long_conv_triton.interpreted():
-        use_blocks(128, monkeypatch)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("name", "problem"),
@@ -120,7 +114,7 @@ def use_larger_blocks(monkeypatch):
     ids=lambda case: case if isinstance(case, str) else str(case.size),
 )
 def test_tiles_in_parts_match_direct_sum(name, problem, dtype, monkeypatch):
-    monkeypatch.setattr(long_conv_triton, "_WHOLE", 16)
+    monkeypatch.setattr(long_conv_triton, "_WHOLE", 8)
     use_blocks(16, monkeypatch)
     check(name, arguments(problem, dtype), "fft")
 
@@ -130,26 +124,29 @@ def test_tiles_in_parts_match_direct_sum(name, problem, dtype, monkeypatch):
     [
         ("centred", Problem((4096,), (8191,), batch=1, channels=1), torch.bfloat16),
         ("linear", Problem((64, 64), (127, 127), batch=1, channels=1), torch.float32),
-        ("linear", Problem((70, 20), (139, 39), batch=1, channels=1), torch.bfloat16),
-        ("causal", Problem((4100,), (4100,), batch=1, channels=1, skip=False), torch.bfloat16),
+        ("linear", Problem((70, 40), (139, 79), batch=1, channels=1), torch.bfloat16),
+        ("circular", Problem((40, 100), (79, 199), batch=1, channels=1), torch.bfloat16),
+        ("causal", Problem((9000,), (9000,), batch=1, channels=1, skip=False), torch.bfloat16),
     ],
     ids=lambda case: str(getattr(case, "size", case)),
 )
-def test_large_tiles_match_float64_transforms(name, problem, dtype, monkeypatch):
-    use_larger_blocks(monkeypatch)
+def test_large_tiles_match_float64_transforms(name, problem, dtype):
+    plan = half_frequency.make_plan(problem.size, name == "circular")
+    assert long_conv_triton.is_whole(plan, dtype == torch.float32, torch.device(DEVICE, 0))
+    assert long_conv_triton.blocks_of("whole", plan, dtype == torch.float32)["CHUNK"] < plan.line_frequencies
     check(name, arguments(problem, dtype), "fft")
 
 
 @pytest.mark.parametrize("name", ["causal", "linear"])
 def test_gradient_of_a_kernel_is_summed_over_samples(name, monkeypatch):
     # Groups of two samples and of one
-    monkeypatch.setattr(long_conv_triton, "_PROGRAMS", 4)
+    monkeypatch.setattr(long_conv_triton, "_WARPS", 4)
     problem = Problem((9,), (9,), 3, 2) if name == "causal" else Problem((3, 4), (5, 7), 3, 2)
     check(name, arguments(problem, torch.float32))
 
 
 def test_parts_with_a_kernel_per_sample_and_channel(monkeypatch):
-    monkeypatch.setattr(long_conv_triton, "_WHOLE", 16)
+    monkeypatch.setattr(long_conv_triton, "_WHOLE", 8)
     problem = Problem((270,), (39,), 2, 2, per_sample=True)
     check("centred", arguments(problem, torch.bfloat16, (False, True)), "fft")
 
@@ -159,7 +156,7 @@ def test_parts_with_a_kernel_per_sample_and_channel(monkeypatch):
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_gradients_keep_the_range_of_the_input(dtype, scale, parts, monkeypatch):
     if parts:
-        monkeypatch.setattr(long_conv_triton, "_WHOLE", 16)
+        monkeypatch.setattr(long_conv_triton, "_WHOLE", 8)
     size = (20, 17) if parts else (6, 7)
     problem = Problem(size, tuple(2 * n - 1 for n in size), 1, 1)
     x, _, _, kernel, skip = arguments(problem, dtype, (False, False))
@@ -205,7 +202,9 @@ def test_backward_operator_is_registered_as_torch_asks():
 
 @pytest.mark.parametrize("name", ["centred", "linear"])
 def test_largest_sizes(name, monkeypatch):
-    use_larger_blocks(monkeypatch)
+    if long_conv_triton.interpreted():
+        # Fewer steps, a thousand of which would take a minute
+        use_blocks(128, monkeypatch)
     op, kwargs = OPERATORS[name]
     problem = Problem((65536,), (131071,), 1, 1) if name == "centred" else Problem((256, 256), (511, 511), 1, 1)
     x, kernel, skip = problem.tensors(torch.float32, DEVICE)
@@ -386,5 +385,11 @@ def test_small_shared_memory_is_a_reason(monkeypatch):
     monkeypatch.setattr(long_conv_triton, "is_watched", lambda *tensors: False)
     x = torch.ones(1, 1, 3).as_subclass(OnGpu)
     assert "bytes of shared memory, and cuda:0 has 32768" in long_conv_triton.reason_not(x, x)
+    plan = half_frequency.make_plan((128, 128), False)
+    for shared, whole in ((99 * 1024, False), (163 * 1024, True)):
+        device.shared_memory_per_block_optin = shared
+        assert long_conv_triton.reason_not(x, x) is None
+        assert long_conv_triton.is_whole(plan, False, x.device) == whole
+        assert not long_conv_triton.is_whole(plan, True, x.device)
     device.major = 7
     assert "from sm_80 on, and cuda:0 is another" in long_conv_triton.reason_not(x, x)
