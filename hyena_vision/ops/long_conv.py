@@ -79,7 +79,7 @@ def long_conv1d(
         `blocked`: O(B C L (sqrt(L) + log L)) time with small matrix products, for L with a divisor near its root.
         `fft`: O(B C F log F) time with F about L + min(K, L), and 2 L for any K in exported programs.
         `triton`: O(B C L sqrt(L)) time on tensor cores, L <= 65536; 8 bytes of memory traffic per token and channel
-            in bfloat16 with both gates up to L = 4096, else 40.
+            in bfloat16 with both gates up to L = 16384, else 40.
         `reference`: O(B C L K) time.
 
     Source:
@@ -136,7 +136,7 @@ def long_conv2d(
         `blocked`: O(B C H W (W + log H)) time with small matrix products.
         `fft`: O(B C Fh Fw log(Fh Fw)) time, about 2H x 2W for the global kernel (2H-1, 2W-1); "circular" needs H x W.
         `triton`: O(B C H W (H + W)) time on tensor cores, H, W <= 256; 8 bytes of memory traffic per token and channel
-            in bfloat16 with both gates up to 64 x 64, else 40.
+            in bfloat16 with both gates up to 128 x 128, else 40.
         `reference`: O(B C H W Kh Kw) time.
 
     Source:

@@ -393,7 +393,7 @@ def _long_conv_bwd_kernel(
     RANK: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Gradients of x and of the gates, for whose second one the convolution is computed again."""
+    """Gradients of x and of the gates, for whose second one, if asked for, the convolution is computed again."""
     KEEP: tl.constexpr = CHUNK == TILE[2]
     first, count, channel, kernel = _samples_of(batch, channels, samples, PER_SAMPLE, KEEP)
     spectrum += kernel.to(tl.int64) * (2 * RANK * TILE[2] * TILE[3])
@@ -405,7 +405,7 @@ def _long_conv_bwd_kernel(
     mask = _inside(lines, rows, size, TILE, RANK)
     for index in range(0, count):
         sample = first + index
-        if out_gate is not None:
+        if dout_gate is not None:
             tile = _load(x, gate, sample, channel, lines, rows, mask)
             tile = _convolve(tile, kept, tables, spectrum, scale, TILE, CHUNK, RANK, STACKED, False, EXACT)
             _store(tile, dy, dout_gate, sample, channel, lines, rows, mask)

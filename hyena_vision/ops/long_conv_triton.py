@@ -277,9 +277,14 @@ def _signal_gradients(
 ) -> Tensor:
     """Fills dx, dgate and dout_gate; returns the gradient of the spectrum."""
     plan, exact, per_sample = kernel.plan, kernel.exact, kernel.scales.ndim == 2
+    large = max(plan.lines, plan.rows) > _WHOLE
     if is_whole(plan, exact, x.device):
+        if large and out_gate is not None:
+            # Two convolutions of large tiles in one program would need more registers than there are
+            _launch_whole(kernels._long_conv_fwd_kernel, kernel, x, gate, dy, dout_gate)
+            dout_gate = None
         _launch_whole(kernels._long_conv_bwd_kernel, kernel, dy, x, gate, out_gate, dx, dgate, dout_gate)
-    if max(plan.lines, plan.rows) <= _WHOLE:
+    if not large:
         dspectrum = _dspectrum(
             "spectrum", x, plan, exact, per_sample, [_signal(t, plan) for t in (dy, x, gate, out_gate)]
         )

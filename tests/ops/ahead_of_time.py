@@ -3,6 +3,8 @@
 A program of its own, since the tests run in a process where Triton interprets:
 
     python ahead_of_time.py {sm_80,sm_90} {bf16,fp32} [SIZE ...]     a size: 64x64, 4096
+
+Instructions are those of a program of a whole tile, of one sample; of other programs, those of one turn of each loop.
 """
 
 import json
@@ -21,8 +23,7 @@ from triton.compiler import ASTSource
 from hyena_vision.ops import long_conv_kernels, long_conv_triton, short_filter_triton
 from hyena_vision.ops.half_frequency import make_plan
 
-# Tiles of one kernel and of three, in 2D and 1D.
-SIZES = ((16, 16), (32, 32), (64, 64), (4096,), (128, 128), (16384,), (256, 256), (65536,))
+SIZES = ((256, 256), (128, 128), (16384,), (64, 64), (4096,), (32, 32), (16, 16))
 KERNELS = {
     "_long_conv_fwd_kernel": "whole",
     "_long_conv_bwd_kernel": "whole",
@@ -41,20 +42,22 @@ def constant(value):
 
 def arguments(plan, exact):
     """Of every parameter: the type, a constant, or a tuple of these; * and %16 stand for multiples of 16."""
+    large = max(plan.lines, plan.rows) > 64
     number = "*fp32" if exact else "*bf16"
     strides = ["i32%16"] * 4
     strides[3 if plan.rank == 2 else 2] = constant(1)
     signal = (number, tuple(strides))
     signals = "x gate out_gate y dy dx dgate dout_gate factor other_factor other_y"
     return dict.fromkeys(signals.split(), signal) | {
+        **({"dout_gate": constant(None)} if large else {}),
         **dict.fromkeys(("workspace", "rows", "dy_rows"), "*fp32"),
         "dspectrum": "*fp32",
         "scales": "*fp32",
         "spectrum": "*fp32" if exact else "*fp16",
         "tables": ("*fp16", "*fp16", *(("*fp32", "*fp16") if plan.rank == 1 else (constant(None), constant(None)))),
-        "size": ("i32", "i32"),
+        "size": ("i32%16", "i32%16"),
         "batch": "i32",
-        "channels": "i32",
+        "channels": "i32%16",
         "samples": "i32",
         "PER_SAMPLE": constant(False),
         "CONJUGATE": constant(False),
@@ -82,8 +85,29 @@ def short_filter_arguments(exact, backward):
     )
 
 
-def compile_kernel(kernel, given, target, **options):
-    """Registers, bytes of stack per thread (what was spilled) and bytes of shared memory."""
+def tool(name, *arguments):
+    """What one of the programs that come with Triton prints."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def executed(assembly, turns):
+    """Instructions of a warp, those of each loop `turns` times; of several outcomes of a test all are counted."""
+    places, loops, count = {}, [], 0
+    for line in assembly.splitlines():
+        if label := re.match(r"(\.L\w+):", line):
+            places[label[1]] = count
+        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*);", line):
+            target = re.search(r"BRA.*`\((\.L\w+)\)", instruction[1])
+            # A program ends with a jump to itself
+            if target and places.get(target[1], count) < count:
+                loops.append(count + 1 - places[target[1]])
+            count += "NOP" not in instruction[1]
+    return count + sum(loops) * (turns - 1)
+
+
+def compile_kernel(kernel, given, target, turns, **options):
+    """Registers, bytes of stack per thread (what was spilled), of shared memory, and instructions of all warps."""
     constants, attributes = {}, {}
 
     def walk(kind, path):
@@ -99,35 +123,41 @@ def compile_kernel(kernel, given, target, **options):
     signature = {name: walk(given[name], (index,)) for index, name in enumerate(kernel.arg_names)}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=target, options=options)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(compiled.asm["cubin"])
-        text = subprocess.run([tool, "--dump-resource-usage", file], capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()
-    return {"registers": int(registers), "stack": int(stack), "shared": compiled.metadata.shared}
+        registers, stack = re.search(
+            r"REG:(\d+) STACK:(\d+)", tool("cuobjdump", "--dump-resource-usage", file)
+        ).groups()
+        instructions = compiled.metadata.num_warps * executed(tool("nvdisasm", "-c", file), turns)
+    report = {"registers": int(registers), "stack": int(stack), "shared": compiled.metadata.shared}
+    return report | {"instructions": instructions}
 
 
 def main(architecture, dtype, *sizes):
-    """Print one line of JSON per kernel and size."""
+    """Print one line of JSON per kernel and size; kernels that work on parts of a tile come with the first one only."""
     target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
-    exact = dtype == "fp32"
+    exact, parts = dtype == "fp32", set()
     for size in [tuple(map(int, size.split("x"))) for size in sizes] or SIZES:
         plan = make_plan(size, False)
         launches = ["whole"] if long_conv_triton.is_whole(plan, exact, torch.device("cpu")) else ["rows", "lines"]
         launches += ["spectrum"] if max(plan.lines, plan.rows) <= 64 else ["rows", "spectrum_rows"]
         for kernel, launch in KERNELS.items():
-            if launch not in launches:
+            if launch not in launches or kernel in parts:
                 continue
+            if launch not in ("whole", "spectrum"):
+                parts.add(kernel)
             blocks = long_conv_triton.blocks_of(launch, plan, exact)
             given = arguments(plan, exact) | {key: constant(n) for key, n in blocks.items()}
             options = {key: n for key, n in blocks.items() if not key.isupper()}
-            report = compile_kernel(getattr(long_conv_kernels, kernel), given, target, **options)
+            # Whole tiles have one loop, over chunks, or, where there is one chunk, over samples
+            turns = plan.line_frequencies // blocks["CHUNK"] if launch == "whole" else 1
+            report = compile_kernel(getattr(long_conv_kernels, kernel), given, target, turns, **options)
             print(json.dumps({"kernel": kernel, "size": size, **report}), flush=True)
     for kernel in ("_short_filter_fwd_kernel", "_short_filter_bwd_signals_kernel", "_short_filter_bwd_inputs_kernel"):
         given = short_filter_arguments(exact, backward="inputs" in kernel)
         report = compile_kernel(
-            getattr(short_filter_triton, kernel), given, target, num_warps=short_filter_triton.WARPS
+            getattr(short_filter_triton, kernel), given, target, 1, num_warps=short_filter_triton.WARPS
         )
         print(json.dumps({"kernel": kernel, **report}), flush=True)
 
