@@ -39,6 +39,7 @@ class ModelRow:
         mode: "infer" or "train".
         dtype: Of autocast, "float32" for none.
         compile: Mode of torch.compile, "no" for eager.
+        reparam: Whether it was reparameterized for inference.
         device: Where it ran.
         images_per_s: Median of the rounds.
         images_per_s_low: Lower quartile.
@@ -58,6 +59,7 @@ class ModelRow:
     mode: str
     dtype: str
     compile: str
+    reparam: bool
     device: str
     images_per_s: float | None
     images_per_s_low: float | None
@@ -84,6 +86,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--base", metavar="NAME", help="model that ratios are to (default: the first ViT of timm)")
     parser.add_argument("--train", action="store_true", help="measure training steps besides inference")
     parser.add_argument("--compile", nargs="?", const="default", default="no", metavar="MODE", help="torch.compile")
+    parser.add_argument(
+        "--reparam", action="store_true", help="reparameterize models for inference, as timm's scripts do"
+    )
     parser.add_argument(
         "-b", "--batch-size", type=batch_size, metavar="N", default="auto", help="a number, or auto: by --batch-memory"
     )
@@ -126,6 +131,7 @@ def run(args: argparse.Namespace) -> list[ModelRow]:
         time_limit=args.time_limit,
         memory=not args.no_memory,
         base=args.base,
+        reparam=args.reparam,
         on_rows=keep,
     )
     print(report.table(done))
@@ -148,6 +154,7 @@ def measure_models(
     time_limit: float | None = None,
     memory: bool = True,
     base: str | None = None,
+    reparam: bool = False,
     on_rows: Callable[[list[ModelRow]], None] | None = None,
 ) -> list[ModelRow]:
     """Measure models at several resolutions, all models of a resolution in turn.
@@ -165,6 +172,7 @@ def measure_models(
         time_limit: Seconds after which a model is not called again at a size, None for no limit.
         memory: Whether peak memory is measured, before anything is timed: what dies of it there is not timed.
         base: Name that ratios are to, None for the first ViT of timm.
+        reparam: Whether models are reparameterized for inference.
         on_rows: Called with the rows of each resolution as soon as they are known.
 
     Returns:
@@ -183,7 +191,7 @@ def measure_models(
     for mode in ("infer", "train") if train else ("infer",):
         for img_size in img_sizes:
             batch = choose_batch_size(models, img_size, mode, batch_memory) if batch_size == "auto" else batch_size
-            settings = (img_size, batch, mode, dtype, compile, device)
+            settings = (img_size, batch, mode, dtype, compile, device, reparam and mode == "infer")
             rows += _measure_size(models, settings, rounds, time_limit, memory, base)
             if on_rows is not None:
                 on_rows(rows[-len(models) :])
@@ -194,7 +202,7 @@ def _measure_size(
     models: Sequence[str], settings: tuple, rounds: int, time_limit: float | None, memory: bool, base: str
 ) -> list[ModelRow]:
     """Rows of one resolution and mode; `settings` are what `make_step` takes after the name."""
-    img_size, batch, mode, dtype, compile, device = settings
+    img_size, batch, mode, dtype, compile, device, reparam = settings
     # A process that compiles for the CPU counts the compiler's memory too
     memory = memory and (compile == "no" or torch.device(device).type != "cpu")
     peaks: dict[str, float | None] = {}
@@ -223,6 +231,7 @@ def _measure_size(
                 mode=mode,
                 dtype=dtype,
                 compile=compile,
+                reparam=reparam,
                 device=device,
                 images_per_s=middle,
                 images_per_s_low=low,

@@ -43,7 +43,9 @@ def read_csv(path: str, row_type: type[Row]) -> list[Row]:
 
     def parse(name: str, text: str) -> Any:
         kinds = get_args(types[name]) or (types[name],)
-        return None if text == "" and type(None) in kinds else kinds[0](text)
+        if text == "" and type(None) in kinds:
+            return None
+        return text == "True" if kinds[0] is bool else kinds[0](text)
 
     with open(path, newline="", encoding="utf-8") as file:
         return [row_type(**{name: parse(name, text) for name, text in row.items()}) for row in csv.DictReader(file)]

@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from hyena_vision.benchmark.arguments import DTYPES
@@ -78,7 +79,7 @@ def create_model(name: str, img_size: int, **hyena_kwargs: Any) -> nn.Module:
 
 
 def make_step(
-    name: str, img_size: int, batch_size: int, mode: str, dtype: str, compile: str, device: str
+    name: str, img_size: int, batch_size: int, mode: str, dtype: str, compile: str, device: str, reparam: bool = False
 ) -> Callable[[], Tensor]:
     """Make a function that runs a model once on random images.
 
@@ -90,6 +91,7 @@ def make_step(
         dtype: Name of autocast's dtype, "float32" for no autocast.
         compile: Mode of torch.compile, "no" for eager.
         device: Where it runs.
+        reparam: Whether inference is that of `timm.utils.reparameterize_model`.
 
     Returns:
         A function without arguments that returns the logits, or the loss of the step.
@@ -97,8 +99,8 @@ def make_step(
     with torch.device(device):
         model = create_model(name, img_size).train(mode == "train")
         images = torch.randn(batch_size, 3, img_size, img_size)
-    if compile != "no":
-        model = torch.compile(model, mode=compile)
+    if reparam and mode == "infer":
+        model = reparameterize_model(model, inplace=True)
     half = dtype != "float32"
 
     def autocast():
@@ -110,7 +112,11 @@ def make_step(
             return model(images)
 
     if mode == "infer":
+        if reparam and compile != "no":
+            infer()  # makes what is kept, which a captured graph must not
+        model = model if compile == "no" else torch.compile(model, mode=compile)
         return infer
+    model = model if compile == "no" else torch.compile(model, mode=compile)
     targets = torch.arange(batch_size, device=device) % model.num_classes
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 

@@ -116,6 +116,7 @@ class _Hyena(nn.Module):
         else:
             self.filter = ImplicitFilter2d(dim, base_size=base_grid, **filter_kwargs, **dd)
         self.cache_limit = cache_limit
+        self.reparameterized = False
         self._write_config()
         self.skip = nn.Parameter(torch.empty(order - 1, dim, **dd))
         self.out_norm = norm_layer() if out_norm else nn.Identity()
@@ -135,8 +136,28 @@ class _Hyena(nn.Module):
 
     def _write_config(self) -> None:
         """Settings as text, for torch.compile, which passes numbers and text to its operators."""
-        settings = {"filter": self.filter.arguments, "op": self.op_settings, "limit": self.cache_limit}
-        self.config = json.dumps(settings)
+        limit = None if self.reparameterized else self.cache_limit
+        self.config = json.dumps({"filter": self.filter.arguments, "op": self.op_settings, "limit": limit})
+
+    def reparameterize(self) -> None:
+        """Keep kernels between calls on any device and however large they are, for inference with fixed weights.
+
+        `timm.utils.reparameterize_model` calls this for all mixers of a model. The first call at a size without
+        gradients makes them, for C (order - 1) spectra of the padded grid; those of one size are kept. Weights are no
+        longer compared by value: changes in place, loading included, are seen, but not those through `.data`; call this
+        again after one. `train()` undoes it. A CUDA graph needs a call at its size before it is captured.
+        """
+        self.reparameterized = True
+        self._write_config()
+        kernel_store.forget(self)
+
+    def train(self, mode: bool = True) -> "_Hyena":
+        """As torch's, and back to comparing weights."""
+        if mode and self.reparameterized:
+            self.reparameterized = False
+            self._write_config()
+            kernel_store.forget(self)
+        return super().train(mode)
 
     def set_table_size(self, table_size: int | tuple[int, ...]) -> None:
         """Make room for a filter's learnt table of another size, see `ImplicitFilter.set_table_size`."""

@@ -1,10 +1,10 @@
-"""Long convolutions with implicit kernels where no gradient is wanted, on the CPU.
+"""Long convolutions with implicit kernels where no gradient is wanted.
 
 Kernels are prepared once and kept as long as nothing that they depend on changes; those too large to keep are made,
 used and dropped in each call, a few channels at a time. The weights behind a kernel are compared by
 value before each use, so that a change is seen however it was made (optimizer, loading, averaging, `.data`). They are
 few: the comparison takes microseconds where the kernels take milliseconds. On other devices it would have to wait for
-the device.
+the device, so there kernels are kept for reparameterized mixers only, whose weights are not compared.
 
 torch.compile sees one operator, `hyena_vision::kept_conv`, which has the weights among its arguments.
 """
@@ -36,7 +36,8 @@ from hyena_vision.ops.library import empty_result, is_plain
 @dataclass(frozen=True)
 class _Kept:
     settings: tuple
-    weights: list[Tensor]
+    weights: list[Tensor]  # copies, or views where they are not compared by value
+    versions: list[int]
     kernels: list[PreparedKernel]
 
 
@@ -45,8 +46,10 @@ _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def serves(mixer: nn.Module, value: Tensor) -> bool:
-    """Whether this call needs no gradients and no kernels of its own, and runs on the CPU, eagerly or compiled."""
-    if mixer.training or torch.is_grad_enabled() or mixer.filter.film is not None or value.device.type != "cpu":
+    """Whether this call needs no gradients and no kernels of its own, and may keep them, eagerly or compiled."""
+    if mixer.training or torch.is_grad_enabled() or mixer.filter.film is not None:
+        return False
+    if value.device.type != "cpu" and not mixer.reparameterized:
         return False
     if torch.compiler.is_dynamo_compiling():
         return not torch.compiler.is_exporting()
@@ -70,6 +73,11 @@ def convolve(mixer: nn.Module, step: int, value: Tensor, gate: Tensor | None, ou
         weights = [*mixer.filter.parameters(), *mixer.filter.buffers()]
         return _compiled(value, gate, out_gate, mixer.skip, weights, mixer.config, step)
     return _convolve(mixer.filter, mixer.skip, _config(mixer.config), step, value, gate, out_gate)
+
+
+def forget(mixer: nn.Module) -> None:
+    """Drop the kernels of a mixer."""
+    _kept.pop(mixer.skip, None)
 
 
 def _convolve(
@@ -102,21 +110,35 @@ def _prepare(
 def _kernel(filter: ImplicitFilter, skip: Tensor, config: dict[str, Any], step: int, value: Tensor) -> PreparedKernel:
     """The kernel of a step: kept from an earlier call, or kept from now on, or only for this call if it is large."""
     rank, size = value.ndim - 2, tuple(value.shape[2:])
+    by_value = config["limit"] is not None
     # Of a spectrum: at most twice as many numbers per axis as there are tokens
     numbers = value.shape[1:].numel() * 2**rank * len(skip)
-    if numbers * (8 if value.dtype == torch.float64 else 4) > config["limit"]:
+    if by_value and numbers * (8 if value.dtype == torch.float64 else 4) > config["limit"]:
         _kept.pop(skip, None)
         return _prepare(filter, skip, config, step, value, keep=False)
     weights = [skip, *filter.parameters(), *filter.buffers()]
-    settings = (size, value.dtype, filter.settings, config)
-    kept = _kept.get(skip)
-    if kept is None or kept.settings != settings or not all(map(_equal, kept.weights, weights)):
-        _kept.pop(skip, None)
-        # Copied first: what another thread changes meanwhile is seen by the next call
-        copies = [weight.detach().clone() for weight in weights]
-        kernels = [_prepare(filter, skip, config, index, value, keep=True) for index in range(len(skip))]
-        kept = _kept[skip] = _Kept(settings, copies, kernels)
-    return kept.kernels[step]
+    settings = (size, value.dtype, value.device, filter.settings, config)
+    kept, versions = _kept.get(skip), [_version(weight) for weight in weights]
+    if kept is not None and kept.settings == settings:
+        # Views hold the memory, so that no other weight can be at its address
+        same = all(map(_equal if by_value else _is_at, kept.weights, weights))
+        if same and (by_value or kept.versions == versions):
+            return kept.kernels[step]
+    _kept.pop(skip, None)
+    # Copied first: what another thread changes meanwhile is seen by the next call
+    weights = [weight.detach().clone() if by_value else weight.detach() for weight in weights]
+    kernels = [_prepare(filter, skip, config, index, value, keep=True) for index in range(len(skip))]
+    _kept[skip] = _Kept(settings, weights, versions, kernels)
+    return kernels[step]
+
+
+def _version(weight: Tensor) -> int:
+    """Counts changes in place, except those through `.data` and of tensors made in inference mode."""
+    return 0 if weight.is_inference() else weight._version
+
+
+def _is_at(kept: Tensor, weight: Tensor) -> bool:
+    return kept.data_ptr() == weight.data_ptr() and kept.shape == weight.shape
 
 
 # torch.equal takes several times as long for some 100,000 numbers

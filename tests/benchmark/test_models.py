@@ -7,6 +7,7 @@ from hyena_vision.benchmark.__main__ import main
 from hyena_vision.benchmark.models import ModelRow, measure_models
 from hyena_vision.benchmark.report import read_csv
 from hyena_vision.benchmark.step import ValueOnly, choose_batch_size, create_model, make_step
+from hyena_vision.layers import Hyena2d
 from hyena_vision.training.errors import UserError
 
 VIT, CEILING, HYENA = "vit_tiny_patch16_224", "ceiling:vit_tiny_patch16_224", "hyena2d_vit_tiny"
@@ -94,6 +95,21 @@ def test_model_is_compiled_in_the_mode_asked_for(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, mode: modes.append(mode) or model)
     (row,) = measure_models([VIT], compile="reduce-overhead", **TINY)
     assert modes == ["reduce-overhead"] and row.compile == "reduce-overhead"
+
+
+@pytest.mark.parametrize("reparam", [True, False])
+def test_models_are_reparameterized_for_inference_alone(reparam, monkeypatch):
+    models = []
+
+    def create(*args, **kwargs):
+        models.append(create_model(*args, **kwargs))
+        return models[-1]
+
+    monkeypatch.setattr("hyena_vision.benchmark.step.create_model", create)
+    rows = measure_models([HYENA], base=HYENA, train=True, reparam=reparam, **TINY)
+    assert [row.reparam for row in rows] == [reparam, False]
+    mixers = [[m.reparameterized for m in model.modules() if isinstance(m, Hyena2d)] for model in models]
+    assert [any(kept) for kept in mixers if kept] == [all(kept) for kept in mixers if kept] == [reparam, False]
 
 
 def test_batch_size_follows_the_budget():

@@ -10,7 +10,7 @@ from hyena_vision.benchmark.models import ModelRow
 from hyena_vision.training.errors import UserError
 
 ROW = ModelRow(
-    "vit", 224, 196, 8, "infer", "float32", "no", "cpu", 20.5, 20.0, 21.0, 48.78, 1.0, "vit", 99.5, "ok", "A CPU"
+    "vit", 224, 196, 8, "infer", "float32", "no", False, "cpu", 20.5, 20.0, 21.0, 48.78, 1.0, "vit", 99.5, "ok", "A CPU"
 )
 LOST = replace(
     ROW, images_per_s=None, images_per_s_low=None, images_per_s_high=None, ms_per_image=None, ratio=None, peak_mb=None
@@ -24,14 +24,15 @@ ROWS = [
 
 
 def test_csv_gives_back_the_rows(tmp_path):
-    report.write_csv(ROWS, str(tmp_path / "new"), "models.csv")
-    assert report.read_csv(tmp_path / "new" / "models.csv", ModelRow) == ROWS
+    rows = [*ROWS, replace(ROW, reparam=True)]
+    report.write_csv(rows, str(tmp_path / "new"), "models.csv")
+    assert report.read_csv(tmp_path / "new" / "models.csv", ModelRow) == rows
 
 
 def test_table_is_aligned_and_says_once_what_all_rows_share():
     machine, shared, header, *lines = report.table(ROWS).splitlines()
     assert machine == "A CPU"
-    assert shared == "batch_size 8, mode infer, dtype float32, compile no, device cpu, base vit"
+    assert shared == "batch_size 8, mode infer, dtype float32, compile no, reparam False, device cpu, base vit"
     assert header.split()[:4] == ["model", "img_size", "tokens", "images_per_s"]
     end = header.index("images_per_s") + len("images_per_s")
     assert [line[:end].split()[-1] for line in lines] == ["20.5", "41", "n/a", "10.25"]

@@ -6,8 +6,10 @@ import pickle
 from functools import partial
 
 import pytest
+import timm
 import torch
 from mixers import MIXERS, small
+from timm.utils import reparameterize_model
 
 from hyena_vision.layers import Hyena2d, kernel_store
 from hyena_vision.ops import blocked
@@ -326,3 +328,110 @@ def test_weights_are_compared_as_numbers_wherever_they_are():
     assert kernel_store._equal(ones[::2], torch.ones(4)[::2])
     for other in (torch.full((3,), 2.0), torch.ones(1, 3), ones.double(), ones.to("meta"), torch._neg_view(ones)):
         assert not kernel_store._equal(ones, other)
+
+
+# ---- reparameterized
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_reparameterized_mixers_keep_kernels_of_any_size(name):
+    mixer = MIXERS[name](order=3, cache_limit=0).eval()
+    mixer.reparameterize()
+    x = tokens()
+    first = check(mixer, x)
+    kernels = kernels_of(mixer)
+    assert torch.equal(check(mixer, x), first) and kernels_of(mixer) is kernels
+    check(mixer, tokens(2, 5, 4, 6))
+    assert len(kernel_store._kept) == 1
+
+
+def step_in_place(mixer):
+    with torch.no_grad():
+        mixer.filter.out.weight.mul_(1.5)
+
+
+@pytest.mark.parametrize("change", [step, step_in_place, load, replace_skip, replace_weight, move_base])
+def test_reparameterized_mixers_see_changes_in_place(change):
+    mixer = MIXERS["2d"]().eval()
+    mixer.reparameterize()
+    x = tokens()
+    before = check(mixer, x)
+    change(mixer)
+    assert not torch.equal(check(mixer, x), before)
+
+
+def test_a_weight_at_the_address_of_another_is_seen():
+    mixer = MIXERS["2d"]().eval()
+    mixer.reparameterize()
+    x = tokens()
+    for _ in range(5):
+        check(mixer, x)
+        shape = mixer.filter.out.weight.shape
+        mixer.filter.out.weight.data = torch.empty(0)
+        mixer.filter.out.weight.data = torch.randn(shape, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("again", ["reparameterize", "train"])
+def test_changes_through_data_need_another_call(again):
+    mixer = MIXERS["2d"]().eval()
+    mixer.reparameterize()
+    x = tokens()
+    before = check(mixer, x)
+    through_data(mixer)
+    with torch.no_grad():
+        assert torch.equal(mixer(x), before)
+    getattr(mixer, again)()
+    assert not is_kept(mixer)
+    mixer.eval()
+    assert not torch.equal(check(mixer, x), before)
+
+
+def test_reparameterized_weights_of_inference_mode():
+    with torch.inference_mode():
+        mixer = MIXERS["2d"]().eval()
+        mixer.reparameterize()
+        x = tokens()
+        first = mixer(x)
+        kernels = kernels_of(mixer)
+        assert torch.equal(mixer(x), first) and kernels_of(mixer) is kernels
+
+
+def test_on_other_devices_reparameterized_mixers_alone_keep_kernels():
+    mixer = MIXERS["2d"]().eval().to("meta")
+    x = tokens().to("meta")
+    with torch.no_grad():
+        assert not kernel_store.serves(mixer, x)
+        mixer.reparameterize()
+        assert kernel_store.serves(mixer, x)
+        mixer.train()
+        assert not kernel_store.serves(mixer, x)
+    assert not kernel_store.serves(mixer.eval(), x)
+
+
+def test_timm_reparameterizes_a_copy_of_a_model():
+    model = timm.create_model("hyena2d_vit_tiny", img_size=64, depth=2, num_classes=3).eval()
+    inference = reparameterize_model(model)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(inference(x), model(x))
+    reparameterized = [
+        [m.reparameterized for m in net.modules() if isinstance(m, Hyena2d)] for net in (model, inference)
+    ]
+    assert reparameterized == [[False, False], [True, True]]
+
+
+def test_compiled_reparameterized_mixer():
+    torch._dynamo.reset()
+    mixer = MIXERS["2d"](order=3, cache_limit=0).eval()
+    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    x = tokens()
+    with torch.no_grad():
+        close(compiled(x), mixer(x))
+        mixer.reparameterize()
+        close(compiled(x), mixer(x))
+        kernels = kernels_of(mixer)
+        compiled(x)
+        assert kernels_of(mixer) is kernels
+        step_in_place(mixer)
+        close(compiled(x), mixer(x))
+        assert kernels_of(mixer) is not kernels
