@@ -144,8 +144,10 @@ class _Hyena(nn.Module):
 
         `timm.utils.reparameterize_model` calls this for all mixers of a model. The first call at a size without
         gradients makes them, for C (order - 1) spectra of the padded grid; those of one size are kept. Weights are no
-        longer compared by value: changes in place, loading included, are seen, but not those through `.data`; call this
-        again after one. `train()` undoes it. A CUDA graph needs a call at its size before it is captured.
+        longer compared by value. Loading and changes in place that torch counts are seen; those through `.data`, by
+        fused optimizers in eval mode and of weights made in inference mode are not: call this again after one.
+        `train()` undoes it. A CUDA graph needs a call at its size before it is captured, and holds the kernels of
+        that time.
         """
         self.reparameterized = True
         self._write_config()

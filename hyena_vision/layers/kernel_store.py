@@ -43,6 +43,8 @@ class _Kept:
 
 # By the skip of a mixer: an entry goes when its mixer does, and copies of a mixer have their own.
 _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# What CUDA graphs read: for the life of a mixer, whatever other sizes and weights come.
+_captured: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def serves(mixer: nn.Module, value: Tensor) -> bool:
@@ -104,7 +106,8 @@ def _prepare(
         partial(filter.at, size, index=step),
     )
     prepare = prepare_kernel1d if value.ndim == 3 else prepare_kernel2d
-    return prepare(value, kernel, skip[step], **config["op"], keep=keep)
+    # No view of the skip, which would keep itself alive as the key of what is kept
+    return prepare(value, kernel, skip[step].detach().clone(), **config["op"], keep=keep)
 
 
 def _kernel(filter: ImplicitFilter, skip: Tensor, config: dict[str, Any], step: int, value: Tensor) -> PreparedKernel:
@@ -123,22 +126,36 @@ def _kernel(filter: ImplicitFilter, skip: Tensor, config: dict[str, Any], step: 
         # Views hold the memory, so that no other weight can be at its address
         same = all(map(_equal if by_value else _is_at, kept.weights, weights))
         if same and (by_value or kept.versions == versions):
+            if _is_capturing(value) and not any(kept is other for other in _captured.get(skip, [])):
+                _captured[skip] = [*_captured.get(skip, []), kept]
             return kept.kernels[step]
+    if _is_capturing(value):
+        # What is made now has no numbers before the graph runs
+        return _prepare(filter, skip, config, step, value, keep=False)
     _kept.pop(skip, None)
     # Copied first: what another thread changes meanwhile is seen by the next call
     weights = [weight.detach().clone() if by_value else weight.detach() for weight in weights]
     kernels = [_prepare(filter, skip, config, index, value, keep=True) for index in range(len(skip))]
+    if value.is_cuda:
+        torch.cuda.current_stream(value.device).synchronize()  # calls on other streams find them finished
     _kept[skip] = _Kept(settings, weights, versions, kernels)
     return kernels[step]
 
 
+def _is_capturing(value: Tensor) -> bool:
+    return value.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def _version(weight: Tensor) -> int:
-    """Counts changes in place, except those through `.data` and of tensors made in inference mode."""
+    """Counts changes in place; not those through `.data`, by fused optimizers, or of tensors made in inference mode."""
     return 0 if weight.is_inference() else weight._version
 
 
 def _is_at(kept: Tensor, weight: Tensor) -> bool:
-    return kept.data_ptr() == weight.data_ptr() and kept.shape == weight.shape
+    """Whether a view is still what the weight is."""
+    if kept.data_ptr() != weight.data_ptr() or kept.dtype != weight.dtype:
+        return False
+    return kept.shape == weight.shape and kept.stride() == weight.stride()
 
 
 # torch.equal takes several times as long for some 100,000 numbers
@@ -191,7 +208,10 @@ def _compiled(
     def function(filter: ImplicitFilter) -> Tensor:
         return _convolve(filter, skip, _config(config), step, value, gate, out_gate)
 
-    return torch.func.functional_call(holder, dict(zip(names, weights, strict=True)), (function,))
+    y = torch.func.functional_call(holder, dict(zip(names, weights, strict=True)), (function,))
+    # Some backends give other strides than those that the compiler was told
+    out = empty_result(value, keep_layout=True, dtype=y.dtype)
+    return y if y.stride() == out.stride() else out.copy_(y)
 
 
 @_compiled.register_fake
@@ -199,4 +219,4 @@ def _(value, gate, out_gate, skip, weights, config, step):
     dtype = value.dtype
     for tensor in (gate, out_gate):
         dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)
-    return empty_result(value, keep_layout=True).to(dtype)
+    return empty_result(value, keep_layout=True, dtype=dtype)

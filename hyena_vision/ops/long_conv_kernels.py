@@ -331,17 +331,17 @@ def _long_conv_fwd_kernel(
     channels,
     samples,
     PER_SAMPLE: tl.constexpr,
+    KEEP: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
     STACKED: tl.constexpr,
     RANK: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """One channel, whole, of `samples` samples (of one if their kernel is more than can be kept, or PER_SAMPLE).
+    """One channel, whole, of `samples` samples if KEEP, which needs a spectrum of one chunk, else of one.
 
     Programs that share a kernel are neighbours.
     """
-    KEEP: tl.constexpr = CHUNK == TILE[2]
     first, count, channel, kernel = _samples_of(batch, channels, samples, PER_SAMPLE, KEEP)
     spectrum += kernel.to(tl.int64) * (2 * RANK * TILE[2] * TILE[3])
     scale = tl.load(scales + kernel)
@@ -358,9 +358,9 @@ def _long_conv_fwd_kernel(
 
 
 @triton.jit
-def _samples_of(batch, channels, samples, PER_SAMPLE: tl.constexpr, SEVERAL: tl.constexpr):
+def _samples_of(batch, channels, samples, PER_SAMPLE: tl.constexpr, KEEP: tl.constexpr):
     """A program's first sample and their number, its channel and its kernel."""
-    if SEVERAL:
+    if KEEP:
         groups = tl.cdiv(batch, samples)
         first, channel = tl.program_id(0) % groups * samples, tl.program_id(0) // groups
         count = tl.minimum(samples, batch - first)
@@ -387,6 +387,7 @@ def _long_conv_bwd_kernel(
     channels,
     samples,
     PER_SAMPLE: tl.constexpr,
+    KEEP: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
     STACKED: tl.constexpr,
@@ -394,7 +395,6 @@ def _long_conv_bwd_kernel(
     EXACT: tl.constexpr,
 ):
     """Gradients of x and of the gates, for whose second one, if asked for, the convolution is computed again."""
-    KEEP: tl.constexpr = CHUNK == TILE[2]
     first, count, channel, kernel = _samples_of(batch, channels, samples, PER_SAMPLE, KEEP)
     spectrum += kernel.to(tl.int64) * (2 * RANK * TILE[2] * TILE[3])
     scale = tl.load(scales + kernel)

@@ -99,7 +99,8 @@ class _Kernel(NamedTuple):
 def _prepared(kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach, exact: bool) -> _Kernel:
     with full_precision(kernel.device.type):
         values = spectrum(kernel, skip, plan, reach)
-    # With signals of at most 1, neither products nor the sums over them leave the range of float16
+    # At most 1 / n for n x n tokens. With signals below 2, products are below 4 n and, by Parseval's equation, rows'
+    # transforms of a result below 4 sqrt(2) n^1.5: both are in the range of float16
     scales = values.abs().amax((-3, -2, -1)).clamp_min(1e-30) * (plan.lines * plan.rows) ** 0.5
     values /= scales[..., None, None, None]
     return _Kernel(plan, exact, values if exact else values.half(), scales)
@@ -171,8 +172,8 @@ def _launch_whole(function: Callable, kernel: _Kernel, x: Tensor, *signals: Tens
     plan, (batch, channels) = kernel.plan, x.shape[:2]
     per_sample, blocks = kernel.scales.ndim == 2, blocks_of("whole", kernel.plan, kernel.exact)
     # Of several samples what they share is kept, as far as registers go
-    keep = not per_sample and blocks["CHUNK"] == plan.line_frequencies
-    samples = _samples(batch, channels, blocks["num_warps"]) if keep else 1
+    keep = blocks["CHUNK"] == plan.line_frequencies
+    samples = _samples(batch, channels, blocks["num_warps"]) if keep and not per_sample else 1
     function[(-(-batch // samples) * channels,)](
         *(_signal(t, plan) for t in (x, *signals)),
         _tables(plan.table_key, x.device),
@@ -181,6 +182,7 @@ def _launch_whole(function: Callable, kernel: _Kernel, x: Tensor, *signals: Tens
         *_sizes(plan, x),
         samples,
         PER_SAMPLE=per_sample,
+        KEEP=keep,
         **kernel.constants,
         **blocks,
     )

@@ -219,8 +219,9 @@ def test_nothing_is_kept_in_training_or_with_gradients():
     assert len(kernel_store._kept) == 0
 
 
-def test_kernels_go_with_their_mixer():
-    mixer = MIXERS["2d"]().eval()
+@pytest.mark.parametrize("backend", [None, "blocked", "fft", "reference"])
+def test_kernels_go_with_their_mixer(backend):
+    mixer = MIXERS["2d"](backend=backend).eval()
     check(mixer, tokens())
     assert len(kernel_store._kept) == 1
     del mixer
@@ -314,9 +315,10 @@ def test_compiled_mixer_sees_changes(name, cache_limit):
     close(compiled(x), mixer(x))
 
 
-def test_compiled_by_inductor():
+@pytest.mark.parametrize("backend", [None, "fft"])
+def test_compiled_by_inductor(backend):
     torch._dynamo.reset()
-    mixer = MIXERS["2d"]().eval()
+    mixer = MIXERS["2d"](backend=backend).eval()
     with torch.no_grad():
         x = tokens()
         close(torch.compile(mixer, fullgraph=True)(x), mixer(x))
@@ -420,9 +422,10 @@ def test_timm_reparameterizes_a_copy_of_a_model():
     assert reparameterized == [[False, False], [True, True]]
 
 
-def test_compiled_reparameterized_mixer():
+@pytest.mark.parametrize("backend", [None, "fft"])
+def test_compiled_reparameterized_mixer(backend):
     torch._dynamo.reset()
-    mixer = MIXERS["2d"](order=3, cache_limit=0).eval()
+    mixer = MIXERS["2d"](order=3, cache_limit=0, backend=backend).eval()
     compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
     x = tokens()
     with torch.no_grad():
@@ -435,3 +438,58 @@ def test_compiled_reparameterized_mixer():
         step_in_place(mixer)
         close(compiled(x), mixer(x))
         assert kernels_of(mixer) is not kernels
+
+
+def test_captured_graphs_keep_their_kernels(monkeypatch):
+    """By a stream that only says that it captures."""
+    mixer = MIXERS["2d"](backend="fft").eval()
+    mixer.reparameterize()
+    capturing = []
+    monkeypatch.setattr(kernel_store, "_is_capturing", lambda value: bool(capturing))
+    x, other = tokens(), tokens(2, 6, 7, 6)
+    first = check(mixer, x)
+    kernels = kernels_of(mixer)
+    capturing.append(True)
+    for _ in range(2):
+        assert torch.equal(check(mixer, x), first)
+    check(mixer, other)
+    assert kernels_of(mixer) is kernels
+    capturing.clear()
+    check(mixer, other)
+    assert kernels_of(mixer) is not kernels
+    assert [kept.kernels for kept in kernel_store._captured[mixer.skip]] == [kernels]
+    del mixer
+    gc.collect()
+    assert len(kernel_store._captured) == len(kernel_store._kept) == 0
+
+
+def test_a_weight_that_is_turned_is_seen():
+    mixer = MIXERS["2d"]().eval()
+    mixer.reparameterize()
+    x = tokens()
+    weight = next(w for w in mixer.filter.hidden.parameters() if w.ndim == 2 and w.shape[0] == w.shape[1])
+    before = check(mixer, x)
+    weight.data = weight.data.t()
+    assert not torch.equal(check(mixer, x), before)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", [None, "triton"])
+def test_reparameterized_mixer_on_a_gpu_where_there_is_one(backend):
+    if backend == "triton":
+        pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mixer = MIXERS["2d"](backend=backend).float().eval().to(device)
+    x = tokens(dtype=torch.float32).to(device)
+    with torch.no_grad():
+        expected = mixer(x)
+        mixer.reparameterize()
+        torch.testing.assert_close(mixer(x), expected)
+        assert is_kept(mixer)
+        if device == "cuda":
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                y = mixer(x)
+            x.copy_(torch.randn_like(x))
+            graph.replay()
+            torch.testing.assert_close(y, mixer(x))

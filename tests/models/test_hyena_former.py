@@ -61,9 +61,9 @@ def test_config_and_heads(name):
     for part in ("first_conv", "classifier"):
         assert cfg[part] + ".weight" in model.state_dict()
     model.reset_classifier(0)
-    assert model.num_classes == 0 and model(x).shape == (1, model.num_features)
+    assert model.num_classes == 0 and model.forward_head(features).shape == (1, model.num_features)
     model.reset_classifier(0, "")
-    assert model(x).shape == (1, *cfg["pool_size"], model.num_features)
+    assert model.forward_head(features).shape == (1, *cfg["pool_size"], model.num_features)
     assert model.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
     with pytest.raises(TypeError, match="not_a_model_arg"):
         timm.create_model(name, not_a_model_arg=1, device="meta")

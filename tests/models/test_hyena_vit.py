@@ -71,11 +71,11 @@ def test_config_and_heads(name):
     assert cfg["first_conv"] + ".weight" in keys and cfg["classifier"] + ".weight" in keys
     assert model.in_chans == cfg["input_size"][0]
     model.reset_classifier(0)
-    assert model.num_classes == 0 and model(x).shape == (1, model.num_features)
+    assert model.num_classes == 0 and model.forward_head(features).shape == (1, model.num_features)
     model.reset_classifier(0, "")
-    assert model(x).shape == (1, *grid, model.num_features)
+    assert model.forward_head(features).shape == (1, *grid, model.num_features)
     for kwargs, shape in ((dict(), (1, model.num_features)), (dict(global_pool=""), (1, *grid, model.num_features))):
-        assert timm.create_model(name, num_classes=0, device="meta", **kwargs)(x).shape == shape
+        assert timm.create_model(name, num_classes=0, device="meta", **kwargs).forward_head(features).shape == shape
     half = timm.create_model(name, device="meta", dtype=torch.bfloat16)
     assert half(x.bfloat16()).dtype == torch.bfloat16
     with pytest.raises(TypeError, match="not_a_model_arg"):

@@ -149,6 +149,7 @@ def main(architecture, dtype, *sizes):
                 parts.add(kernel)
             blocks = long_conv_triton.blocks_of(launch, plan, exact)
             given = arguments(plan, exact) | {key: constant(n) for key, n in blocks.items()}
+            given["KEEP"] = constant(blocks["CHUNK"] == plan.line_frequencies if launch == "whole" else None)
             options = {key: n for key, n in blocks.items() if not key.isupper()}
             # Whole tiles have one loop, over chunks, or, where there is one chunk, over samples
             turns = plan.line_frequencies // blocks["CHUNK"] if launch == "whole" else 1

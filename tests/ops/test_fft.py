@@ -22,7 +22,7 @@ CASES = [
 BACKENDS = ["fft", "blocked", pytest.param("cpp", marks=needs_cpp)]
 # And the operator that compilers see; that of `blocked` is what its backend calls in eager mode too.
 PATHS = [*BACKENDS, "fft_conv"]
-random_problems = settings(max_examples=150, deadline=None, derandomize=True)
+random_problems = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 def values_and_gradients(name, tensors, path=None):

@@ -26,6 +26,7 @@ from hyena_vision.testing import LAYOUTS, TOLERANCES, Problem, assert_within_tol
 
 pytestmark = needs_cpp
 ONE_D = ("causal", "centred")
+FLAGS = cpp_library._FLAGS
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -314,6 +315,8 @@ def test_threads_of_callers_and_of_its_own():
 @pytest.fixture
 def load(monkeypatch, tmp_path):
     """Compile and load as in a new process with an environment; gives the library, or why there is none."""
+    quick = ["-O0" if flag == "-O3" else flag for flag in FLAGS]
+    monkeypatch.setattr(cpp_library, "_FLAGS", quick)
 
     def load(**environment):
         for name, value in {"HYENA_VISION_CACHE": str(tmp_path / "cache"), **environment}.items():
@@ -332,6 +335,7 @@ def test_other_instructions(load, monkeypatch, capability, lanes):
     if torch.backends.cpu.get_cpu_capability() not in ("AVX512", "AVX2"):
         pytest.skip("this CPU has neither")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(cpp_library, "_FLAGS", FLAGS)
     library, missing = load()
     assert missing is None and library.hyena_lanes() == lanes
     monkeypatch.setattr(long_conv_cpp, "library", lambda: library)
