@@ -295,8 +295,10 @@ def _convolve(
     cosine, sine = _rows_of(_split(tile * inverse, EXACT), row_waves, tables, TILE, RANK, EXACT)
     cosine, sine = _split(cosine, EXACT), _split(sine, EXACT)
     if kept is None:
-        back_cosine = tl.zeros((TILE[3], TILE[0]), tl.float32)
-        back_sine = tl.zeros((TILE[3], TILE[0]), tl.float32)
+        HEIGHT: tl.constexpr = TILE[3]
+        WIDTH: tl.constexpr = TILE[0]
+        back_cosine = tl.zeros((HEIGHT, WIDTH), tl.float32)
+        back_sine = tl.zeros((HEIGHT, WIDTH), tl.float32)
         for start in range(0, TILE[2], CHUNK):
             waves = _line_waves(tables, start, TILE, CHUNK, STACKED, EXACT)
             parts = _filter(spectrum, start, TILE, CHUNK, RANK)
