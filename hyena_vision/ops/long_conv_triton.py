@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from hyena_vision.ops import long_conv_kernels as kernels
+from hyena_vision.ops import long_conv_parts_kernels as parts_kernels
 from hyena_vision.ops.gated_op import empty_gated_result, gated_op
 from hyena_vision.ops.half_frequency import (
     LONGEST,
@@ -192,7 +193,9 @@ def _rows(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Tensor:
     """Rows' transforms of gate * x, (2, B * C, lines, row_frequencies), float32."""
     images, blocks = x.shape[0] * x.shape[1], blocks_of("rows", plan, exact)
     workspace = torch.empty((2, images, plan.lines, plan.row_frequencies), dtype=torch.float32, device=x.device)
-    kernels._rows_fwd_kernel[(images, plan.lines // blocks["LINE_BLOCK"], plan.row_frequencies // blocks["BLOCK"])](
+    parts_kernels._rows_fwd_kernel[
+        (images, plan.lines // blocks["LINE_BLOCK"], plan.row_frequencies // blocks["BLOCK"])
+    ](
         _signal(x, plan),
         _signal(gate, plan),
         workspace,
@@ -207,7 +210,7 @@ def _rows(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Tensor:
 def _lines(workspace: Tensor, x: Tensor, kernel: _Kernel, conjugate: bool) -> None:
     """Convolve rows' transforms of signals like x along lines, in place."""
     plan, blocks = kernel.plan, blocks_of("lines", kernel.plan, kernel.exact)
-    kernels._lines_kernel[(x.shape[0] * x.shape[1], plan.row_frequencies // blocks["BLOCK"])](
+    parts_kernels._lines_kernel[(x.shape[0] * x.shape[1], plan.row_frequencies // blocks["BLOCK"])](
         workspace,
         _tables(plan.table_key, x.device),
         kernel.spectrum,
@@ -232,7 +235,7 @@ def _rows_back(
     """Transform rows back: times `factor` into y, and times `other_factor` into other_y if given."""
     plan, blocks = kernel.plan, blocks_of("rows", kernel.plan, kernel.exact)
     grid = (y.shape[0] * y.shape[1], plan.lines // blocks["LINE_BLOCK"], plan.rows // blocks["ROW_BLOCK"])
-    kernels._rows_back_kernel[grid](
+    parts_kernels._rows_back_kernel[grid](
         workspace,
         *(_signal(t, plan) for t in (factor, y, other_factor, other_y)),
         _tables(plan.table_key, y.device),
@@ -312,7 +315,7 @@ def _dspectrum(name: str, x: Tensor, plan: Plan, exact: bool, per_sample: bool, 
     shape = (groups, channels, plan.parts, plan.line_frequencies, plan.row_frequencies)
     dspectrum = torch.empty(shape, dtype=torch.float32, device=x.device)
     whole = name == "spectrum"
-    (kernels._spectrum_bwd_kernel if whole else kernels._spectrum_rows_bwd_kernel)[(groups * programs,)](
+    (kernels._spectrum_bwd_kernel if whole else parts_kernels._spectrum_rows_bwd_kernel)[(groups * programs,)](
         *inputs,
         dspectrum,
         _tables(plan.table_key, x.device),

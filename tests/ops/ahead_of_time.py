@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hyena_vision.ops import long_conv_kernels, long_conv_triton, short_filter_triton
+from hyena_vision.ops import long_conv_kernels, long_conv_parts_kernels, long_conv_triton, short_filter_triton
 from hyena_vision.ops.half_frequency import make_plan
 
 SIZES = ((256, 256), (128, 128), (16384,), (64, 64), (4096,), (32, 32), (16, 16))
@@ -149,11 +149,12 @@ def main(architecture, dtype, *sizes):
                 parts.add(kernel)
             blocks = long_conv_triton.blocks_of(launch, plan, exact)
             given = arguments(plan, exact) | {key: constant(n) for key, n in blocks.items()}
+            module = long_conv_kernels if launch in ("whole", "spectrum") else long_conv_parts_kernels
             given["KEEP"] = constant(blocks["CHUNK"] == plan.line_frequencies if launch == "whole" else None)
             options = {key: n for key, n in blocks.items() if not key.isupper()}
             # Whole tiles have one loop, over chunks, or, where there is one chunk, over samples
             turns = plan.line_frequencies // blocks["CHUNK"] if launch == "whole" else 1
-            report = compile_kernel(getattr(long_conv_kernels, kernel), given, target, turns, **options)
+            report = compile_kernel(getattr(module, kernel), given, target, turns, **options)
             print(json.dumps({"kernel": kernel, "size": size, **report}), flush=True)
     for kernel in ("_short_filter_fwd_kernel", "_short_filter_bwd_signals_kernel", "_short_filter_bwd_inputs_kernel"):
         given = short_filter_arguments(exact, backward="inputs" in kernel)
