@@ -258,5 +258,5 @@ def _filter_weights(hidden: list[tuple[Tensor, Tensor, Tensor]], out: Tensor) ->
     for index, (weight, bias, omega) in enumerate(hidden):
         weights[f"filter.hidden.{index}.weight"] = weight
         weights[f"filter.hidden.{index}.bias"] = bias
-        weights[f"filter.omega.{index}"] = omega
+        weights[f"filter.sine.{index}.omega"] = omega
     return weights

@@ -9,21 +9,32 @@ y = W_o\,(v \odot \sigma_o(x_0))$$
 This is the recurrence of the released code: order 2 has two gates and one long convolution.
 """
 
-import json
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import get_act_layer, get_norm_layer, to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
-from hyena_vision.layers import kernel_store
-from hyena_vision.layers.implicit_filter import ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d
-from hyena_vision.ops import gated_short_filter, long_conv1d, long_conv2d
-from hyena_vision.ops.short_filter import MAX_TAPS
+from hyena_vision.layers.implicit_filter import FILTER_TYPES, ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d
+from hyena_vision.layers.kept_kernels import KeptKernels, is_large, key_of
+from hyena_vision.layers.untouched import fast_weights, saves_plainly, untouched_weights
+from hyena_vision.ops import (
+    PreparedKernel,
+    gated_short_filter,
+    hyena_operator,
+    long_conv1d,
+    long_conv2d,
+    prepare_kernel1d,
+    prepare_kernel2d,
+)
+from hyena_vision.ops.library import is_compiling
+from hyena_vision.ops.short_filter import MAX_TAPS, filter_sequence
+
+# Of kernels and their spectra that are made, used and dropped together
+_GROUP_BYTES = 2**25
 
 
 def named_layer(getter: Callable, argument: str, value: Any) -> Any:
@@ -56,7 +67,6 @@ class _Hyena(nn.Module):
         dim: int,
         *,
         rank: int,
-        op_settings: dict[str, Any],
         causal: bool = False,
         order: int = 2,
         short_kernel_size: int = 3,
@@ -91,7 +101,8 @@ class _Hyena(nn.Module):
         self.dim = dim
         self.order = order
         self.causal = causal
-        self.op_settings = {**op_settings, "backend": backend}
+        self.backend = backend
+        self.film = film
         width = (order + 1) * dim
         self.qkv = nn.Linear(dim, width, bias=qkv_bias, **dd)
         self.short_filter = (nn.Conv1d if rank == 1 else nn.Conv2d)(
@@ -117,7 +128,7 @@ class _Hyena(nn.Module):
             self.filter = ImplicitFilter2d(dim, base_size=base_grid, **filter_kwargs, **dd)
         self.cache_limit = cache_limit
         self.reparameterized = False
-        self._write_config()
+        self.kept = KeptKernels()
         self.skip = nn.Parameter(torch.empty(order - 1, dim, **dd))
         self.out_norm = norm_layer() if out_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
@@ -134,42 +145,41 @@ class _Hyena(nn.Module):
                 nn.init.zeros_(linear.bias)
         nn.init.normal_(self.skip)
 
-    def _write_config(self) -> None:
-        """Settings as text, for torch.compile, which passes numbers and text to its operators."""
-        limit = None if self.reparameterized else self.cache_limit
-        self.config = json.dumps({"filter": self.filter.arguments, "op": self.op_settings, "limit": limit})
+    @property
+    def settings(self) -> tuple:
+        """All that prepared kernels depend on besides weights, filter and size."""
+        return self.causal, self.backend
 
     def reparameterize(self) -> None:
         """Keep kernels between calls on any device and however large they are, for inference with fixed weights.
 
         `timm.utils.reparameterize_model` calls this for all mixers of a model. The first call at a size without
-        gradients makes them, for C (order - 1) spectra of the padded grid; those of one size are kept. Weights are no
-        longer compared by value. Loading and changes in place that torch counts are seen; those through `.data`, by
-        fused optimizers in eval mode and of weights made in inference mode are not: call this again after one.
-        `train()` undoes it. A CUDA graph needs a call at its size before it is captured, and holds the kernels of
-        that time.
+        gradients makes them, for C (order - 1) spectra of the padded grid; those of every size that comes are kept.
+        Weights are no longer compared by value. Changes in place that torch counts, other tensors and loading are seen;
+        changes through `.data`, by fused optimizers in eval mode and of weights made in inference mode are not: call
+        this again after one. `train()` undoes it.
+
+        Compiled models read the kernels as tensors of the mixer, made when the graph is; of changes they see loading,
+        `to()` and another call of this, and each size has its own graph. A CUDA graph needs a call at its size before
+        it is captured, and holds the kernels of that time.
         """
         self.reparameterized = True
-        self._write_config()
-        kernel_store.forget(self)
+        self.kept.clear()
 
     def train(self, mode: bool = True) -> "_Hyena":
-        """As torch's, and back to comparing weights."""
-        if mode and self.reparameterized:
+        """As torch's; drops kept kernels, and in training mode goes back to comparing weights."""
+        if mode:
             self.reparameterized = False
-            self._write_config()
-            kernel_store.forget(self)
+        self.kept.clear()
         return super().train(mode)
 
-    def set_table_size(self, table_size: int | tuple[int, ...]) -> None:
-        """Make room for a filter's learnt table of another size, see `ImplicitFilter.set_table_size`."""
-        self.filter.set_table_size(table_size)
-        self._write_config()
+    def _apply(self, *args, **kwargs) -> "_Hyena":
+        self.kept.clear()
+        return super()._apply(*args, **kwargs)
 
-    @property
-    def backend(self) -> str | None:
-        """Backend of the long convolutions, as it was given; read-only, like all that compiled graphs contain."""
-        return self.op_settings["backend"]
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        self.kept.clear()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
         """Settings that the sub-modules do not show."""
@@ -177,10 +187,15 @@ class _Hyena(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens (B, H, W, C)."""
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace, and torch.onnx.export with dynamo=False, would bind the filters to the size of this "
+                "image without a word: use torch.export.export, or torch.onnx.export with dynamo=True"
+            )
         if x.ndim != 4 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
         # FiLM: the mean token conditions the kernels
-        cond = None if self.filter.film is None else x.flatten(1, 2).mean(1)
+        cond = x.flatten(1, 2).mean(1) if self.film else None
         return self.proj_drop(self.proj(self.out_norm(self.mix(self.qkv(x), cond))))
 
     def mix(self, signals: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -194,29 +209,59 @@ class _Hyena(nn.Module):
             (B, H, W, C), dtype of the signals.
         """
         grid = signals.shape[1:3]
+        if torch.is_grad_enabled() and not is_compiling():
+            self.kept.clear()
+            if self._is_one_operator(signals):
+                kernels = self.filter(self._filter_size(grid), cond, signals.device)
+                value = hyena_operator(
+                    signals,
+                    self.short_filter.weight,
+                    self.short_filter.bias,
+                    kernels[0],
+                    self.skip[0],
+                    gated_filter=self._fuses_first_gate(),
+                    **self._op_settings(),
+                )
+                return value.view(*value.shape[:2], *grid).permute(0, 2, 3, 1)
         if self._fuses_first_gate():
             *gates, value = self._gated_short(signals).unbind(1)
             gates.append(None)
         else:
-            *gates, value = self._short(signals.permute(0, 3, 1, 2)).chunk(self.order + 1, dim=1)
+            *gates, value = self._short(signals).chunk(self.order + 1, dim=1)
         del signals  # as large as what the short filter gave; without gradients its memory can be used again
-        value = _channels_last(self.value_norm, value)
+        if not _is_identity(self.value_norm):
+            value = self.value_norm(value.movedim(1, -1)).movedim(-1, 1)
         last = self.out_gate_act(gates[0])
         convolve = self._convolution(value, cond)
-        for step in range(self.order - 1):
+        for step, norm in enumerate(self.gate_norms):
             gate = gates[self.order - 1 - step]
             gate = None if gate is None else self.gate_act(gate)
-            if not isinstance(self.gate_norms[step], nn.Identity):
-                value, gate = _channels_last(self.gate_norms[step], value * gate), None
+            if not _is_identity(norm):
+                value, gate = norm((value if gate is None else value * gate).movedim(1, -1)).movedim(-1, 1), None
             value = convolve(step, value, gate, last if step == self.order - 2 else None)
         value = value if value.ndim == 4 else value.unflatten(2, grid)
         return value.permute(0, 2, 3, 1)
 
+    def _filter_size(self, grid: tuple[int, int]) -> tuple[int, ...]:
+        return (grid[0] * grid[1],) if self.filter.rank == 1 else tuple(grid)
+
+    def _op_settings(self) -> dict[str, Any]:
+        """Settings of the long convolutions by name."""
+        return {"backend": self.backend}
+
+    def _is_one_operator(self, signals: Tensor) -> bool:
+        """Whether all of `mix` is `hyena_operator`, which computes again in its backward pass: a fast path."""
+        between = (self.value_norm, self.gate_act, self.out_gate_act, *self.gate_norms)
+        if self.order > 2 or not saves_plainly() or not all(map(_is_identity, between)):
+            return False
+        return fast_weights(self.short_filter, _SHORT_TYPES, signals, self.skip) is not None
+
     def _fuses_first_gate(self) -> bool:
         """Whether short filter and first gate are one kernel: with the fused backend, few taps, nothing between."""
-        between = (self.value_norm, self.gate_act, self.gate_norms[0])
-        fits = self.backend == "triton" and self.short_filter.weight[0].numel() <= MAX_TAPS
-        return fits and all(isinstance(module, nn.Identity) for module in between)
+        if self.backend != "triton" or math.prod(self.short_filter.kernel_size) > MAX_TAPS:
+            return False
+        between = all(map(_is_identity, (self.value_norm, self.gate_act, self.gate_norms[0])))
+        return between and untouched_weights(self.short_filter, _SHORT_TYPES) is not None
 
     def _gated_short(self, x: Tensor) -> Tensor:
         """Gates but the first, and the value under it, (B, order, C, H, W), of (B, H, W, (order + 1) C)."""
@@ -224,19 +269,81 @@ class _Hyena(nn.Module):
         x = x.flatten(1, 2) if weight.ndim == 3 else x
         return gated_short_filter(x, weight, bias, signals=self.order + 1, causal=self.causal, backend=self.backend)
 
-    def _short(self, x: Tensor) -> Tensor:
-        """Short filter of (B, (order + 1) C, H, W), with the axes that the long convolutions run over."""
-        return self.short_filter(x)
+    def _short(self, signals: Tensor) -> Tensor:
+        """Short filter of (B, H, W, (order + 1) C), channels first, with the axes of the long convolutions."""
+        return self.short_filter(signals.permute(0, 3, 1, 2))
 
     def _convolution(self, value: Tensor, cond: Tensor | None) -> Callable[..., Tensor]:
         """`(step, value, gate, out_gate) -> value`: the long convolutions, with the kernels for this call."""
-        if kernel_store.serves(self, value):
-            return partial(kernel_store.convolve, self)
-        kernels = self.filter(value.shape[2:], cond)
         long_conv = long_conv1d if value.ndim == 3 else long_conv2d
+        if not self.training and not torch.is_grad_enabled():
+            prepared = self._kept_kernels(value)
+            if prepared is not None:
+                return lambda step, v, gate, out_gate: long_conv(v, prepared[step], gate=gate, out_gate=out_gate)
+            if self._goes_in_groups(value):
+                return self._in_groups
+        kernels, settings = self.filter(value.shape[2:], cond, value.device), self._op_settings()
         return lambda step, v, gate, out_gate: long_conv(
-            v, kernels[step], self.skip[step], gate=gate, out_gate=out_gate, **self.op_settings
+            v, kernels[step], self.skip[step], gate=gate, out_gate=out_gate, **settings
         )
+
+    def prepare_kernels(self, value: Tensor) -> list[PreparedKernel]:
+        """Kernels of all steps for signals like `value`, (B, C, L) or (B, C, H, W), as the backend wants them."""
+        prepare = prepare_kernel1d if value.ndim == 3 else prepare_kernel2d
+        kernels, settings = self.filter(value.shape[2:], device=value.device), self._op_settings()
+        return [prepare(value, kernel, skip, **settings) for kernel, skip in zip(kernels, self.skip, strict=True)]
+
+    def _kept_kernels(self, value: Tensor) -> list[PreparedKernel] | None:
+        if not is_compiling():
+            return self.kept.of(self, value)
+        if not self.reparameterized or torch.compiler.is_exporting():
+            return None
+        key = key_of(value)
+        return self.kept.entries[key].kernels if self._keep_for_graph(key) else None
+
+    @torch.compiler.assume_constant_result
+    def _keep_for_graph(self, key: str) -> bool:
+        """Make the kernels that a graph reads while it is compiled, and whether there are any."""
+        size, dtype, device = key.split(" ")
+        size = tuple(int(n) for n in size.split("x"))
+        value = torch.empty(1, dtype=getattr(torch, dtype.removeprefix("torch.")), device=device)
+        with torch.no_grad():
+            return self.kept.of(self, value.expand(1, self.dim, *size)) is not None
+
+    def _goes_in_groups(self, value: Tensor) -> bool:
+        """Whether kernels that are too large to keep are made a few channels at a time: a fast path."""
+        if value.device.type != "cpu" or self.film or not is_large(self, value):
+            return False
+        return fast_weights(self.filter, FILTER_TYPES, value, self.skip) is not None
+
+    def _in_groups(self, step: int, value: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
+        long_conv, size = long_conv1d if value.ndim == 3 else long_conv2d, value.shape[2:]
+        numbers = math.prod(self.filter.extents(size)) + math.prod(2 * n for n in size)
+        count = max(16, _GROUP_BYTES // (4 * numbers) // 16 * 16)
+        groups = [slice(start, min(start + count, self.dim)) for start in range(0, self.dim, count)]
+        y, settings = None, self._op_settings()
+        for group, kernel in self.filter.channels_in_turn(size, groups, step):
+            gates = (None if t is None else t[:, group] for t in (gate, out_gate))
+            part = long_conv(
+                value[:, group],
+                kernel,
+                self.skip[step, group],
+                **dict(zip(("gate", "out_gate"), gates, strict=True)),
+                **settings,
+            )
+            if y is None:
+                y = torch.empty((value.shape[0], *size, self.dim), dtype=part.dtype, device=part.device).movedim(-1, 1)
+            y[:, group] = part
+        return y
+
+
+# Modules whose arithmetic the operators of the short filter know
+_SHORT_TYPES = frozenset({nn.Conv1d, nn.Conv2d})
+
+
+def _is_identity(module: nn.Module) -> bool:
+    """Whether nobody would miss a call of a layer that does nothing."""
+    return type(module) is nn.Identity and untouched_weights(module, (nn.Identity,)) is not None
 
 
 class Hyena1d(_Hyena):
@@ -282,27 +389,16 @@ class Hyena1d(_Hyena):
     """
 
     def __init__(self, dim: int, *, causal: bool = False, **kwargs) -> None:
-        super().__init__(dim, rank=1, op_settings={"causal": causal}, causal=causal, **kwargs)
+        super().__init__(dim, rank=1, causal=causal, **kwargs)
 
-    def _short(self, x: Tensor) -> Tensor:
-        taps = self.short_filter.kernel_size[0]
-        if x.device.type != "cpu" or torch.compiler.is_exporting() or x.shape[-1] < taps:
-            return self.short_filter(x.flatten(2))[..., : x.shape[-2] * x.shape[-1]]
-        # On the CPU a sequence is an image of one row, which no thread can share: filter the rows of the image.
-        weight, before = self.short_filter.weight, self.short_filter.padding[0]
-        filter_rows = partial(F.conv2d, weight=weight.unsqueeze(2), bias=self.short_filter.bias, groups=len(weight))
-        if torch.is_grad_enabled():
-            return filter_rows(_with_neighbours(x, before, taps - 1 - before)).flatten(2)
-        # Without gradients, instead of the copy, add what crosses from one row to the next.
-        y = filter_rows(x, padding=(0, before))[..., : x.shape[-1]]
-        for tap in range(taps):
-            shift = tap - before
-            # As in _with_neighbours, no slice of H - 1 rows
-            if shift < 0:
-                y[..., :-shift] += weight[:, 0, tap, None, None] * F.pad(x[..., shift:], (0, 0, 1, 0))[:, :, :-1]
-            elif shift > 0:
-                y[..., -shift:] += weight[:, 0, tap, None, None] * F.pad(x[..., :shift], (0, 0, 0, 1))[:, :, 1:]
-        return y.flatten(2)
+    def _op_settings(self) -> dict[str, Any]:
+        return {"causal": self.causal, "backend": self.backend}
+
+    def _short(self, signals: Tensor) -> Tensor:
+        x, layer = signals.permute(0, 3, 1, 2), self.short_filter
+        if torch.compiler.is_exporting() or untouched_weights(layer, _SHORT_TYPES) is None:
+            return layer(x.flatten(2))[..., : x.shape[-2] * x.shape[-1]]
+        return filter_sequence(x, layer.weight, layer.bias, self.causal)
 
 
 class Hyena2d(_Hyena):
@@ -329,27 +425,13 @@ class Hyena2d(_Hyena):
     def __init__(self, dim: int, *, padding: str = "linear", **kwargs) -> None:
         if padding not in ("linear", "circular"):
             raise ValueError(f"padding must be 'linear' or 'circular', got {padding!r}")
-        super().__init__(dim, rank=2, op_settings={"padding": padding}, **kwargs)
+        super().__init__(dim, rank=2, **kwargs)
+        self.padding = padding
 
     @property
-    def padding(self) -> str:
-        """As it was given."""
-        return self.op_settings["padding"]
+    def settings(self) -> tuple:
+        """As in 1D."""
+        return self.padding, self.backend
 
-
-def _with_neighbours(x: Tensor, before: int, after: int) -> Tensor:
-    """Rows of an image (B, C, H, W), each between the ends of those before and after it in raster order.
-
-    Its backward pass is one concatenation, too, where slices of x would each give a whole image of zeros.
-    """
-    rows = x.permute(0, 2, 3, 1)
-    first, middle, last = rows.split([after, rows.shape[2] - before - after, before], dim=2)
-    # A row of zeros goes in and one goes out: a slice of H - 1 rows would bind a compiled graph to H > 2
-    above = torch.cat([torch.zeros_like(last[:, :1]), last], dim=1)[:, :-1]
-    below = torch.cat([first, torch.zeros_like(first[:, :1])], dim=1)[:, 1:]
-    return torch.cat([above, first, middle, last, below], dim=2).permute(0, 3, 1, 2)
-
-
-def _channels_last(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply a norm over the channels of (B, C, *)."""
-    return x if isinstance(norm, nn.Identity) else norm(x.movedim(1, -1)).movedim(-1, 1)
+    def _op_settings(self) -> dict[str, Any]:
+        return {"padding": self.padding, "backend": self.backend}

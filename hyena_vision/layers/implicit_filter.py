@@ -14,20 +14,69 @@ larger images continue it. Both are equal on the base grid.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hyena_vision.layers.untouched import fast_weights, saves_plainly
+from hyena_vision.ops.implicit_filter import hidden_layers, implicit_kernel, window
+
 FEATURES = ("fourier", "sinusoid", "coords")
 WINDOWS = ("exponential", "radial", "gaussian", "none")
 COORDS = ("relative", "absolute")
 
-# Taps whose hidden layers are computed at a time where no gradient is wanted: they should stay in the cache.
-_POSITIONS = 4096
+
+class FilterLinear(nn.Linear):
+    """`nn.Linear` that computes in the dtype of its input: filters run in float32 whatever their weights are kept in.
+
+    Shape:
+        (..., in_features) -> (..., out_features)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x, of any floating dtype."""
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Sine(nn.Module):
+    """Sine activation with a learnt frequency per channel, sin(omega * x).
+
+    Args:
+        dim: Channels.
+        device: Device of the frequencies.
+        dtype: Their dtype.
+
+    Shape:
+        (..., dim) -> (..., dim)
+    """
+
+    def __init__(self, dim: int, device=None, dtype=None) -> None:
+        super().__init__()
+        self.omega = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Begin at 1; a filter gives its first layer another frequency."""
+        nn.init.ones_(self.omega)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate x in its own dtype."""
+        return torch.sin(self.omega.to(x.dtype) * x)
+
+
+def rename_omega(key: str) -> str:
+    """The name of a filter's weight in a state dict of before frequencies were modules: `omega.0` to `sine.0.omega`."""
+    return re.sub(r"(^|\.)omega\.(\d+)$", r"\1sine.\2.omega", key)
+
+
+def _rename_omega(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state_dict if key.startswith(f"{prefix}omega.")]:
+        state_dict[prefix + rename_omega(key.removeprefix(prefix))] = state_dict.pop(key)
 
 
 class ImplicitFilter(nn.Module):
@@ -96,9 +145,7 @@ class ImplicitFilter(nn.Module):
         device=None,
         dtype=None,
     ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__", "device", "dtype")}
         super().__init__()
-        self.arguments = arguments
         for name, value, known in (("features", features, FEATURES), ("window", window, WINDOWS)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
@@ -132,10 +179,11 @@ class ImplicitFilter(nn.Module):
 
         channels = num_filters * dim
         widths = [self.filter_emb_dim] + [filter_dim] * (num_inner_layers + 1)
-        self.hidden = nn.ModuleList([nn.Linear(i, o, **dd) for i, o in pairwise(widths)])
-        self.omega = nn.ParameterList([nn.Parameter(torch.empty(filter_dim, **dd)) for _ in self.hidden])
-        self.out = nn.Linear(filter_dim, channels, bias=False, **dd)
-        self.film = nn.Linear(cond_dim, 2 * filter_dim * len(self.hidden), **dd) if cond_dim else None
+        self.hidden = nn.ModuleList([FilterLinear(i, o, **dd) for i, o in pairwise(widths)])
+        self.sine = nn.ModuleList([Sine(filter_dim, **dd) for _ in self.hidden])
+        self.out = FilterLinear(filter_dim, channels, bias=False, **dd)
+        self.cond_dim = cond_dim
+        self.film = FilterLinear(cond_dim, 2 * filter_dim * len(self.hidden), **dd) if cond_dim else None
         shape = (self.filter_emb_dim, *self._extents(self.table_size))
         self.z = nn.Parameter(torch.empty(shape, **dd)) if learn_features else None
 
@@ -147,6 +195,7 @@ class ImplicitFilter(nn.Module):
         self.decay = window_tensor((channels,)) if exponential else None
         self.log_sigma = window_tensor((rank, channels)) if window == "gaussian" else None
         self.shift = nn.Parameter(torch.empty(channels, **dd)) if exponential and learn_window else None
+        self.register_load_state_dict_pre_hook(_rename_omega)
         self.reset_parameters()
 
     def extra_repr(self) -> str:
@@ -175,35 +224,44 @@ class ImplicitFilter(nn.Module):
 
         Hidden layers follow SIREN (Sitzmann et al. 2020, arXiv:2006.09661): activations keep their spread with depth.
         """
-        for index, (linear, omega) in enumerate(zip(self.hidden, self.omega, strict=True)):
+        for index, (linear, sine) in enumerate(zip(self.hidden, self.sine, strict=True)):
             raw_coordinates = index == 0 and self.features == "coords"
             bound = 2 * math.pi / self.rank if raw_coordinates else math.sqrt(6 / linear.in_features)
             nn.init.uniform_(linear.weight, -bound, bound)
             nn.init.uniform_(linear.bias, -1 / math.sqrt(linear.in_features), 1 / math.sqrt(linear.in_features))
-            nn.init.constant_(omega, self.omega_0 if index == 0 else 1.0)
+            nn.init.constant_(sine.omega, self.omega_0 if index == 0 else 1.0)
         if self.film is not None:
             # Not zero: FiLM that begins as the identity was seen to stay there (nvSubquadratic, with LAMB).
             nn.init.trunc_normal_(self.film.weight, std=0.02)
             nn.init.zeros_(self.film.bias)
-        ramp = torch.linspace(0, 1, self.dim, device=self.out.weight.device).repeat(self.num_filters)
+
+        def ramp(like: Tensor) -> Tensor:
+            return torch.linspace(0, 1, self.dim, dtype=torch.float32, device=like.device).repeat(self.num_filters)
+
         if self.decay is not None:
             slow, fast = -math.log(0.01) / self.slow_decay, -math.log(0.01) / self.fast_decay
-            self.decay.copy_(slow + (fast - slow) * ramp)
+            self.decay.copy_(slow + (fast - slow) * ramp(self.decay))
         if self.log_sigma is not None:
             # The narrowest Gaussian falls to 0.1 within one token of the base grid, the widest at the image's extent.
             per_unit = 1 / math.sqrt(2 * math.log(10))
             for sigma, size in zip(self.log_sigma, self.base_size, strict=True):
-                sigma.copy_(math.log(per_unit) + math.log(size) * (ramp - 1))
+                sigma.copy_(math.log(per_unit) + math.log(size) * (ramp(sigma) - 1))
         if self.shift is not None:
             nn.init.constant_(self.shift, self.window_shift)
-        coordinates = self._coordinates(self.base_size, self.base_size)
         if self.z is not None:
-            self.z.copy_(self._position_features(self._axes(self.table_size, self.base_size)).movedim(-1, 0))
-        energy = self._window(self._distances(coordinates)).square().sum(-1)
+            axes = self._axes(self.table_size, self.base_size, self.z.device)
+            self.z.copy_(self._position_features(axes).movedim(-1, 0))
         nn.init.normal_(self.out.weight, std=math.sqrt(2 / self.out.in_features))
+        # Where the window is: `accelerate` may have put parameters elsewhere than buffers
+        device = next((t.device for t in (self.decay, self.log_sigma) if t is not None), self.out.weight.device)
+        values = self._window(self._distances(self.base_size, self.base_size, device), self._dtype)
+        energy = torch.ones_like(self.out.weight[:, 0]) if values is None else values.square().sum(0)
+        energy = energy.to(self.out.weight.device)
         self.out.weight.div_(energy.sqrt()[:, None].clamp_min(1e-12))
 
-    def forward(self, size: int | tuple[int, ...], cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self, size: int | tuple[int, ...], cond: Tensor | None = None, device: torch.device | None = None
+    ) -> Tensor:
         """Evaluate the kernels for a grid of tokens.
 
         The computation runs in float32 at least, under autocast too: in half precision neighbouring positions merge.
@@ -211,55 +269,99 @@ class ImplicitFilter(nn.Module):
         Args:
             size: Tokens per axis, (H, W) or (L,); one number stands for all axes.
             cond: (B, cond_dim), a vector per sample, if and only if `cond_dim` was set.
+            device: Where to compute, None for where the weights are.
 
         Returns:
-            (num_filters, C, *K), or (num_filters, B, C, *K) with `cond`. K is n per axis if causal, else 2n - 1.
+            (num_filters, C, *K), or (num_filters, B, C, *K) with `cond`; channels are neighbours in memory. K is n per
+            axis if causal, else 2n - 1.
 
         Raises:
             ValueError: `size` has the wrong number of axes, or `cond` does not fit `cond_dim`.
         """
         size = self._to_size(size)
         self._check_cond(cond)
-        with self._without_autocast():
-            first, coordinates, extents = self._first_layer(size)
-            kernel = self._values(self._hidden(first, cond), self._distances(coordinates), size, slice(None))
-        kernel = kernel.unflatten(-1, extents).unflatten(-1 - self.rank, (self.num_filters, self.dim))
-        return kernel.movedim(-2 - self.rank, 0)
+        device = self._device if device is None else device
+        with self._without_autocast(device):
+            features, distances, extents = self._positions(size, device)
+            untouched = cond is None and fast_weights(self, FILTER_TYPES) is not None
+            if untouched and (not torch.is_grad_enabled() or saves_plainly()):
+                kernel = implicit_kernel(features, distances, self._layers(), **self._of_channels(size, slice(None)))
+            else:
+                kernel = self._plain(features, distances, size, cond)
+        kernel = kernel.unflatten(-1, (self.num_filters, self.dim)).unflatten(-3, extents)
+        # (*K, filters, C) to (filters, C, *K)
+        return kernel.movedim((-2, -1), (0, -1 - self.rank))
+
+    def _plain(self, features: Tensor, distances: Tensor, size: tuple[int, ...], cond: Tensor | None) -> Tensor:
+        """Kernels (P, num_filters * C) or (B, P, num_filters * C), by calls of the layers."""
+        dtype, hidden = features.dtype, features
+        if cond is not None:
+            modulation = self.film(cond.to(dtype)).unflatten(-1, (len(self.hidden), 2, 1, -1))
+        for index, (linear, sine) in enumerate(zip(self.hidden, self.sine, strict=True)):
+            hidden = sine(linear(hidden))
+            if cond is not None:
+                hidden = (1 + modulation[:, index, 0]) * hidden + modulation[:, index, 1]
+        kernel, factor = self.out(hidden) * self._gain(size), self._window(distances, dtype)
+        return kernel if factor is None else kernel * factor
 
     @torch.no_grad()
-    def at(self, size: int | tuple[int, ...], taps: Tensor, index: int = 0) -> Callable[[slice, slice], Tensor]:
-        """Prepare to evaluate one kernel per channel at chosen taps, a part at a time; without gradients.
+    def channels_in_turn(
+        self, size: int | tuple[int, ...], groups: Sequence[slice], index: int = 0
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Evaluate one kernel per channel for some channels at a time, so that not all need be in memory.
+
+        For filters that `fast_weights` finds untouched, without `cond_dim`, and without gradients.
 
         Args:
             size: As for `forward`.
-            taps: (P,), int64, positions in a flattened kernel, or -1 where the value is to be 0.
+            groups: Of channels.
             index: Of the filter, 0 to num_filters - 1.
 
-        Returns:
-            `(channels, part) -> (c, p)`, the values of some channels at `taps[part]`.
-
-        Raises:
-            ValueError: `size` has the wrong number of axes, or the filter is conditioned on samples.
+        Yields:
+            Each group, and its kernels (c, *K).
         """
         size = self._to_size(size)
-        self._check_cond(None)
-        with self._without_autocast():
-            first, coordinates, _ = self._first_layer(size)
-            distances = self._distances(coordinates)[:, taps]
-            hidden = first.new_empty(len(taps), first.shape[1])
-            for start in range(0, len(taps), _POSITIONS):
-                part = slice(start, start + _POSITIONS)
-                hidden[part] = self._hidden(first[taps[part]], in_place=True)
-            hidden[taps < 0] = 0
+        with self._without_autocast(self._device):
+            features, distances, extents = self._positions(size, self._device)
+            hidden = hidden_layers(features, self._layers())
+        for group in groups:
+            rows = slice(index * self.dim + group.start, index * self.dim + group.stop)
+            with self._without_autocast(self._device):
+                kernel = implicit_kernel(hidden, distances, (), **self._of_channels(size, rows))
+            yield group, kernel.unflatten(0, extents).movedim(-1, 0)
 
-        @torch.no_grad()
-        def values(channels: slice, part: slice) -> Tensor:
-            start, stop, _ = channels.indices(self.dim)
-            rows = slice(index * self.dim + start, index * self.dim + stop)
-            with self._without_autocast():
-                return self._values(hidden[part], distances[:, part], size, rows, in_place=True)
+    def _layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """What `implicit_kernel` calls so."""
+        dtype = self._dtype
+        return [
+            (linear.weight.to(dtype), linear.bias.to(dtype), sine.omega.to(dtype))
+            for linear, sine in zip(self.hidden, self.sine, strict=True)
+        ]
 
-        return values
+    def _of_channels(self, size: tuple[int, ...], rows: slice) -> dict[str, Tensor | None]:
+        """Other arguments of `implicit_kernel`, of some channels."""
+        dtype, gain = self._dtype, self._gain(size)
+        out = self.out.weight[rows].to(dtype)
+        arguments = dict(out=out if gain == 1 else out * gain)
+        return arguments | {name: None if t is None else t[..., rows] for name, t in self._of_window(dtype).items()}
+
+    def _gain(self, size: tuple[int, ...]) -> float:
+        if self.coords == "absolute":
+            return 1.0
+        return math.prod([base / n for base, n in zip(self.base_size, size, strict=True)])
+
+    def _of_window(self, dtype: torch.dtype) -> dict[str, Tensor | None]:
+        if self.window in ("exponential", "radial"):
+            shift = self.shift
+            if shift is None and self.window_shift:
+                shift = torch.full_like(self.decay, self.window_shift)
+            return dict(decay=self.decay.to(dtype), log_sigma=None, shift=None if shift is None else shift.to(dtype))
+        log_sigma = self.log_sigma.to(dtype) if self.window == "gaussian" else None
+        return dict(decay=None, log_sigma=log_sigma, shift=None)
+
+    def _window(self, distances: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Window plus shift, (P, num_filters * C), None for none."""
+        return window(distances, **self._of_window(dtype))
 
     def set_table_size(self, table_size: int | tuple[int, ...]) -> None:
         """Make room for a learnt table of another size; the parameter stays, its values are left to be loaded.
@@ -273,7 +375,6 @@ class ImplicitFilter(nn.Module):
         if self.z is None:
             raise ValueError(f"table_size is for learn_features=True, got {table_size} without")
         self.table_size = self._to_size(table_size)
-        self.arguments["table_size"] = self.table_size
         self.z.grad = None
         self.z.data = self.z.data.new_empty((self.filter_emb_dim, *self._extents(self.table_size)))
 
@@ -281,8 +382,16 @@ class ImplicitFilter(nn.Module):
         """Taps of a kernel on each axis."""
         return self._extents(self._covered(self._to_size(size)))
 
-    def _without_autocast(self) -> AbstractContextManager:
-        device = self.out.weight.device
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the computation."""
+        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
+
+    def _without_autocast(self, device: torch.device) -> AbstractContextManager:
         autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
         return torch.autocast(device.type, enabled=False) if autocast else nullcontext()
 
@@ -325,28 +434,40 @@ class ImplicitFilter(nn.Module):
         return emb_dim
 
     def _check_cond(self, cond: Tensor | None) -> None:
-        if (cond is None) != (self.film is None):
+        if (cond is None) != (self.cond_dim == 0):
             given = "None" if cond is None else f"a tensor of shape {tuple(cond.shape)}"
-            cond_dim = 0 if self.film is None else self.film.in_features
-            raise ValueError(f"cond must be given if and only if cond_dim is set: cond is {given}, cond_dim {cond_dim}")
-        if cond is not None and (cond.ndim != 2 or cond.shape[1] != self.film.in_features):
-            raise ValueError(f"cond must have shape (B, {self.film.in_features}), got {tuple(cond.shape)}")
+            raise ValueError(
+                f"cond must be given if and only if cond_dim is set: cond is {given}, cond_dim {self.cond_dim}"
+            )
+        if cond is not None and (cond.ndim != 2 or cond.shape[1] != self.cond_dim):
+            raise ValueError(f"cond must have shape (B, {self.cond_dim}), got {tuple(cond.shape)}")
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.promote_types(self.out.weight.dtype, torch.float32)
+    def _positions(self, size: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Features (P, filter_emb_dim) and distances (P, D) of a kernel's taps, and its extents."""
+        covered = self._covered(size)
+        if self.z is None:
+            features = self._position_features(self._axes(covered, size, device)).flatten(0, -2)
+        else:
+            features = self._table_features(size)
+        return features, self._distances(covered, size, device), self._extents(covered)
 
-    def _axes(self, covered: tuple[int, ...], size: tuple[int, ...]) -> list[Tensor]:
+    def _axes(self, covered: tuple[int, ...], size: tuple[int, ...], device: torch.device) -> list[Tensor]:
         """Displacements within a covered grid along each axis: in extents of the image, or in base grids."""
         scales = size if self.coords == "relative" else self.base_size
         return [
-            torch.arange(0 if self.causal else 1 - n, n, device=self.out.weight.device, dtype=self._dtype) / scale
+            torch.arange(0 if self.causal else 1 - n, n, dtype=self._dtype, device=device) / scale
             for n, scale in zip(covered, scales, strict=True)
         ]
 
-    def _coordinates(self, covered: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-        """Displacement of every tap, (rank, P)."""
-        return torch.stack([axis.flatten() for axis in torch.meshgrid(*self._axes(covered, size), indexing="ij")])
+    def _distances(self, covered: tuple[int, ...], size: tuple[int, ...], device: torch.device) -> Tensor:
+        """What the window falls off with, (P, 1), or (P, rank) for "gaussian"."""
+        axes = self._axes(covered, size, device)
+        if self.window == "exponential":
+            return sum(_along(axis.abs()[:, None], a, self.rank) for a, axis in enumerate(axes)).view(-1, 1)
+        squares = [_along(axis.square()[:, None], a, self.rank) for a, axis in enumerate(axes)]
+        if self.window == "gaussian":
+            return torch.cat(torch.broadcast_tensors(*squares), -1).flatten(0, -2)
+        return sum(squares).sqrt().view(-1, 1)
 
     def _axis_features(self, axes: list[Tensor]) -> list[Tensor]:
         """Features of the displacements along each axis, (n, filter_emb_dim / rank)."""
@@ -354,7 +475,9 @@ class ImplicitFilter(nn.Module):
             return [axis[:, None] for axis in axes]
         if self.features == "fourier":
             bands = (self.filter_emb_dim // self.rank - 1) // 2
-            frequency = torch.linspace(1e-4, max(bands - 1, 1e-4), bands).to(axes[0])
+            frequency = torch.linspace(
+                1e-4, max(bands - 1, 1e-4), bands, dtype=torch.float32, device=axes[0].device
+            ).to(axes[0].dtype)
             # Once round over the kernel, which is as long as the image if causal and twice as long if centred.
             angles = [(2 if self.causal else 1) * math.pi * axis[:, None] * frequency for axis in axes]
             return [
@@ -362,7 +485,7 @@ class ImplicitFilter(nn.Module):
                 for axis, angle in zip(axes, angles, strict=True)
             ]
         per_axis = self.filter_emb_dim // self.rank
-        exponent = torch.arange(0, per_axis, 2).to(axes[0]) / per_axis
+        exponent = torch.arange(0, per_axis, 2, dtype=axes[0].dtype, device=axes[0].device) / per_axis
         # Positions from the first tap on; a table may reach further than the base grid, or less far
         angles = [
             (axis * base + (0 if self.causal else table - 1))[:, None] * 10000.0**-exponent
@@ -377,28 +500,13 @@ class ImplicitFilter(nn.Module):
     def _position_features(self, axes: list[Tensor]) -> Tensor:
         """Features of all taps, (*K, filter_emb_dim)."""
         grids = [_along(part, axis, self.rank) for axis, part in enumerate(self._axis_features(axes))]
-        extents = [len(axis) for axis in axes]
-        return torch.cat(self._in_order([grid.expand(*extents, -1) for grid in grids]), -1)
+        return torch.cat(self._in_order(torch.broadcast_tensors(*grids)), -1)
 
-    def _first_layer(self, size: tuple[int, ...]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        """First layer before its sine (P, width), displacements (rank, P), kernel extents."""
-        covered, dtype = self._covered(size), self._dtype
-        coordinates, extents = self._coordinates(covered, size), self._extents(covered)
-        weight, bias = self.hidden[0].weight.to(dtype), self.hidden[0].bias.to(dtype)
-        if self.z is not None:
-            return F.linear(self._table_features(size, coordinates), weight, bias), coordinates, extents
-        # Features belong to one axis each, so the layer is a sum over axes
-        weights = self._in_order(weight.chunk(self.rank, dim=1))
-        grid = bias
-        for axis, (features, part) in enumerate(zip(self._axis_features(self._axes(size, size)), weights, strict=True)):
-            grid = grid + _along(F.linear(features, part), axis, self.rank)
-        return grid.flatten(0, -2), coordinates, extents
-
-    def _table_features(self, size: tuple[int, ...], coordinates: Tensor) -> Tensor:
+    def _table_features(self, size: tuple[int, ...]) -> Tensor:
         """Learnt features (P, filter_emb_dim) of a kernel's taps."""
         table = self.z.to(self._dtype)
         if self.rank == 1 and self.coords == "relative" and size != self.base_size:
-            return self._sample_table(table, coordinates[0]).T
+            return self._sample_table(table, self._axes(self._covered(size), size, table.device)[0]).T
         given = self._extents(self._table_grid(size))
         if given != tuple(table.shape[1:]):
             table = F.interpolate(table[None], size=given, mode="bicubic", antialias=True)[0]
@@ -414,55 +522,6 @@ class ImplicitFilter(nn.Module):
         below = position.floor().long().clamp_max(max(length - 2, 0))
         above = (below + 1).clamp_max(length - 1)
         return torch.lerp(table[:, below], table[:, above], position - below)
-
-    def _hidden(self, first: Tensor, cond: Tensor | None = None, in_place: bool = False) -> Tensor:
-        """Last hidden layer (P, width) or (B, P, width) from the first before its sine; in place without gradients."""
-        dtype = self._dtype
-        modulation = None
-        if cond is not None:
-            film = F.linear(cond.to(dtype), self.film.weight.to(dtype), self.film.bias.to(dtype))
-            modulation = film.unflatten(-1, (len(self.hidden), 2, 1, -1))
-        hidden = first
-        for index, linear in enumerate(self.hidden):
-            if index > 0:
-                hidden = F.linear(hidden, linear.weight.to(dtype), linear.bias.to(dtype))
-            omega = self.omega[index].to(dtype)
-            hidden = hidden.mul_(omega).sin_() if in_place else torch.sin(omega * hidden)
-            if modulation is not None:
-                hidden = (1 + modulation[:, index, 0]) * hidden + modulation[:, index, 1]
-        return hidden
-
-    def _values(
-        self, hidden: Tensor, distances: Tensor, size: tuple[int, ...], rows: slice, in_place: bool = False
-    ) -> Tensor:
-        """Kernels of some of the num_filters * C channels, (rows, P) or (B, rows, P); in place without gradients."""
-        weight = self.out.weight[rows].to(self._dtype)
-        if self.coords == "relative":
-            weight = weight * math.prod([base / n for base, n in zip(self.base_size, size, strict=True)])
-        kernel = weight @ hidden.transpose(-1, -2)
-        if self.window == "none":
-            return kernel
-        window = self._window(distances, rows, in_place)
-        return kernel.mul_(window) if in_place else kernel * window
-
-    def _distances(self, coordinates: Tensor) -> Tensor:
-        """What the window falls off with, (1, P), or (rank, P) for "gaussian"."""
-        if self.window == "exponential":
-            return coordinates.abs().sum(0, keepdim=True)
-        squares = coordinates.square()
-        return squares.sum(0, keepdim=True).sqrt() if self.window == "radial" else squares
-
-    def _window(self, distances: Tensor, rows: slice = slice(None), in_place: bool = False) -> Tensor:
-        """Window plus shift of some channels, (rows, P)."""
-        dtype = self._dtype
-        if self.window == "none":
-            return torch.ones(self.num_filters * self.dim, 1, device=distances.device, dtype=dtype)[rows]
-        if self.window == "gaussian":
-            precision = torch.exp(-2 * self.log_sigma[:, rows].to(dtype))
-            return torch.exp(-0.5 * precision.T @ distances)
-        exponent = -self.decay[rows].to(dtype).abs()[:, None] * distances
-        shift = self.window_shift if self.shift is None else self.shift[rows].to(dtype)[:, None]
-        return exponent.exp_().add_(shift) if in_place else torch.exp(exponent) + shift
 
 
 def _along(of_axis: Tensor, axis: int, rank: int) -> Tensor:
@@ -504,3 +563,7 @@ class ImplicitFilter2d(ImplicitFilter):
         self, dim: int, *, window: str = "radial", slow_decay: float = 3.0, fast_decay: float = 0.6, **kwargs
     ) -> None:
         super().__init__(2, dim, window=window, slow_decay=slow_decay, fast_decay=fast_decay, **kwargs)
+
+
+# Modules whose arithmetic `implicit_kernel` knows
+FILTER_TYPES = frozenset({ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d, FilterLinear, Sine})

@@ -42,9 +42,9 @@ from timm.models.metaformer import (
 from torch import Tensor, _assert, nn
 
 from hyena_vision.layers import Hyena1d
+from hyena_vision.layers.mlp import LeanStarReLU, PartMlp
 from hyena_vision.models.hyena_former_weights import before_load, checkpoint_filter_fn, find_on_hub, grid_side
-from hyena_vision.models.hyena_vit import MIXERS, PartMlp, update_model_input_size
-from hyena_vision.ops.library import is_plain
+from hyena_vision.models.hyena_vit import MIXERS, update_model_input_size
 
 
 class StemNHWC(Stem):
@@ -77,18 +77,6 @@ class AttentionNHWC(Attention):
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens with attention."""
         return super().forward(x.flatten(1, 2)).view(x.shape)
-
-
-class LeanStarReLU(StarReLU):
-    """timm's `StarReLU`, scale * relu(x)^2 + bias; on the CPU, without gradients, in two passes over memory."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activate x of any shape."""
-        plain = is_plain(x, self.scale) and x.device.type == "cpu" and x.dtype == self.scale.dtype
-        if torch.is_grad_enabled() or not plain:
-            return super().forward(x)
-        y = torch.relu(x)
-        return torch.addcmul(self.bias, y, y, value=self.scale.item(), out=y)
 
 
 class Block(MetaFormerBlock):
@@ -479,10 +467,16 @@ def _positions_1d(features: int, taps: int) -> Tensor:
     A ramp that is 1 in the middle and 0 at both ends, then cosines and negative sines of 0 to bands - 1 periods.
     """
     bands = (features - 1) // 2
-    position = torch.arange(taps, dtype=torch.float64)
+    position = torch.arange(taps, dtype=torch.float64, device="cpu")
     middle = max(taps // 2, 1)
     ramp = 1 - (position - taps // 2).abs() / middle
-    angle = 2 * torch.pi / taps * torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64)[:, None] * position
+    angle = (
+        2
+        * torch.pi
+        / taps
+        * torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64, device="cpu")[:, None]
+        * position
+    )
     return torch.cat([ramp[None], angle.cos(), -angle.sin()]).float()
 
 

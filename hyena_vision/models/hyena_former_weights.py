@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hyena_vision.layers import Hyena1d, Hyena2d
 from hyena_vision.layers.convert import hyenapixel1d_weights, hyenapixel2d_weights
+from hyena_vision.layers.implicit_filter import rename_omega
 
 if TYPE_CHECKING:
     from hyena_vision.models.hyena_former import HyenaFormer
@@ -73,7 +74,7 @@ def _fit(state_dict: Mapping[str, Any], model: "HyenaFormer") -> dict[str, Tenso
     """`checkpoint_filter_fn` for any part of the weights."""
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         state_dict = state_dict.get(key) or state_dict
-    fitted = dict(state_dict)
+    fitted = {rename_omega(key): value for key, value in state_dict.items()}
     saved = fitted.pop("base_img_size", None)
     base_img_size = model._base_img_size if saved is None or saved.is_meta else int(saved)
     if any(key.startswith("downsample_layers.") for key in fitted):
@@ -154,7 +155,7 @@ def before_load(model: "HyenaFormer", state_dict: dict[str, Tensor], prefix: str
         if isinstance(mixer, (Hyena1d, Hyena2d)) and table is not None and table.ndim == mixer.filter.z.ndim:
             size = tuple((extent + 1) // 2 for extent in table.shape[1:])
             if size != mixer.filter.table_size:
-                mixer.set_table_size(size)
+                mixer.filter.set_table_size(size)
     state_dict.update({prefix + key: value for key, value in own.items()})
 
 

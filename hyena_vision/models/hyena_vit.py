@@ -20,7 +20,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     DropPath,
     LayerScale,
-    Mlp,
     PatchEmbed,
     SelectAdaptivePool2d,
     calculate_drop_path_rates,
@@ -43,6 +42,8 @@ from torch import Tensor, _assert, nn
 
 from hyena_vision.layers import Hyena1d, Hyena2d
 from hyena_vision.layers.hyena import named_layer
+from hyena_vision.layers.implicit_filter import rename_omega
+from hyena_vision.layers.mlp import PartMlp
 
 try:
     from timm.models._input import update_model_input_size
@@ -56,40 +57,6 @@ MIXERS: dict[str, type[nn.Module]] = {
     "hyena1d": register_notrace_module(Hyena1d),
     "hyena2d": register_notrace_module(Hyena2d),
 }
-
-
-# From so many tokens on, mixers and activations are computed again in the backward pass, and training needs less memory
-# than with attention. Not in compiled models: a compiler makes such choices itself.
-RECOMPUTE_TOKENS = 2048
-
-
-def is_large(x: Tensor) -> bool:
-    """Whether the backward pass of tokens (B, H, W, C) computes again instead of keeping; not in traced models."""
-    if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy):
-        return False
-    return torch.is_grad_enabled() and x.shape[1] * x.shape[2] >= RECOMPUTE_TOKENS
-
-
-# Tokens for which an MLP is computed at a time where no gradient is wanted, on the CPU. All its hidden activations at
-# once, four times the size of the tokens, are more than the allocator keeps: each call would begin with fresh pages.
-PART_TOKENS = 2048
-
-
-class PartMlp(Mlp):
-    """timm's `Mlp`; on the CPU, without gradients, its layers see at most `PART_TOKENS` tokens at a time.
-
-    Shape:
-        (..., C) -> (..., C)
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the channels of tokens (..., C)."""
-        traced = torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
-        if traced or torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[:-1].numel() <= PART_TOKENS:
-            return super().forward(x)
-        tokens = x.reshape(-1, x.shape[-1])
-        parts = tokens.chunk(-(-len(tokens) // PART_TOKENS))
-        return torch.cat([super(PartMlp, self).forward(part) for part in parts]).view(*x.shape[:-1], -1)
 
 
 @register_notrace_function
@@ -162,19 +129,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens (B, H, W, C), then channels."""
-        if is_large(x):
-            return self._forward_large(x)
         x = x + self.drop_path1(self.ls1(self.mixer(self.norm1(x))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-
-    def _forward_large(self, x: Tensor) -> Tensor:
-        """The same, keeping less for the backward pass: not the mixer's signals and kernels, nor what follows fc1."""
-        y = checkpoint(lambda x: self.mixer(self.norm1(x)), x, use_reentrant=False)
-        x = x + self.drop_path1(self.ls1(y))
-        mlp = self.mlp
-        hidden = mlp.fc1(self.norm2(x))
-        y = checkpoint(lambda h: mlp.drop2(mlp.fc2(mlp.norm(mlp.drop1(mlp.act(h))))), hidden, use_reentrant=False)
-        return x + self.drop_path2(self.ls2(y))
 
 
 class HyenaViT(nn.Module):
@@ -475,6 +431,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HyenaViT) -> dict
     for key, value in state_dict.items():
         if is_vit:
             key = re.sub(r"^(blocks\.\d+)\.attn\.", r"\1.mixer.", re.sub(r"^fc_norm\.", "norm.", key))
+        key = rename_omega(key)
         if key == "patch_embed.proj.weight" and value.ndim == 4 and value.shape[-2:] != own[key].shape[-2:]:
             value = resample_patch_embed(value, list(own[key].shape[-2:]), verbose=True)
         renamed[key] = value

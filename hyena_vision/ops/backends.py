@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from hyena_vision.ops import blocked, cpp_library, fft, long_conv_cpp, reference
-from hyena_vision.ops.lazy_kernel import LazyKernel
-from hyena_vision.ops.library import WATCHED, is_watched
+from hyena_vision.ops.gated_op import gated_gradients
+from hyena_vision.ops.library import WATCHED, is_watched, sum_dtype
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,11 @@ class Backend:
             index of displacement 0 on each axis.
         missing: None if the machine can run it at all, else a phrase that says what it lacks.
         reason: `(x, kernel) -> None` when it can run these arguments, else a phrase that says why not.
-        prepare: `(x, kernel, skip, centre, circular, keep) -> state`: what can be done before x is known, for a kernel
-            or a lazy one; without `keep` it is done in each call.
-        convolve_prepared: `(x, state, gate, out_gate) -> y`, without gradients.
+        gradients: `(dy, x, kernel, skip, gate, out_gate, centre, circular)` to those of x, kernel, skip, gate and
+            out_gate (anything where they are None); None where autograd has to find them.
+        prepare: `(x, kernel, skip, centre, circular) -> tensors`: what can be done before x is known.
+        convolve_prepared: `(x, tensors, gate, out_gate, extents, centre, circular) -> y`, without gradients; `extents`
+            are those of the kernel.
         automatic: Whether `backend=None` may pick it.
     """
 
@@ -37,9 +39,22 @@ class Backend:
     long_conv: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Sequence[int], bool], Tensor]
     missing: Callable[[], str | None]
     reason: Callable[[Tensor, Tensor], str | None]
-    prepare: Callable[[Tensor, Tensor | LazyKernel, Tensor | None, Sequence[int], bool, bool], Any]
-    convolve_prepared: Callable[[Tensor, Any, Tensor | None, Tensor | None], Tensor]
+    gradients: Callable[..., Sequence[Tensor | None]] | None
+    prepare: Callable[[Tensor, Tensor, Tensor | None, Sequence[int], bool], tuple[Tensor, ...]]
+    convolve_prepared: Callable[..., Tensor]
     automatic: bool = True
+
+
+def _between_gates(convolve: Callable[[Tensor], Tensor], x: Tensor, gate: Tensor | None, out_gate: Tensor | None):
+    """out_gate * convolve(gate * x), with products in the dtype of the sums: half precision would overflow."""
+    if gate is None and out_gate is None:
+        return convolve(x)
+    dtype, result = sum_dtype(x, gate, out_gate), x.dtype
+    y = convolve(x.to(dtype) if gate is None else x.to(dtype) * gate.to(dtype))
+    y = y if out_gate is None else y * out_gate.to(dtype)
+    for tensor in (gate, out_gate):
+        result = result if tensor is None else torch.promote_types(result, tensor.dtype)
+    return y.to(result)
 
 
 def _gated(long_conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -54,32 +69,41 @@ def _gated(long_conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
         centre: Sequence[int],
         circular: bool,
     ) -> Tensor:
-        y = long_conv(x if gate is None else x * gate, kernel, skip, centre, circular)
-        return y if out_gate is None else y * out_gate
+        return _between_gates(lambda u: long_conv(u, kernel, skip, centre, circular), x, gate, out_gate)
 
     return gated
 
 
-def _backend(name: str, long_conv: Callable[..., Tensor], automatic: bool = True) -> Backend:
-    """A backend that runs anywhere, has no gates in its kernels and prepares nothing."""
-    gated = _gated(long_conv)
+def _fft_prepared(
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    gate: Tensor | None,
+    out_gate: Tensor | None,
+    extents: Sequence[int],
+    centre: Sequence[int],
+    circular: bool,
+) -> Tensor:
+    return _between_gates(lambda u: fft.convolve_prepared(u, tensors, extents, centre, circular), x, gate, out_gate)
 
-    def prepare(
-        x: Tensor,
-        kernel: Tensor | LazyKernel,
-        skip: Tensor | None,
-        centre: Sequence[int],
-        circular: bool,
-        keep: bool,
-    ) -> Any:
-        return kernel.whole() if keep and isinstance(kernel, LazyKernel) else kernel, skip, centre, circular
 
-    def convolve(x: Tensor, state: tuple, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
-        kernel, skip, centre, circular = state
-        kernel = kernel.whole() if isinstance(kernel, LazyKernel) else kernel
-        return gated(x, kernel, skip, gate, out_gate, centre, circular)
+def _kernel_and_skip(
+    x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
+) -> tuple[Tensor, ...]:
+    """For a backend that prepares nothing."""
+    return (kernel,) if skip is None else (kernel, skip)
 
-    return Backend(name, gated, _nothing, _no_reason, prepare, convolve, automatic)
+
+def _reference_prepared(
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    gate: Tensor | None,
+    out_gate: Tensor | None,
+    extents: Sequence[int],
+    centre: Sequence[int],
+    circular: bool,
+) -> Tensor:
+    kernel, skip = tensors if len(tensors) == 2 else (*tensors, None)
+    return _gated(reference.long_conv)(x, kernel, skip, gate, out_gate, centre, circular)
 
 
 def _nothing() -> None:
@@ -93,8 +117,6 @@ def _no_reason(x: Tensor, kernel: Tensor) -> None:
 def _reason_not_blocked(x: Tensor, kernel: Tensor) -> str | None:
     if x.device.type != "cpu":
         return f"it is for the CPU, and x is on {x.device}"
-    if x.shape[1] == 0:
-        return "x has no channels"
     if is_watched(x, kernel):
         return WATCHED
     return None
@@ -129,12 +151,13 @@ def _triton(name: str) -> Callable[..., Any]:
 
 
 # In order of preference for `backend=None`.
-_BACKENDS: dict[str, Backend] = {
+BACKENDS: dict[str, Backend] = {
     "cpp": Backend(
         "cpp",
         long_conv_cpp.long_conv,
         cpp_library.why_not,
         long_conv_cpp.reason_not,
+        long_conv_cpp.gradients,
         long_conv_cpp.prepare,
         long_conv_cpp.convolve_prepared,
     ),
@@ -143,27 +166,51 @@ _BACKENDS: dict[str, Backend] = {
         _gated(blocked.long_conv),
         _nothing,
         _reason_not_blocked,
+        gated_gradients(blocked.forward, blocked.gradients),
         blocked.prepare,
         blocked.convolve_prepared,
     ),
-    "fft": _backend("fft", fft.long_conv),
+    "fft": Backend(
+        "fft",
+        _gated(fft.long_conv),
+        _nothing,
+        _no_reason,
+        gated_gradients(fft.convolve, fft.gradients),
+        fft.prepare,
+        _fft_prepared,
+    ),
     # Not picked by itself: no GPU has measured yet where it is at least as fast as the others
     "triton": Backend(
         "triton",
         _triton("long_conv"),
         _missing_for_triton,
         _reason_not_triton,
+        _triton("gradients"),
         _triton("prepare"),
         _triton("convolve_prepared"),
         automatic=False,
     ),
-    "reference": _backend("reference", reference.long_conv, automatic=False),
+    "reference": Backend(
+        "reference",
+        _gated(reference.long_conv),
+        _nothing,
+        _no_reason,
+        None,
+        _kernel_and_skip,
+        _reference_prepared,
+        automatic=False,
+    ),
 }
 
 
-def available_backends() -> list[str]:
-    """Names that can be passed as `backend=` on this machine, in order of preference."""
-    return [name for name, backend in _BACKENDS.items() if backend.missing() is None]
+def available_backends(reasons: bool = False) -> list[str] | dict[str, str | None]:
+    """Names that can be passed as `backend=` on this machine, in order of preference.
+
+    Args:
+        reasons: Whether to return all names, each with None or a phrase that says what the machine lacks for it.
+    """
+    missing = {name: backend.missing() for name, backend in BACKENDS.items()}
+    return missing if reasons else [name for name, phrase in missing.items() if phrase is None]
 
 
 def select(name: str | None, x: Tensor, kernel: Tensor) -> Backend:
@@ -182,13 +229,13 @@ def select(name: str | None, x: Tensor, kernel: Tensor) -> Backend:
         RuntimeError: The named backend cannot run here; the message says why.
     """
     if name is None:
-        for backend in _BACKENDS.values():
+        for backend in BACKENDS.values():
             if backend.automatic and backend.reason(x, kernel) is None and backend.missing() is None:
                 return backend
         raise RuntimeError(f"no backend can run {tuple(x.shape)} {x.dtype} on {x.device}")
-    if name not in _BACKENDS:
-        raise ValueError(f"unknown backend {name!r}, expected one of {list(_BACKENDS)}")
-    backend = _BACKENDS[name]
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}, expected one of {list(BACKENDS)}")
+    backend = BACKENDS[name]
     missing = backend.missing()
     if missing is not None:
         raise RuntimeError(f"backend {name!r} is not available on this machine: {missing}")

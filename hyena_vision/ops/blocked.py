@@ -21,16 +21,16 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_vision.ops.fft import fold, gradients, sum_dtype, transform_size
-from hyena_vision.ops.lazy_kernel import LazyKernel
-from hyena_vision.ops.library import empty_result, full_precision, opaque_op
+from hyena_vision.ops import fft
+from hyena_vision.ops.fft import fold, transform_size
+from hyena_vision.ops.library import empty_result, full_precision, opaque_op, sum_dtype
 
 # Spectrum of one block and thread: half of a core's second-level cache, which buffers and results share.
 _BLOCK_BYTES = 2**19
@@ -38,10 +38,8 @@ _BLOCK_BYTES = 2**19
 _PRODUCT_LINES = 32
 # Of the rows' transforms, which are made for several blocks in one product.
 _GROUP_BYTES = 2**24
-# Of the spectra that are made together. Making them takes a few times as much from kernels in memory; lazy kernels are
-# computed a few lines at a time, for many channels at once.
+# Of the spectra that are made together; making them takes a few times as much.
 _SPECTRA_BYTES = 2**22
-_LAZY_SPECTRA_BYTES = 2**24
 
 
 class Plan(NamedTuple):
@@ -217,8 +215,8 @@ def _lay_periodically(kernel: Tensor, plan: Plan, centre: Sequence[int], dtype: 
 def _taps_of(periodic: Tensor, axis: int, size: int, extent: int, centre: int, circular: bool) -> Tensor:
     """Adjoint of `_lay_periodically`: each tap's number, 0 for those that reach no signal."""
     if circular:
-        index = torch.arange(extent, device=periodic.device).sub(centre).remainder(size)
-        return periodic.index_select(axis, index)
+        index = torch.arange(extent, dtype=torch.int64, device=periodic.device)
+        return periodic.index_select(axis, index.sub(centre).remainder(size))
     after, before = min(extent - centre, size), min(centre, size - 1)
     parts = periodic.narrow(axis, periodic.shape[axis] - before, before), periodic.narrow(axis, 0, after)
     rest = centre - before, extent - centre - after
@@ -396,36 +394,25 @@ def convolve(
 
 
 def prepare(
-    x: Tensor,
-    kernel: Tensor | LazyKernel,
-    skip: Tensor | None,
-    centre: Sequence[int],
-    circular: bool,
-    keep: bool,
-) -> tuple[Tensor | Callable[[], Callable[[slice], Tensor]], int | None, Plan]:
-    """Spectrum of a kernel for signals like x, or how to begin making it and how much at a time; and their plan."""
+    x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
+) -> tuple[Tensor, ...]:
+    """Spectrum of a kernel for signals like x."""
     plan = make_plan(x.shape[2:], kernel.shape[-len(centre) :], centre, circular)
-    lazy = isinstance(kernel, LazyKernel)
-    make = partial(_lazy_spectra if lazy else _spectra, kernel, skip, centre, plan, sum_dtype(x))
-    spectra_bytes = _LAZY_SPECTRA_BYTES if lazy and not circular else _SPECTRA_BYTES
-    if not keep:
-        return make, spectra_bytes, plan
-    work = _Work(plan, 1, x.shape[1], sum_dtype(x), spectra_bytes)
-    spectrum_of, whole = make(), None
-    for group in work.groups(x.shape[1]):
+    spectrum_of, whole = _spectra(kernel, skip, centre, plan, sum_dtype(x)), None
+    for group in _Work(plan, 1, x.shape[1], sum_dtype(x), _SPECTRA_BYTES).groups(x.shape[1]):
         part = spectrum_of(group)
         if whole is None:
             whole = _empty_spectrum((*part.shape[:-3], x.shape[1], *part.shape[-2:]), plan, part.dtype)
         whole[..., group, :, :] = part
-    return whole, None, plan
+    return (whole,)
 
 
 def _empty_spectrum(shape: tuple[int, ...], plan: Plan, dtype: torch.dtype) -> Tensor:
     """Memory for (..., C, F, T_a), in the order in which transforms of signals come."""
     if not plan.by_product:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     *batch, channels, frequencies, lines = shape
-    return torch.empty((*batch, lines, channels, frequencies), dtype=dtype).movedim(-3, -1)
+    return torch.empty((*batch, lines, channels, frequencies), dtype=dtype, device="cpu").movedim(-3, -1)
 
 
 def _spectra(
@@ -440,64 +427,30 @@ def _spectra(
     return spectrum_of
 
 
-def _lazy_spectra(
-    kernel: LazyKernel, skip: Tensor | None, centre: Sequence[int], plan: Plan, dtype: torch.dtype
-) -> Callable[[slice], Tensor]:
-    """As `_spectra`, for a kernel computed where it lies periodically, a few lines at a time unless circular."""
-    extents = kernel.shape[1:]
-    taps = torch.arange(math.prod(extents), device="cpu")
-    if plan.circular:
-        values = kernel.at(taps)
-
-        def folded_spectrum_of(group: slice) -> Tensor:
-            part = values(group, slice(None)).unflatten(-1, extents)
-            return spectrum(part, None if skip is None else skip[group], plan, centre, dtype)
-
-        return folded_spectrum_of
-    # Laid periodically like a kernel: each place has the number of its tap, or -1 where there is none
-    places = _rows_last(_lay_periodically(taps.view(extents) + 1, plan, centre, torch.int64), plan) - 1
-    count, width = places.shape
-    values = kernel.at(places.flatten())
-
-    def spectrum_of(group: slice) -> Tensor:
-        channels = group.stop - group.start
-        lines = torch.empty(channels, count, plan.frequencies, dtype=_complex(dtype), device="cpu")
-        block_numbers = 2 * _BLOCK_BYTES * torch.get_num_threads() // lines.element_size()
-        step = max(1, block_numbers // (channels * width))
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            part = values(group, slice(start * width, stop * width)).to(dtype)
-            if start == 0 and skip is not None:
-                part[:, 0] += skip[group].to(dtype)
-            lines[:, start:stop] = torch.fft.rfft(part.view(channels, -1, width))
-        made = _empty_spectrum((channels, plan.frequencies, count), plan, lines.dtype)
-        block = max(1, block_numbers // (2 * count * plan.frequencies))
-        for start in range(0, channels, block):
-            made[start : start + block] = _transform_lines(lines[start : start + block], plan)
-        return made
-
-    return spectrum_of
-
-
 def convolve_prepared(
     x: Tensor,
-    state: tuple[Tensor | Callable[[], Callable[[slice], Tensor]], int | None, Plan],
+    tensors: Sequence[Tensor],
     gate: Tensor | None,
     out_gate: Tensor | None,
+    extents: Sequence[int],
+    centre: Sequence[int],
+    circular: bool,
 ) -> Tensor:
     """`convolve` with what `prepare` made."""
-    spectrum, spectra_bytes, plan = state
-    spectrum_of = (lambda group: spectrum[..., group, :, :]) if spectra_bytes is None else spectrum()
-    return convolve(x, spectrum_of, plan, gate, out_gate, spectra_bytes)
+    (spectrum,), plan = tensors, make_plan(x.shape[2:], extents, centre, circular)
+    for tensor in (gate, out_gate):
+        x = x if tensor is None else x.to(torch.promote_types(x.dtype, tensor.dtype))
+    return convolve(x, lambda group: spectrum[..., group, :, :], plan, gate, out_gate)
 
 
-def _forward(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
+def forward(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
+    """The convolution without gates, on checked arguments."""
     plan = make_plan(x.shape[2:], kernel.shape[-len(centre) :], centre, circular)
     return convolve(x, _spectra(kernel, skip, centre, plan, sum_dtype(x)), plan, spectra_bytes=_SPECTRA_BYTES)
 
 
 @full_precision("cpu")
-def _gradients(
+def gradients(
     grad: Tensor, x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, kernel and skip (empty for no skip)."""
@@ -508,7 +461,7 @@ def _gradients(
     spectrum_of = _spectra(kernel, skip, centre, plan, dtype)
     dx = empty_result(_padded(x, plan), keep_layout=True)
     dx_lines = _as_lines(dx, plan)
-    dkernel = torch.empty(kernel.shape, dtype=kernel.dtype)
+    dkernel = torch.empty_like(kernel)
     dskip = x.new_empty(0) if skip is None else torch.empty_like(skip)
     signal, dy = _as_lines(x, plan), _as_lines(grad, plan)
     for group in work.groups(channels):
@@ -540,4 +493,4 @@ def _gradients(
     return _cropped(dx, plan), dkernel, dskip
 
 
-long_conv = opaque_op("blocked_conv", _forward, _gradients, gradients, keep_layout=True)
+long_conv = opaque_op("blocked_conv", forward, gradients, fft.gradients, keep_layout=True)

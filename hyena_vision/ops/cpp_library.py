@@ -1,7 +1,9 @@
-"""Compiles the kernels in cpp/ with the machine's C++ compiler on first use, and loads it.
+"""Compiles the kernels in cpp/ with the machine's C++ compiler on first use, loads them, and hands them memory.
 
 The result is kept in `HYENA_VISION_CACHE`, by default `hyena_vision` in `XDG_CACHE_HOME` or ~/.cache, under a name that
-follows from source, compiler and flags. `HYENA_VISION_CPP=0` turns all of this off.
+follows from source, compiler and flags, with a checksum at its end. It is loaded from there if the checksum holds and
+nobody but the user can write to the folder; else it is made again, for this process alone if need be.
+`HYENA_VISION_CPP=0` turns all of this off.
 """
 
 import ctypes
@@ -16,6 +18,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 _FOLDER = Path(__file__).with_name("cpp")
 # Vector instructions are those that torch uses: it knows what this CPU has, and ATEN_CPU_CAPABILITY bounds both.
@@ -49,8 +53,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         if not command:
             return None, "there is no C++ compiler: neither c++, g++ nor clang++ is in PATH, and CXX is not set"
         command += [*_FLAGS, *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), ["-DLANES=4"])]
-        return _declared(_built(command)), None
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return _built(command), None
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None)
         lines = (output if isinstance(output, str) else "").strip().splitlines() or [str(error)]
         said = next((line for line in lines if "error" in line), lines[-1])
@@ -67,38 +71,85 @@ def _built(command: list[str]) -> ctypes.CDLL:
     """The library that a command makes, from the cache if it is there."""
     sources = sorted(path for path in _FOLDER.iterdir() if path.suffix in (".cpp", ".h"))
     text = b"".join(path.read_bytes() for path in sources) + shlex.join([platform.machine(), *command]).encode()
-    path = _cache() / f"hyena-{hashlib.sha256(text).hexdigest()[:16]}.so"
-    if path.exists():
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError:
-            pass  # of another system that shares the folder, or empty after a loss of power: make it again
+    name = f"hyena-{hashlib.sha256(text).hexdigest()[:16]}.so"
     units = [str(source) for source in sources if source.suffix == ".cpp"]
 
-    def build(folder: str) -> str:
-        made = os.path.join(folder, path.name)
+    def build(folder: str | Path) -> Path:
+        made = Path(folder, name)
         subprocess.run(
             [*command, *units, "-o", made], check=True, capture_output=True, text=True, errors="replace", timeout=300
         )
+        with made.open("r+b") as file:
+            digest = hashlib.sha256(file.read()).digest()
+            file.write(digest)  # behind what a loader reads
         return made
 
+    cache_folder = _cache()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            os.replace(build(folder), path)  # whole or not at all, whoever else is making it
-        return ctypes.CDLL(str(path))
-    except OSError:
-        # Nothing can be kept there, or be run from there: for this process alone
-        with tempfile.TemporaryDirectory() as folder:
-            return ctypes.CDLL(build(folder))
+        if cache_folder is not None:
+            cache_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if cache_folder is not None and _is_private(cache_folder):
+            path = cache_folder / name
+            if not _is_whole(path):
+                with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
+                    os.replace(build(folder), path)  # whole or not at all, whoever else is making it
+            return _declared(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError):
+        pass  # nothing can be kept there, or be run from there
+    with tempfile.TemporaryDirectory() as folder:
+        return _declared(ctypes.CDLL(str(build(folder))))
 
 
-def _cache() -> Path:
-    """Folder where libraries are kept."""
+def _cache() -> Path | None:
+    """Folder where libraries are kept; None for a user without a home."""
     named = os.environ.get("HYENA_VISION_CACHE")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "hyena_vision"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return base / "hyena_vision" if base.is_absolute() else None
+
+
+def _is_private(path: Path) -> bool:
+    """Whether it is this user's, and nobody else can write to it."""
+    status = path.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether this is a library as it was written: loading another could end the process."""
+    if not path.is_file() or not _is_private(path):
+        return False
+    content = path.read_bytes()
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
+_PLAIN = (Tensor, Parameter)
+
+
+def address(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], layout: str = "contiguous") -> int:
+    """Address of a tensor's first number. All memory that C++ reads or writes passes here.
+
+    Args:
+        tensor: On the CPU, plain numbers as they are in memory.
+        dtype: That C++ takes them for.
+        shape: That C++ takes it to have.
+        layout: "contiguous"; "channels_last" for neighbours along axis 1; "strided" where C++ is told all strides.
+
+    Raises:
+        RuntimeError: It is anything else; the message has both.
+    """
+    fits = type(tensor) in _PLAIN and tensor.is_cpu and tensor.dtype is dtype and tensor.shape == shape
+    fits = fits and tensor.layout is torch.strided and not (tensor.is_neg() or tensor.is_conj())
+    # A tensor whose memory was given back has its shape still
+    fits = fits and (tensor.untyped_storage().nbytes() > 0 or tensor.numel() == 0)
+    if layout == "contiguous":
+        fits = fits and tensor.is_contiguous()
+    elif layout == "channels_last":
+        fits = fits and (tensor.stride(1) == 1 or shape[1] == 1)
+    if not fits:
+        given = f"{type(tensor).__name__} {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+        raise RuntimeError(f"C++ expects a {layout} tensor {tuple(shape)} {dtype} on the CPU, got {given}")
+    return tensor.data_ptr()
 
 
 class Array(ctypes.Structure):

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_vision.ops.library import opaque_op
+from hyena_vision.ops.library import is_compiling, opaque_op, sum_dtype
 
 
 def transform_size(length: int) -> int:
@@ -52,12 +52,28 @@ class _Axis(NamedTuple):
 
 def convolve(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
     """The convolution in torch calls that autograd and torch.export know; `centre` is the index of displacement 0."""
-    dtype = sum_dtype(x)
-    xs, axes = x.to(dtype), _plan(x, kernel, centre, circular)
-    spectrum = _forward(xs, axes) * _forward(_taps(kernel.to(dtype), x, axes, centre, circular), axes)
-    y = _inverse(spectrum, axes, [axis.start for axis in axes], x.shape)
+    prepared = prepare(x, kernel, skip, centre, circular)
+    return convolve_prepared(x, prepared, kernel.shape[-len(centre) :], centre, circular)
+
+
+def prepare(
+    x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
+) -> tuple[Tensor, ...]:
+    """Spectrum of a kernel for signals like x, and the skip if there is one."""
+    dtype, axes = sum_dtype(x), _plan(x, kernel.shape[-len(centre) :], centre, circular)
+    spectrum = _forward(_taps(kernel.to(dtype), x, axes, centre, circular), axes)
+    return (spectrum,) if skip is None else (spectrum, skip.to(dtype))
+
+
+def convolve_prepared(
+    x: Tensor, prepared: Sequence[Tensor], extents: Sequence[int], centre: Sequence[int], circular: bool
+) -> Tensor:
+    """The convolution with what `prepare` made of a kernel of these extents."""
+    spectrum, skip = prepared if len(prepared) == 2 else (*prepared, None)
+    xs, axes = x.to(sum_dtype(x)), _plan(x, extents, centre, circular)
+    y = _inverse(_forward(xs, axes) * spectrum, axes, [axis.start for axis in axes], x.shape)
     if skip is not None:
-        y = y + skip.to(dtype).reshape(-1, *[1] * len(axes)) * xs
+        y = y + skip.reshape(-1, *[1] * len(axes)) * xs
     return y.to(x.dtype)
 
 
@@ -66,7 +82,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `convolve`: two correlations, by the same transforms; that of no skip is empty."""
     dtype, rank = sum_dtype(x), len(centre)
-    xs, axes = x.to(dtype), _plan(x, kernel, centre, circular)
+    xs, axes = x.to(dtype), _plan(x, kernel.shape[-rank:], centre, circular)
     dy = grad.to(dtype)
     padding = []  # of the last axis first, as F.pad has it
     for axis in reversed(range(-rank, 0)):
@@ -80,8 +96,8 @@ def gradients(
     dtaps = _inverse(products, axes, [0] * rank, [a.taps for a in axes])
     for axis, a, middle in zip(range(-rank, 0), axes, centre, strict=True):
         if circular:
-            index = torch.arange(kernel.shape[axis], device=x.device).sub(middle).remainder(x.shape[axis])
-            dtaps = dtaps.index_select(axis, index)
+            index = torch.arange(kernel.shape[axis], dtype=torch.int64, device=x.device)
+            dtaps = dtaps.index_select(axis, index.sub(middle).remainder(x.shape[axis]))
         else:
             rest = kernel.shape[axis] - a.first - a.taps
             dtaps = F.pad(dtaps, (0, 0) * (-axis - 1) + (a.first, rest))
@@ -93,22 +109,16 @@ def gradients(
     return dx.to(x.dtype), dtaps.to(kernel.dtype), dskip
 
 
-def sum_dtype(x: Tensor) -> torch.dtype:
-    """Dtype of transforms and sums: float64 for float64 input, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _plan(x: Tensor, kernel: Tensor, centre: Sequence[int], circular: bool) -> list[_Axis]:
+def _plan(x: Tensor, extents: Sequence[int], centre: Sequence[int], circular: bool) -> list[_Axis]:
     axes = []
-    for axis, middle in zip(range(-len(centre), 0), centre, strict=True):
-        size = x.shape[axis]
+    for size, extent, middle in zip(x.shape[-len(centre) :], extents, centre, strict=True):
         if circular:
             axes.append(_Axis(0, size, 0, size))
             continue
         first = max(0, middle - size + 1)
-        taps = min(kernel.shape[axis], middle + size) - first
+        taps = min(extent, middle + size) - first
         start = middle - first
-        if torch.compiler.is_compiling():
+        if is_compiling():
             # Always enough, and free of a search that would tie an exported program to one size.
             transform = 2 * size
         else:

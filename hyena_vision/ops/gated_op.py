@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hyena_vision.ops import fft
-from hyena_vision.ops.library import empty_result
+from hyena_vision.ops.library import empty_result, is_compiling, laid_out_like, sum_dtype
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -70,13 +70,14 @@ def gated_op(
         centre: Sequence[int],
         circular: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return gradients(dy, x, kernel, skip, gate, out_gate, centre, circular)
+        dx, dkernel, *rest = gradients(dy, x, kernel, skip, gate, out_gate, centre, circular)
+        return dx, laid_out_like(kernel, dkernel), *rest
 
     @backward_op.register_fake
     def _(dy, x, kernel, skip, gate, out_gate, centre, circular):
         signals = (x.new_empty(0) if t is None else empty_result(t, keep_layout=True) for t in (gate, out_gate))
         dskip = x.new_empty(0) if skip is None else skip.new_empty(skip.shape)
-        return empty_result(x, keep_layout=True), kernel.new_empty(kernel.shape), dskip, *signals
+        return empty_result(x, keep_layout=True), torch.empty_like(kernel), dskip, *signals
 
     def keep(ctx, inputs, output) -> None:
         *tensors, ctx.centre, ctx.circular = inputs
@@ -84,7 +85,7 @@ def gated_op(
 
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        again = torch.is_grad_enabled() and not is_compiling()
         compute = _differentiable_gradients if again else backward_op
         results = compute(dy, *tensors, ctx.centre, ctx.circular)
         return (*(None if t is None else g for t, g in zip(tensors, results, strict=True)), None, None)
@@ -93,12 +94,29 @@ def gated_op(
     return op
 
 
-def _differentiable_gradients(dy, x, kernel, skip, gate, out_gate, centre, circular):
-    """The same by operations that autograd knows, for second derivatives."""
-    u, du = (t if g is None else t * g for t, g in ((x, gate), (dy, out_gate)))
-    du, dkernel, dskip = fft.gradients(du, u, kernel, skip, centre, circular)
-    dgate = None if gate is None else (du * x).to(gate.dtype)
-    dout_gate = None
-    if out_gate is not None:
-        dout_gate = (dy * fft.convolve(u, kernel, skip, centre, circular)).to(out_gate.dtype)
-    return (du if gate is None else du * gate).to(x.dtype), dkernel, dskip, dgate, dout_gate
+def gated_gradients(convolve: Callable[..., Tensor], gradients: Callable[..., tuple]) -> Callable[..., tuple]:
+    """Gradients between two gates, None for none, from a convolution and its gradients that know of no gates.
+
+    Args:
+        convolve: `(x, kernel, skip, centre, circular) -> y`.
+        gradients: `(dy, x, kernel, skip, centre, circular)` to those of x, kernel and skip.
+
+    Returns:
+        `(dy, x, kernel, skip, gate, out_gate, centre, circular)` to those of x, kernel, skip, gate and out_gate.
+    """
+
+    def gated(dy, x, kernel, skip, gate, out_gate, centre, circular):
+        dtype = sum_dtype(x, gate, out_gate)
+        u, du = (t.to(dtype) if g is None else t.to(dtype) * g.to(dtype) for t, g in ((x, gate), (dy, out_gate)))
+        dout_gate = None
+        if out_gate is not None:
+            dout_gate = (dy.to(dtype) * convolve(u, kernel, skip, centre, circular)).to(out_gate.dtype)
+        du, dkernel, dskip = gradients(du, u, kernel, skip, centre, circular)
+        dgate = None if gate is None else (du * x).to(gate.dtype)
+        dx = (du if gate is None else du * gate).to(x.dtype)
+        return dx, dkernel, None if skip is None else dskip, dgate, dout_gate
+
+    return gated
+
+
+_differentiable_gradients = gated_gradients(fft.convolve, fft.gradients)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
-
-from hyena_vision.ops.lazy_kernel import LazyKernel
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -19,6 +19,17 @@ def empty_result(x: Tensor, keep_layout: bool, dtype: torch.dtype | None = None)
     if keep_layout and x.stride(1) == 1:
         return x.new_empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=dtype).movedim(-1, 1)
     return x.new_empty(x.shape, dtype=dtype)
+
+
+def sum_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """Dtype of transforms and sums: float64 if any of these is, else float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def laid_out_like(tensor: Tensor, result: Tensor) -> Tensor:
+    """A result in the memory order that `torch.empty_like(tensor)` has, which is what compilers are told."""
+    strides = torch.empty_like(tensor, device="meta").stride()
+    return result if result.stride() == strides else torch.empty_like(tensor, dtype=result.dtype).copy_(result)
 
 
 @contextmanager
@@ -98,12 +109,13 @@ def opaque_op(
         centre: Sequence[int],
         circular: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return gradients(grad, x, kernel, skip, centre, circular)
+        dx, dkernel, dskip = gradients(grad, x, kernel, skip, centre, circular)
+        return dx, laid_out_like(kernel, dkernel), dskip
 
     @backward_op.register_fake
     def _(grad, x, kernel, skip, centre, circular):
         dskip = x.new_empty(0) if skip is None else skip.new_empty(skip.shape)
-        return empty_result(x, keep_layout), kernel.new_empty(kernel.shape), dskip
+        return empty_result(x, keep_layout), torch.empty_like(kernel), dskip
 
     def keep(ctx, inputs, output) -> None:
         x, kernel, skip, ctx.centre, ctx.circular = inputs
@@ -111,7 +123,7 @@ def opaque_op(
 
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel, skip = ctx.saved_tensors
-        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        again = torch.is_grad_enabled() and not is_compiling()
         compute = differentiable_gradients if again else backward_op
         dx, dkernel, dskip = compute(grad, x, kernel, skip, ctx.centre, ctx.circular)
         return dx, dkernel, None if skip is None else dskip, None, None
@@ -120,27 +132,43 @@ def opaque_op(
     return op
 
 
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether these are nothing but numbers, and nobody wants to see the operations on them.
+def is_compiling() -> bool:
+    """Whether this call is traced by torch.compile or torch.export; torch's own flag is up in all threads meanwhile."""
+    if torch.compiler.is_dynamo_compiling():
+        return True
+    return (torch.compiler.is_compiling() or torch.compiler.is_exporting()) and torch._C._len_torch_dispatch_stack() > 0
 
-    False for tensor subclasses, and in torch.compile, torch.export, torch.onnx.export, torch.func and forward-mode
+
+def is_watched(*tensors: Tensor | None) -> bool:
+    """Whether somebody sees through torch's own calls only; torch.compile takes operators as they are.
+
+    True for tensor subclasses, and in torch.export, torch.onnx.export, torch.jit.trace, torch.func and forward-mode
     differentiation.
     """
-    watched = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    traced = is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return not watched and not transformed and all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
+    plain = all(tensor is None or type(tensor) in (Tensor, Parameter) for tensor in tensors)
+    return traced or transformed or not plain
 
 
 # Why an operator that shows nothing of its inside does not run.
 WATCHED = "exporters, torch.func, forward derivatives and tensor subclasses see through torch's own calls only"
 
 
-def is_watched(*tensors: Tensor) -> bool:
-    """Whether somebody other than torch.compile, which takes operators as they are, wants to see the operations."""
-    return not torch.compiler.is_dynamo_compiling() and not is_plain(*tensors)
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether these are nothing but numbers, and nobody at all sees the operations on them.
+
+    False where `is_watched` is true, in torch.compile, and in dispatch and function modes (make_fx, FlopCounterMode)
+    but for a default device.
+    """
+    if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack() or is_watched(*tensors):
+        return False
+    return all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
 
 
-def check_tensors(x: Tensor, **others: Tensor | LazyKernel | None) -> None:
+def check_tensors(x: Tensor, **others: Tensor | None) -> None:
     """Refuse dtypes that operators do not take (TypeError) and other devices than that of x (ValueError)."""
     for name, tensor in {"x": x, **others}.items():
         if tensor is None:

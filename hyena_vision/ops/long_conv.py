@@ -4,38 +4,13 @@ Both operators *convolve*: the kernel is flipped relative to `torch.nn.functiona
 kernel of extent K has its centre, the tap of zero displacement, at index `K // 2`.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from hyena_vision.ops.backends import Backend, select
-from hyena_vision.ops.lazy_kernel import LazyKernel
-from hyena_vision.ops.library import check_tensors
-
-
-@dataclass(frozen=True)
-class PreparedKernel:
-    """A kernel and its skip as a backend wants them, for signals of one size; made by `prepare_kernel1d` and `2d`.
-
-    Attributes:
-        backend: That made it.
-        size: Extents of the signals, (L,) or (H, W).
-        channels: C.
-        batch: B if each sample has its own kernel, else None.
-        dtype: Of the sums.
-        device: Where it is.
-        state: What the backend wants, usually a spectrum.
-    """
-
-    backend: Backend
-    size: tuple[int, ...]
-    channels: int
-    batch: int | None
-    dtype: torch.dtype
-    device: torch.device
-    state: Any
+from hyena_vision.ops import prepared_kernel
+from hyena_vision.ops.backends import select
+from hyena_vision.ops.library import check_tensors, sum_dtype
+from hyena_vision.ops.prepared_kernel import PreparedKernel
 
 
 def long_conv1d(
@@ -88,9 +63,7 @@ def long_conv1d(
     if isinstance(kernel, PreparedKernel):
         return _convolve_prepared(x, kernel, skip, gate, out_gate)
     _check(x, kernel, skip, "L")
-    x = _check_gates(x, gate, out_gate)
-    chosen = select(backend, x, kernel)
-    return chosen.long_conv(x, kernel, skip, gate, out_gate, _centre1d(kernel, causal), False)
+    return _convolve(x, kernel, skip, gate, out_gate, _centre1d(kernel, causal), False, backend)
 
 
 def long_conv2d(
@@ -146,97 +119,93 @@ def long_conv2d(
         return _convolve_prepared(x, kernel, skip, gate, out_gate)
     _check(x, kernel, skip, "H, W")
     _check_padding(padding)
-    x = _check_gates(x, gate, out_gate)
-    chosen = select(backend, x, kernel)
-    return chosen.long_conv(x, kernel, skip, gate, out_gate, _centre2d(kernel), padding == "circular")
+    return _convolve(x, kernel, skip, gate, out_gate, _centre2d(kernel), padding == "circular", backend)
 
 
 def prepare_kernel1d(
-    x: Tensor,
-    kernel: Tensor | LazyKernel,
-    skip: Tensor | None = None,
-    *,
-    causal: bool = False,
-    backend: str | None = None,
-    keep: bool = True,
+    x: Tensor, kernel: Tensor, skip: Tensor | None = None, *, causal: bool = False, backend: str | None = None
 ) -> PreparedKernel:
     """Do the part of `long_conv1d` that depends on the kernel alone, to be used for many signals without gradients.
 
     Args:
         x: (B, C, L), a signal of the size, dtype and device that will come; its values do not matter.
-        kernel: As for `long_conv1d`, or lazy.
+        kernel: As for `long_conv1d`.
         skip: As for `long_conv1d`.
         causal: As for `long_conv1d`.
         backend: As for `long_conv1d`.
-        keep: Whether the work is done now and its result kept, or done in each call; `cpp` and `blocked` then do
-            it a few channels at a time.
 
     Returns:
-        What `long_conv1d` takes as its kernel. With `keep`, `cpp` and `blocked` hold a spectrum of about 8 C L bytes
-        (float32).
+        What `long_conv1d` takes as its kernel: data that can be copied and pickled. `cpp`, `blocked` and `fft` hold a
+        spectrum of about 8 C L bytes (float32).
 
     Raises:
         ValueError, TypeError, RuntimeError: As `long_conv1d`.
     """
     _check(x, kernel, skip, "L")
-    return _prepare(x, kernel, skip, _centre1d(kernel, causal), False, backend, keep)
+    return prepared_kernel.prepare(x, kernel, skip, _centre1d(kernel, causal), False, backend)
 
 
 def prepare_kernel2d(
-    x: Tensor,
-    kernel: Tensor | LazyKernel,
-    skip: Tensor | None = None,
-    *,
-    padding: str = "linear",
-    backend: str | None = None,
-    keep: bool = True,
+    x: Tensor, kernel: Tensor, skip: Tensor | None = None, *, padding: str = "linear", backend: str | None = None
 ) -> PreparedKernel:
     """Do the part of `long_conv2d` that depends on the kernel alone, to be used for many images without gradients.
 
     Args:
         x: (B, C, H, W), an image of the size, dtype and device that will come; its values do not matter.
-        kernel: As for `long_conv2d`, or lazy.
+        kernel: As for `long_conv2d`.
         skip: As for `long_conv2d`.
         padding: As for `long_conv2d`.
         backend: As for `long_conv2d`.
-        keep: As for `prepare_kernel1d`.
 
     Returns:
-        What `long_conv2d` takes as its kernel. With `keep`, `cpp` and `blocked` hold a spectrum of about 16 C H W
-        bytes (float32; `blocked` 4 C H W if "circular").
+        What `long_conv2d` takes as its kernel: data that can be copied and pickled. `cpp`, `blocked` and `fft` hold a
+        spectrum of about 16 C H W bytes (float32; `blocked` and `fft` 4 C H W if "circular").
 
     Raises:
         ValueError, TypeError, RuntimeError: As `long_conv2d`.
     """
     _check(x, kernel, skip, "H, W")
     _check_padding(padding)
-    return _prepare(x, kernel, skip, _centre2d(kernel), padding == "circular", backend, keep)
+    return prepared_kernel.prepare(x, kernel, skip, _centre2d(kernel), padding == "circular", backend)
 
 
-def _centre1d(kernel: Tensor | LazyKernel, causal: bool) -> list[int]:
+def _centre1d(kernel: Tensor, causal: bool) -> list[int]:
     """Index of displacement 0."""
     return [0 if causal else kernel.shape[-1] // 2]
 
 
-def _centre2d(kernel: Tensor | LazyKernel) -> list[int]:
+def _centre2d(kernel: Tensor) -> list[int]:
     return [kernel.shape[-2] // 2, kernel.shape[-1] // 2]
 
 
-@torch.no_grad()
-def _prepare(
+def _convolve(
     x: Tensor,
-    kernel: Tensor | LazyKernel,
+    kernel: Tensor,
     skip: Tensor | None,
+    gate: Tensor | None,
+    out_gate: Tensor | None,
     centre: list[int],
     circular: bool,
-    name: str | None,
-    keep: bool,
-) -> PreparedKernel:
-    backend = select(name, x, x if isinstance(kernel, LazyKernel) else kernel)
-    state = backend.prepare(x, kernel, skip, centre, circular, keep)
-    batch = x.shape[0] if kernel.ndim == x.ndim else None
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return PreparedKernel(backend, tuple(x.shape[2:]), x.shape[1], batch, dtype, x.device, state)
+    backend: str | None,
+) -> Tensor:
+    _check_gates(x, gate, out_gate)
+    x = x.to(torch.float64) if sum_dtype(x, gate, out_gate) == torch.float64 else x
+    chosen = select(backend, x, kernel)
+    if not torch.compiler.is_exporting() and not x.numel():
+        return _empty(x, kernel, skip, gate, out_gate, len(centre))
+    return chosen.long_conv(x, kernel, skip, gate, out_gate, centre, circular)
+
+
+def _empty(
+    x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None, rank: int
+) -> Tensor:
+    """The result for no samples or no channels, with gradients that are zero or empty."""
+    factor = kernel.sum(tuple(range(-rank, 0)))
+    factor = factor if skip is None else factor + skip
+    y = x * factor[(..., *[None] * rank)].to(x.dtype)
+    for tensor in (gate, out_gate):
+        y = y if tensor is None else y * tensor
+    return y
 
 
 def _convolve_prepared(
@@ -244,34 +213,16 @@ def _convolve_prepared(
 ) -> Tensor:
     if skip is not None:
         raise ValueError("a prepared kernel has its skip already, got another one")
-    batch = "B" if kernel.batch is None else kernel.batch
-    fits = x.ndim == len(kernel.size) + 2 and x.shape[1:] == (kernel.channels, *kernel.size)
-    if not fits or (kernel.batch is not None and x.shape[0] != kernel.batch):
-        shape = ", ".join(str(n) for n in (batch, kernel.channels, *kernel.size))
-        raise ValueError(f"x must have shape ({shape}) for this prepared kernel, got {tuple(x.shape)}")
-    if x.device != kernel.device:
-        raise ValueError(f"x must be on the device that the kernel was prepared for: {kernel.device}, got {x.device}")
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gate, out_gate)):
-        raise RuntimeError("a prepared kernel has no gradients: give the kernel itself, or use torch.no_grad()")
     _check_gates(x, gate, out_gate)
-    for tensor in (gate, out_gate):
-        if tensor is not None:
-            x = x.to(torch.promote_types(x.dtype, tensor.dtype))
-    if (x.dtype == torch.float64) != (kernel.dtype == torch.float64):
-        raise TypeError(f"the kernel was prepared for sums in {kernel.dtype}, got x and gates in {x.dtype}")
-    with torch.no_grad():
-        return kernel.backend.convolve_prepared(x, kernel.state, gate, out_gate)
+    return prepared_kernel.convolve(x, kernel, gate, out_gate)
 
 
-def _check_gates(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
-    """Refuse gates that do not fit; x, in float64 if a gate is."""
+def _check_gates(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> None:
+    """Refuse gates that do not fit."""
+    check_tensors(x, gate=gate, out_gate=out_gate)
     for name, tensor in (("gate", gate), ("out_gate", out_gate)):
-        if tensor is not None and (tensor.shape != x.shape or tensor.device != x.device):
-            raise ValueError(
-                f"{name} must have the shape and device of x: x has {tuple(x.shape)} on {x.device}, "
-                f"{name} {tuple(tensor.shape)} on {tensor.device}"
-            )
-    return x.double() if any(t is not None and t.dtype == torch.float64 for t in (gate, out_gate)) else x
+        if tensor is not None and tensor.shape != x.shape:
+            raise ValueError(f"{name} must have the shape of x: x has {tuple(x.shape)}, {name} {tuple(tensor.shape)}")
 
 
 def _check_padding(padding: str) -> None:
@@ -279,7 +230,7 @@ def _check_padding(padding: str) -> None:
         raise ValueError(f"padding must be 'linear' or 'circular', got {padding!r}")
 
 
-def _check(x: Tensor, kernel: Tensor | LazyKernel, skip: Tensor | None, axes: str) -> None:
+def _check(x: Tensor, kernel: Tensor, skip: Tensor | None, axes: str) -> None:
     """Refuse arguments that would fail later or, worse, broadcast to a wrong number."""
     rank = axes.count(",") + 1
     check_tensors(x, kernel=kernel, skip=skip)

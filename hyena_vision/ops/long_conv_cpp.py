@@ -22,21 +22,18 @@ convolutions are linear ones with a kernel that is repeated. docs/cpu.md has fig
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hyena_vision.ops.cpp_library import Array, Kernel, library, why_not
+from hyena_vision.ops.cpp_library import Array, Kernel, address, library, why_not
 from hyena_vision.ops.fft import fold, transform_size
 from hyena_vision.ops.gated_op import empty_gated_result, gated_op
-from hyena_vision.ops.lazy_kernel import LazyKernel
 from hyena_vision.ops.library import WATCHED, empty_result, is_watched
 
-# Of kernels and their spectra that are made, used and dropped together.
-_GROUP_BYTES = 2**25
 # Pieces that a backward pass should have for threads to share, as long as its spectra are not larger than this.
 _TASKS = 16
 _PARTS_BYTES = 2**26
@@ -65,6 +62,7 @@ class _Plan:
             self.line_size = max(n for n in range(1, math.isqrt(total) + 1) if total % n == 0)
             self.row_size = total // self.line_size
         self.library = library()
+        self.lanes = self.library.hyena_lanes()
         self.handle = self.library.hyena_new_plan(len(size) == 2, size[0], size[-1], self.line_size, self.row_size)
 
     def __reduce__(self) -> tuple:
@@ -74,24 +72,14 @@ class _Plan:
         if hasattr(self, "handle"):
             self.library.hyena_free_plan(self.handle)
 
-    @property
-    def channel_numbers(self) -> int:
-        """Complex numbers of one channel's spectrum."""
-        return len(self.size) * self.line_size * self.row_size
+    def spectrum_shape(self, samples: int, channels: int) -> tuple[int, int, int]:
+        """Of the spectra of so many samples: real and imaginary parts of vectors of channels."""
+        return samples, -(-channels // self.lanes), 2 * self.lanes * len(self.size) * self.line_size * self.row_size
 
 
 @lru_cache(maxsize=64)
 def _plan(size: tuple[int, ...], reaches: tuple[_Reach, ...]) -> _Plan:
     return _Plan(size, reaches)
-
-
-class _Spectrum(NamedTuple):
-    """Of a kernel, for signals of one size."""
-
-    plan: _Plan
-    values: Tensor  # (B or 1, blocks of channels, row_size * axes * line_size * 2 * lanes), float32
-    per_sample: bool
-    lanes: int
 
 
 def _reaches(size: Sequence[int], extents: Sequence[int], centre: Sequence[int]) -> tuple[_Reach, ...]:
@@ -108,13 +96,14 @@ def _numbers(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _kernel(kernel: Tensor, centre: Sequence[int], reaches: Sequence[_Reach]) -> Kernel:
     """As C++ takes a kernel ([B,] C, *K), float32."""
     rank = len(centre)
+    first = address(kernel, torch.float32, kernel.shape, "strided")
     strides = kernel.stride()[-rank:]
     offset = sum(stride * middle for stride, middle in zip(strides, centre, strict=True))
     sample = kernel.stride(0) if kernel.ndim > rank + 1 else 0
     line = strides[0] if rank == 2 else 0
     before_after = reaches if rank == 2 else (_Reach(0, 1), *reaches)
     return Kernel(
-        kernel.data_ptr() + 4 * offset,
+        first + 4 * offset,
         (sample, kernel.stride(-rank - 1), line, strides[-1]),
         *(n for reach in before_after for n in reach),
     )
@@ -133,7 +122,8 @@ def _unrepeated(grad: Tensor, extents: Sequence[int], size: Sequence[int], centr
     for axis, extent, n, middle in zip(range(-len(size), 0), extents, size, centre, strict=True):
         folded = grad.narrow(axis, n - 1, n).clone()
         folded.narrow(axis, 1, n - 1).add_(grad.narrow(axis, 0, n - 1))
-        grad = folded.index_select(axis, torch.arange(extent).sub(middle).remainder(n))
+        index = torch.arange(extent, dtype=torch.int64, device="cpu")
+        grad = folded.index_select(axis, index.sub(middle).remainder(n))
     return grad
 
 
@@ -149,33 +139,34 @@ def _linear(
 
 def _spectrum(
     kernel: Tensor, skip: Tensor | None, size: Sequence[int], centre: Sequence[int], circular: bool
-) -> _Spectrum:
+) -> tuple[_Plan, Tensor]:
+    """Spectrum of a kernel for signals of one size: (B or 1, blocks of channels, 2 * lanes * numbers), float32."""
     kernel, centre, reaches = _linear(kernel, size, centre, circular)
     plan = _plan(tuple(size), reaches)
     channels, per_sample = kernel.shape[-len(size) - 1], kernel.ndim > len(size) + 1
-    samples, lanes = len(kernel) if per_sample else 1, plan.library.hyena_lanes()
-    values = torch.empty(samples, -(-channels // lanes), 2 * lanes * plan.channel_numbers)
+    samples = len(kernel) if per_sample else 1
+    values = torch.empty(plan.spectrum_shape(samples, channels), dtype=torch.float32, device="cpu")
     skip = None if skip is None else _numbers(skip, torch.float32).contiguous()
     plan.library.hyena_spectrum(
         plan.handle,
         samples,
         channels,
         ctypes.byref(_kernel(kernel, centre, reaches)),
-        None if skip is None else skip.data_ptr(),
-        values.data_ptr(),
+        None if skip is None else address(skip, torch.float32, (channels,)),
+        address(values, torch.float32, values.shape),
         torch.get_num_threads(),
     )
-    return _Spectrum(plan, values, per_sample, lanes)
+    return plan, values
 
 
-def _arrays(plan: _Plan, *signals: Tensor | None) -> ctypes.Array:
-    """As C++ takes signals, channels last."""
+def _arrays(plan: _Plan, dtype: torch.dtype, shape: tuple[int, ...], *signals: Tensor | None) -> ctypes.Array:
+    """As C++ takes signals of this dtype and shape, channels last."""
     result = (Array * len(signals))()
     for array, signal in zip(result, signals, strict=True):
         if signal is not None:
-            sample, _, *strides = signal.stride()
-            line, row = strides if len(strides) == 2 else (strides[0], plan.line_size * strides[0])
-            array.data, array.strides = signal.data_ptr(), (sample, line, row)
+            strides = signal.stride()
+            line, row = strides[2:] if len(strides) == 4 else (strides[2], plan.line_size * strides[2])
+            array.data, array.strides = address(signal, dtype, shape, "channels_last"), (strides[0], line, row)
     return result
 
 
@@ -199,7 +190,8 @@ def _read_dtype(*signals: Tensor | None) -> torch.dtype:
 
 def _like(signal: Tensor, dtype: torch.dtype) -> Tensor:
     """Memory for a result that C++ writes."""
-    return torch.empty((signal.shape[0], *signal.shape[2:], signal.shape[1]), dtype=dtype).movedim(-1, 1)
+    shape = signal.shape[0], *signal.shape[2:], signal.shape[1]
+    return torch.empty(shape, dtype=dtype, device="cpu").movedim(-1, 1)
 
 
 def _given(result: Tensor, out: Tensor) -> Tensor:
@@ -207,18 +199,22 @@ def _given(result: Tensor, out: Tensor) -> Tensor:
     return result if result.dtype == out.dtype and result.stride() == out.stride() else out.copy_(result)
 
 
-def _convolve(y: Tensor, spectrum: _Spectrum, x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> None:
-    """Fills y."""
-    plan = spectrum.plan
+def _convolve(plan: _Plan, values: Tensor, x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
+    """The convolution with a spectrum."""
+    out, dtype = empty_gated_result(x, gate, out_gate), _read_dtype(x, gate, out_gate)
+    signals, y = _as_read(dtype, x, gate, out_gate), _like(x, dtype)
+    (samples, channels), per_sample = x.shape[:2], len(values) > 1
     plan.library.hyena_convolve(
         plan.handle,
-        y.dtype == torch.bfloat16,
-        *x.shape[:2],
-        _arrays(plan, x, gate, out_gate, y),
-        spectrum.values.data_ptr(),
-        spectrum.per_sample,
+        dtype == torch.bfloat16,
+        samples,
+        channels,
+        _arrays(plan, dtype, x.shape, *signals, y),
+        address(values, torch.float32, plan.spectrum_shape(samples if per_sample else 1, channels)),
+        per_sample,
         torch.get_num_threads(),
     )
+    return _given(y, out)
 
 
 def _forward(
@@ -230,10 +226,10 @@ def _forward(
     centre: Sequence[int],
     circular: bool,
 ) -> Tensor:
-    return convolve_prepared(x, _spectrum(kernel, skip, x.shape[2:], centre, circular), gate, out_gate)
+    return _convolve(*_spectrum(kernel, skip, x.shape[2:], centre, circular), x, gate, out_gate)
 
 
-def _gradients(
+def gradients(
     dy: Tensor,
     x: Tensor,
     kernel: Tensor,
@@ -243,9 +239,10 @@ def _gradients(
     centre: Sequence[int],
     circular: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, kernel, skip, gate and out_gate, empty for None."""
     size, (samples, channels) = x.shape[2:], x.shape[:2]
-    spectrum = _spectrum(kernel, skip, size, centre, circular)
-    plan, values = spectrum.plan, spectrum.values
+    plan, values = _spectrum(kernel, skip, size, centre, circular)
+    per_sample = kernel.ndim == x.ndim
     inputs = x, gate, out_gate
     dtype = _read_dtype(dy, *inputs)
     dy, *signals = _as_read(dtype, dy, *inputs)
@@ -253,35 +250,35 @@ def _gradients(
     threads, blocks = torch.get_num_threads(), values.shape[1]
     # A shared kernel's gradient is summed in parts where there are few blocks of channels, whatever the threads
     most = min(samples, -(-_TASKS // blocks), _PARTS_BYTES // values.nbytes)
-    parts = samples if spectrum.per_sample else max(1, most)
-    dvalues = values.new_empty(parts, *values.shape[1:]) if samples else torch.zeros_like(values)
+    parts = samples if per_sample else max(1, most)
+    dvalues = torch.empty(plan.spectrum_shape(parts, channels), dtype=torch.float32, device="cpu")
     plan.library.hyena_gradients(
         plan.handle,
         dtype == torch.bfloat16,
         samples,
         channels,
-        _arrays(plan, dy, *signals, *results),
-        values.data_ptr(),
-        spectrum.per_sample,
-        dvalues.data_ptr(),
+        _arrays(plan, dtype, x.shape, dy, *signals, *results),
+        address(values, torch.float32, plan.spectrum_shape(samples if per_sample else 1, channels)),
+        per_sample,
+        address(dvalues, torch.float32, plan.spectrum_shape(parts, channels)),
         parts,
         threads,
     )
-    dvalues = dvalues if spectrum.per_sample or parts == 1 else dvalues.sum(0, keepdim=True)
+    dvalues = dvalues if per_sample or parts == 1 else dvalues.sum(0, keepdim=True)
     taps, middle, reaches = _linear(kernel, size, centre, circular)
-    dtaps = torch.zeros(taps.shape)
+    dtaps = torch.zeros_like(taps)
     plan.library.hyena_kernel_gradient(
         plan.handle,
         len(dvalues),
         channels,
         ctypes.byref(_kernel(dtaps, middle, reaches)),
-        dvalues.data_ptr(),
+        address(dvalues, torch.float32, plan.spectrum_shape(len(dvalues), channels)),
         threads,
     )
     dskip = x.new_empty(0)
     if skip is not None:
         dskip = dtaps[(..., *middle)]
-        dskip = (dskip.sum(0) if spectrum.per_sample else dskip).to(skip.dtype, copy=True)
+        dskip = (dskip.sum(0) if per_sample else dskip).to(skip.dtype, copy=True)
     if circular:
         dtaps = _unrepeated(dtaps, kernel.shape[-len(size) :], size, centre)
     dx, dgate, dout_gate = (
@@ -291,7 +288,7 @@ def _gradients(
     return dx, dtaps.to(kernel.dtype), dskip, dgate, dout_gate
 
 
-long_conv = gated_op("cpp_conv", _forward, _gradients)
+long_conv = gated_op("cpp_conv", _forward, gradients)
 
 
 def reason_not(x: Tensor, kernel: Tensor) -> str | None:
@@ -300,65 +297,35 @@ def reason_not(x: Tensor, kernel: Tensor) -> str | None:
         return f"it is for the CPU, and x is on {x.device}"
     if x.dtype == torch.float64:
         return "its sums are float32, and x is float64"
-    if x.shape[1] == 0:
-        return "x has no channels"
     if is_watched(x, kernel):
         return WATCHED
     return None
 
 
-_SpectrumOf = Callable[[slice], _Spectrum]
-
-
 def prepare(
-    x: Tensor, kernel: Tensor | LazyKernel, skip: Tensor | None, centre: Sequence[int], circular: bool, keep: bool
-) -> _Spectrum | tuple[Callable[[], _SpectrumOf], list[slice]]:
-    """Spectrum of a kernel for signals like x, or how to begin making that of some channels, and which at a time."""
-    size, extents = tuple(x.shape[2:]), kernel.shape[-len(centre) :]
-
-    def begin() -> _SpectrumOf:
-        if isinstance(kernel, LazyKernel):
-            values = kernel.at(torch.arange(math.prod(extents), device="cpu"))
-
-        def spectrum_of(channels: slice) -> _Spectrum:
-            if isinstance(kernel, LazyKernel):
-                taps = values(channels, slice(None)).unflatten(-1, extents)
-            else:
-                taps = kernel[(..., channels, *[slice(None)] * len(extents))]
-            return _spectrum(taps, None if skip is None else skip[channels], size, centre, circular)
-
-        return spectrum_of
-
-    # Whole blocks of channels of any machine
-    step = max(16, _GROUP_BYTES // (4 * math.prod(extents) + 4 * math.prod(2 * n for n in size)) // 16 * 16)
-    groups = [slice(start, min(start + step, x.shape[1])) for start in range(0, x.shape[1], step)]
-    if not keep:
-        return begin, groups
-    spectrum_of = begin()
-    parts = [spectrum_of(channels) for channels in groups]
-    values = torch.cat([part.values for part in parts], 1) if len(parts) > 1 else parts[0].values
-    return parts[0]._replace(values=values)
+    x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
+) -> tuple[Tensor, ...]:
+    """Spectrum of a kernel for signals like x."""
+    return _spectrum(kernel, skip, x.shape[2:], centre, circular)[1:]
 
 
 def convolve_prepared(
     x: Tensor,
-    state: _Spectrum | tuple[Callable[[], _SpectrumOf], list[slice]],
+    tensors: Sequence[Tensor],
     gate: Tensor | None,
     out_gate: Tensor | None,
+    extents: Sequence[int],
+    centre: Sequence[int],
+    circular: bool,
 ) -> Tensor:
     """The convolution with what `prepare` made."""
-    out, dtype = empty_gated_result(x, gate, out_gate), _read_dtype(x, gate, out_gate)
-    signals = _as_read(dtype, x, gate, out_gate)
-    y = _like(x, dtype)
-    if isinstance(state, _Spectrum):
-        lanes = library().hyena_lanes()
-        if state.lanes != lanes:
-            raise RuntimeError(f"the kernel was prepared for vectors of {state.lanes} channels, here they have {lanes}")
-        _convolve(y, state, *signals)
-    else:
-        begin, groups = state
-        spectrum_of = begin()
-        for channels in groups:
-            part = (None if signal is None else signal[:, channels] for signal in signals)
-            _convolve(y[:, channels], spectrum_of(channels), *part)
-    return _given(y, out)
+    size = tuple(x.shape[2:])
+    if circular:
+        extents, centre = [2 * n - 1 for n in size], [n - 1 for n in size]
+    plan, (values,) = _plan(size, _reaches(size, extents, centre)), tensors
+    expected = plan.spectrum_shape(len(values), x.shape[1])
+    if values.shape != expected:
+        raise RuntimeError(
+            f"the kernel was prepared for vectors of another length: spectrum {tuple(values.shape)}, here {expected}"
+        )
+    return _convolve(plan, values, x, gate, out_gate)

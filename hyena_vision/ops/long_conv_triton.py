@@ -32,7 +32,6 @@ from hyena_vision.ops.half_frequency import (
     spectrum_gradients,
     tables,
 )
-from hyena_vision.ops.lazy_kernel import LazyKernel
 from hyena_vision.ops.library import WATCHED, empty_result, full_precision, is_watched
 
 # Longest axis of a tile that one program convolves, in bfloat16 twice as long.
@@ -362,7 +361,8 @@ def _make_tables(x: Tensor, circular: bool) -> None:
             make_kernel_tables(plan, x.device)
 
 
-long_conv = gated_op("triton_conv", _forward, _on_device_of_x(_gradients), _make_tables)
+gradients = _on_device_of_x(_gradients)
+long_conv = gated_op("triton_conv", _forward, gradients, _make_tables)
 
 
 def reason_not(x: Tensor, kernel: Tensor) -> str | None:
@@ -387,29 +387,26 @@ def reason_not(x: Tensor, kernel: Tensor) -> str | None:
 
 
 def prepare(
-    x: Tensor,
-    kernel: Tensor | LazyKernel,
-    skip: Tensor | None,
-    centre: Sequence[int],
-    circular: bool,
-    keep: bool,
-) -> Callable[[bool], _Kernel]:
-    """Spectrum of a kernel for signals like x, made now or, without `keep`, in each call; by whether it is exact."""
+    x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
+) -> tuple[Tensor, ...]:
+    """Spectrum of a kernel for signals like x, in float32 and in float16, and its scales."""
     plan = make_plan(x.shape[2:], circular)
     reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
-
-    def make(exact: bool) -> _Kernel:
-        return _prepared(kernel.whole() if isinstance(kernel, LazyKernel) else kernel, skip, plan, reach, exact)
-
-    if not keep:
-        return make
-    made = make(True)
-    return {True: made, False: made._replace(exact=False, spectrum=made.spectrum.half())}.__getitem__
+    made = _prepared(kernel, skip, plan, reach, True)
+    return made.spectrum, made.spectrum.half(), made.scales
 
 
 def convolve_prepared(
-    x: Tensor, state: Callable[[bool], _Kernel], gate: Tensor | None, out_gate: Tensor | None
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    gate: Tensor | None,
+    out_gate: Tensor | None,
+    extents: Sequence[int],
+    centre: Sequence[int],
+    circular: bool,
 ) -> Tensor:
     """The convolution with what `prepare` made."""
+    (spectrum, half, scales), exact = tensors, is_exact(x, gate)
     with torch.cuda.device_of(x):
-        return _convolve(x, state(is_exact(x, gate)), gate, out_gate)
+        kernel = _Kernel(make_plan(x.shape[2:], circular), exact, spectrum if exact else half, scales)
+        return _convolve(x, kernel, gate, out_gate)

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hyena_vision.ops.library import is_compiling
 from hyena_vision.ops.short_filter import filter_by_torch
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # what the kernels below are made for, CPU tensors if true
@@ -323,7 +324,7 @@ def _keep(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not is_compiling():
         # Somebody wants second derivatives: by operations that autograd knows
         wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad[:3], strict=True) if needed]
         y = filter_by_torch(x, weight, bias, ctx.signals, ctx.causal)

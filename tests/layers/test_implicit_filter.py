@@ -4,7 +4,8 @@ from functools import partial
 import pytest
 import torch
 
-from hyena_vision.layers import ImplicitFilter1d, ImplicitFilter2d, implicit_filter
+from hyena_vision.layers import ImplicitFilter1d, ImplicitFilter2d
+from hyena_vision.ops import implicit_filter as operator
 
 Filter1d = partial(ImplicitFilter1d, filter_dim=8, dtype=torch.float64)
 Filter2d = partial(ImplicitFilter2d, filter_dim=8, dtype=torch.float64)
@@ -87,7 +88,7 @@ def test_defaults_are_the_published_ones():
     assert (pixel.filter_emb_dim, len(pixel.hidden), pixel.omega_0, pixel.window) == (34, 3, 1.0, "radial")
     torch.testing.assert_close(pixel.decay[[0, -1]], -math.log(0.01) / torch.tensor([3.0, 0.6]))
     siren = ImplicitFilter2d(4, features="coords", filter_dim=512)
-    assert siren.omega_0 == 10.0 and siren.omega[0][0] == 10.0 and siren.omega[1][0] == 1.0
+    assert siren.omega_0 == 10.0 and siren.sine[0].omega[0] == 10.0 and siren.sine[1].omega[0] == 1.0
     # SIREN: uniform within pi on two raw coordinates, within sqrt(6 / width) in the layers after them.
     torch.testing.assert_close(siren.hidden[0].weight.abs().max(), torch.tensor(math.pi), rtol=0.02, atol=0)
     torch.testing.assert_close(siren.hidden[1].weight.abs().max(), torch.tensor((6 / 512) ** 0.5), rtol=0.02, atol=0)
@@ -95,7 +96,7 @@ def test_defaults_are_the_published_ones():
 
 def test_causal_angles_go_round_once_over_the_sequence():
     module = Filter1d(2, filter_emb_dim=7, causal=True)
-    features = module._position_features(module._axes((8,), (8,)))
+    features = module._position_features(module._axes((8,), (8,), torch.device("cpu")))
     torch.testing.assert_close(features[:, 3], torch.cos(2 * 2 * math.pi * torch.arange(8).double() / 8))
 
 
@@ -110,7 +111,8 @@ def test_sinusoid_features_are_those_of_hyenapixel():
 
 def test_gaussian_widths_go_from_one_token_to_the_image():
     module = Filter2d(3, window="gaussian", base_size=(8, 5))
-    window = module._window(module._distances(module._coordinates((8, 5), (8, 5)))).unflatten(-1, (15, 9))
+    distances = module._distances((8, 5), (8, 5), torch.device("cpu"))
+    window = module._window(distances, torch.float64).T.unflatten(-1, (15, 9))
     torch.testing.assert_close(window[0, 7, 5], torch.tensor(0.1, dtype=torch.float64))
     torch.testing.assert_close(window[0, 8, 4], torch.tensor(0.1, dtype=torch.float64))
     edge = torch.exp(-0.5 * torch.exp(-2 * module.log_sigma[0, -1]))
@@ -213,7 +215,7 @@ def test_a_table_can_be_given_another_size():
     module.set_table_size(6)
     assert module.z.shape[1:] == (11, 11) and not module.z.requires_grad and module.table_size == (6, 6)
     module.load_state_dict(Filter2d(4, base_size=4, table_size=6, learn_features=True).state_dict())
-    assert Filter2d(**{k: v for k, v in module.arguments.items() if k != "rank"}).table_size == (6, 6)
+    assert module.extents(4) == (7, 7) and module.settings != Filter2d(4, base_size=4, learn_features=True).settings
     for make in (lambda: Filter2d(4, table_size=3), lambda: Filter2d(4).set_table_size(3)):
         with pytest.raises(ValueError, match="table_size is for learn_features=True, got 3 without"):
             make()
@@ -295,31 +297,62 @@ def test_bad_sizes_and_conditions_are_refused():
         Filter2d(4)((4, 4), torch.zeros(2, 5))
 
 
+def kernel_and_gradients(module, hooked, size):
+    """The kernel and all gradients, on the fast path or, with a hook that does nothing, by calls of the layers."""
+    handle = module.out.register_forward_hook(lambda *_: None) if hooked else None
+    module.zero_grad()
+    kernel = module(size)
+    kernel.square().sum().backward()
+    if hooked:
+        handle.remove()
+    return [kernel.detach(), *(p.grad.clone() for p in module.parameters())]
+
+
 @pytest.mark.parametrize("window", ["exponential", "radial", "gaussian", "none"])
+@pytest.mark.parametrize("options", [dict(), dict(features="sinusoid", learn_features=True), dict(coords="absolute")])
+@pytest.mark.parametrize("block", [2**18, 40])
 @pytest.mark.parametrize(
-    ("make", "size"), [(Filter1d, 9), (partial(Filter1d, causal=True), (9,)), (Filter2d, (3, 5))], ids=str
+    ("make", "size"), [(Filter1d, (7,)), (partial(Filter1d, causal=True), (5,)), (Filter2d, (3, 4))], ids=str
 )
-@pytest.mark.parametrize("options", [dict(), dict(learn_features=True), dict(coords="absolute")], ids=str)
-def test_chosen_taps_are_those_of_forward(make, size, window, options, monkeypatch):
-    monkeypatch.setattr(implicit_filter, "_POSITIONS", 4)
-    module = make(5, num_filters=2, base_size=4, window=window, **options)
-    kernels = module(size).detach().flatten(2)
-    taps = torch.tensor([3, -1, 0, 1, -1, kernels.shape[2] - 1, 3, 2, 2])
-    expected = torch.where(taps < 0, 0, kernels[:, :, taps])
-    for index in (0, 1):
-        values = module.at(size, taps, index)
-        for channels in (slice(None), slice(1, 4), slice(4, 5)):
-            for part in (slice(None), slice(2, 7)):
-                given = values(channels, part)
-                assert not given.requires_grad and torch.is_grad_enabled()
-                torch.testing.assert_close(given, expected[index, channels, part], rtol=1e-12, atol=1e-14)
+def test_fast_path_equals_calls_of_the_layers(make, size, window, options, block, monkeypatch):
+    monkeypatch.setattr(operator, "_BLOCK", block)
+    module = make(5, num_filters=2, base_size=6, window=window, learn_window=True, window_shift=0.25, **options)
+    for fast, plain in zip(*(kernel_and_gradients(module, hooked, size) for hooked in (False, True)), strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-13)
+    # Some channels at a time
+    whole = module(size).detach()
+    for index in range(2):
+        for group, kernel in module.channels_in_turn(size, [slice(0, 2), slice(2, 5)], index):
+            torch.testing.assert_close(kernel, whole[index, group], rtol=1e-12, atol=1e-14)
 
 
-def test_chosen_taps_of_kernels_of_samples_or_wrong_sizes_are_refused():
-    with pytest.raises(ValueError, match="cond must be given if and only if cond_dim is set"):
-        Filter2d(5, cond_dim=3).at((3, 3), torch.arange(2))
-    with pytest.raises(ValueError, match="size must have 2 axes"):
-        Filter2d(5).at((3, 3, 3), torch.arange(2))
+def test_fast_path_has_second_derivatives():
+    module = Filter2d(3, base_size=3)
+    weights = dict(module.named_parameters())
+    names = ["out.weight", "hidden.1.weight", "sine.0.omega", "decay", "shift"]
+
+    def kernel(*values):
+        with torch.no_grad():
+            return torch.func.functional_call(module, dict(zip(names, values, strict=True)), ((2, 3),))
+
+    def with_gradients(*values):
+        for name, value in zip(names, values, strict=True):
+            module.get_submodule(name.rpartition(".")[0])._parameters[name.rpartition(".")[2]] = value
+        return module((2, 3))
+
+    values = [weights[name].detach().requires_grad_() for name in names]
+    torch.testing.assert_close(with_gradients(*values), kernel(*values))
+    assert torch.autograd.gradgradcheck(with_gradients, values)
+
+
+def test_fast_path_keeps_its_arguments_alone():
+    """For the backward pass: nothing of the size of the network's hidden layers or of the window."""
+    kernel = ImplicitFilter2d(16)((20, 20))
+    node = kernel.grad_fn
+    while "ImplicitKernel" not in node.name():
+        node = node.next_functions[0][0]
+    kept = sum(t.numel() for t in node.saved_tensors if t is not None)
+    assert kept < 39 * 39 * 36 + 20000
 
 
 @pytest.mark.parametrize("options", [dict(), dict(learn_features=True, coords="absolute", base_size=3)], ids=str)
@@ -328,11 +361,3 @@ def test_chosen_taps_of_kernels_of_samples_or_wrong_sizes_are_refused():
 )
 def test_extents_are_those_of_the_kernels(make, size, options):
     assert make(5, **options).extents(size) == tuple(make(5, **options)(size).shape[2:])
-
-
-def test_first_layer_is_that_of_the_features():
-    """The layer is summed over axes; as one product over all features of a tap it must be the same."""
-    for features, emb_dim in (("fourier", 10), ("sinusoid", 8), ("coords", 2)):
-        module = Filter2d(5, features=features, filter_emb_dim=emb_dim)
-        whole = module.hidden[0](module._position_features(module._axes((3, 4), (3, 4))))
-        torch.testing.assert_close(module._first_layer((3, 4))[0], whole.flatten(0, 1), rtol=1e-12, atol=1e-12)

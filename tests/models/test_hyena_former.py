@@ -12,8 +12,8 @@ from timm.models import group_parameters, save_for_hf
 from torch import nn
 
 import hyena_vision  # noqa: F401  registers the models
-from hyena_vision.layers import Hyena1d, Hyena2d, ImplicitFilter
-from hyena_vision.models import HyenaFormer, hyena_vit
+from hyena_vision.layers import Hyena1d, Hyena2d, ImplicitFilter, mlp
+from hyena_vision.models import HyenaFormer
 
 NAMES = [f"{family}_former_{size}" for family in ("hpx", "hb") for size in ("s18", "b36")]
 NAMES += ["hpx_former_s18_384", "c_hpx_former_s18", "hpx_a_former_s18", "hb_a_former_s18"]
@@ -275,7 +275,7 @@ def test_mixer_options_reach_the_mixers():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_blocks_give_the_same_with_and_without_gradients(training, monkeypatch):
-    monkeypatch.setattr(hyena_vit, "PART_TOKENS", 32)
+    monkeypatch.setattr(mlp, "PART_TOKENS", 32)
     block = small_model("hpx_former_s18").stages[2].blocks[0].train(training).double()
     with torch.no_grad():
         block.mlp.act.scale.fill_(0.7)

@@ -53,9 +53,9 @@ def test_named_backend_says_why_it_cannot_run(monkeypatch):
     def refuse(x, kernel):
         return "kernels are limited to 2 taps, got 3"
 
-    limited = backends.Backend("limited", None, lambda: None, refuse, None, None)
-    missing = backends.Backend("missing", None, lambda: "it has no adder", refuse, None, None)
-    monkeypatch.setattr(backends, "_BACKENDS", {"limited": limited, "missing": missing, **backends._BACKENDS})
+    limited = backends.Backend("limited", None, lambda: None, refuse, None, None, None)
+    missing = backends.Backend("missing", None, lambda: "it has no adder", refuse, None, None, None)
+    monkeypatch.setattr(backends, "BACKENDS", {"limited": limited, "missing": missing, **backends.BACKENDS})
     with pytest.raises(RuntimeError, match="'limited' cannot run this call: kernels are limited to 2 taps, got 3"):
         long_conv1d(ones(1, 1, 3), ones(1, 3), backend="limited")
     with pytest.raises(RuntimeError, match="'missing' is not available on this machine: it has no adder"):
@@ -66,6 +66,6 @@ def test_named_backend_says_why_it_cannot_run(monkeypatch):
 
 
 def test_reference_is_never_picked_by_itself(monkeypatch):
-    monkeypatch.setattr(backends, "_BACKENDS", {"reference": backends._BACKENDS["reference"]})
+    monkeypatch.setattr(backends, "BACKENDS", {"reference": backends.BACKENDS["reference"]})
     with pytest.raises(RuntimeError, match="no backend can run"):
         long_conv1d(ones(1, 1, 3), ones(1, 3))

@@ -7,7 +7,7 @@ import torch
 from operators import OPERATORS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hyena_vision.ops import LazyKernel, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
+from hyena_vision.ops import long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
 from hyena_vision.testing import Problem, assert_within_tolerance, lay_out, relative_errors
 
 pytest.importorskip("triton")
@@ -327,24 +327,16 @@ def test_a_compiler_makes_the_tables(size):
     assert {cache.cache_info().misses for cache in caches} == {1}
 
 
-@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("rank", [1, 2])
-def test_prepared_kernels(rank, keep):
+def test_prepared_kernels(rank):
     problem = Problem((20,), (39,)) if rank == 1 else Problem((5, 6), (9, 11))
     x, gate, out_gate, kernel, skip = arguments(problem, torch.float32)
     prepare, op = (prepare_kernel1d, long_conv1d) if rank == 1 else (prepare_kernel2d, long_conv2d)
     truth = op(x, kernel, skip, gate=gate, out_gate=out_gate, backend="triton")
-    lazy = LazyKernel(
-        tuple(kernel.shape),
-        kernel.dtype,
-        kernel.device,
-        lambda taps: lambda channels, part: kernel[channels].flatten(1)[:, taps[part]],
-    )
-    for made in (kernel, lazy):
-        prepared = prepare(x, made, skip, backend="triton", keep=keep)
-        assert torch.equal(op(x, prepared, gate=gate, out_gate=out_gate), truth)
+    prepared = prepare(x, kernel, skip, backend="triton")
+    assert torch.equal(op(x, prepared, gate=gate, out_gate=out_gate), truth)
     # It serves other dtypes than it was prepared with, too
-    prepared = prepare(x.bfloat16(), kernel, skip, backend="triton", keep=keep)
+    prepared = prepare(x.bfloat16(), kernel, skip, backend="triton")
     assert torch.equal(op(x, prepared, gate=gate, out_gate=out_gate), truth)
     y = op(x.bfloat16(), prepared, gate=gate.bfloat16(), out_gate=out_gate)
     assert relative_errors(y, truth.double())[0] < 5e-3

@@ -212,11 +212,17 @@ struct Taps {
 
   Vec load(long displacement) const {
     Vec value = {};
-    for (int c = 0; c < channels; ++c) value[c] = data[c * channel_stride + displacement];
+    if (channel_stride == 1 && channels == LANES)
+      std::memcpy(&value, data + displacement, sizeof value);
+    else
+      for (int c = 0; c < channels; ++c) value[c] = data[c * channel_stride + displacement];
     return value;
   }
   void store(long displacement, Vec value) const {
-    for (int c = 0; c < channels; ++c) data[c * channel_stride + displacement] = value[c];
+    if (channel_stride == 1 && channels == LANES)
+      std::memcpy(data + displacement, &value, sizeof value);
+    else
+      for (int c = 0; c < channels; ++c) data[c * channel_stride + displacement] = value[c];
   }
 };
 

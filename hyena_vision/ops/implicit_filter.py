@@ -1,0 +1,116 @@
+r"""Kernels of implicit filters: a small network of the position of each tap, times a window of its distance.
+
+$$k_{p,c} = g \sum_f W_{c,f}\, h_{p,f} \cdot w_{p,c}, \quad
+h = \sin(\omega_n \odot (W_n \sin(\cdots \sin(\omega_1 \odot (W_1 \phi_p + b_1)) \cdots) + b_n))$$
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Numbers of a kernel that are computed at a time: what one step writes, the next finds in the cache.
+_BLOCK = 2**18
+
+
+def implicit_kernel(
+    features: Tensor,
+    distances: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor, Tensor]],
+    out: Tensor,
+    *,
+    decay: Tensor | None = None,
+    log_sigma: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    r"""Evaluate the kernels of N channels at P taps, in blocks of taps.
+
+    It keeps its arguments for the backward pass and nothing else: all that lies between is computed again there, block
+    by block. Second derivatives go through the plain form.
+
+    Args:
+        features: (P, E), position features, float32 or float64 like all that follows.
+        distances: (P, D), what the window falls off with: D = 1 for `decay`, one per axis for `log_sigma`, squared.
+        layers: Of the network: weight (F, E) or (F, F), bias (F,), frequency of the sine (F,).
+        out: (N, F), the last weight, with a gain in it where there is one.
+        decay: (N,) for the window $\exp(-|\delta_c| d_p) + s_c$.
+        log_sigma: (D, N) for the window $\exp(-\sum_a d_{p,a} / 2 \sigma_{c,a}^2)$. Without both there is none.
+        shift: (N,) or (1,), $s_c$; None is 0.
+
+    Returns:
+        (P, N).
+
+    Cost:
+        O(P N F) time; O(P (N + E)) memory.
+
+    Source:
+        Hyena (arXiv:2302.10866), section 3.3; the radial window with a shift is HyenaPixel's (arXiv:2402.19305).
+    """
+    tensors = (features, out, decay, log_sigma, shift, *(tensor for layer in layers for tensor in layer))
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _ImplicitKernel.apply(distances, *tensors)
+    return _in_blocks(distances, *tensors)
+
+
+def hidden_layers(features: Tensor, layers: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """The network but for its last weight, (P, F)."""
+    for weight, bias, omega in layers:
+        features = torch.sin(omega * F.linear(features, weight, bias))
+    return features
+
+
+def window(distances: Tensor, decay: Tensor | None, log_sigma: Tensor | None, shift: Tensor | None) -> Tensor | None:
+    """The window of N channels, (P, N), None for none; arguments as for `implicit_kernel`."""
+    if log_sigma is not None:
+        return torch.exp(-0.5 * distances @ torch.exp(-2 * log_sigma))
+    if decay is None:
+        return None
+    values = torch.exp(-distances * decay.abs())
+    return values if shift is None else values + shift
+
+
+def _values(distances, features, out, decay, log_sigma, shift, *of_layers) -> Tensor:
+    """The plain form."""
+    layers = [of_layers[i : i + 3] for i in range(0, len(of_layers), 3)]
+    kernel, factor = F.linear(hidden_layers(features, layers), out), window(distances, decay, log_sigma, shift)
+    return kernel if factor is None else kernel * factor
+
+
+def _blocks(taps: int, channels: int) -> Iterator[slice]:
+    step = max(16, _BLOCK // channels)
+    return (slice(start, start + step) for start in range(0, taps, step))
+
+
+@torch.no_grad()
+def _in_blocks(distances: Tensor, features: Tensor, out: Tensor, *rest: Tensor | None) -> Tensor:
+    kernel = features.new_empty(len(features), len(out))
+    for block in _blocks(*kernel.shape):
+        kernel[block] = _values(distances[block], features[block], out, *rest)
+    return kernel
+
+
+class _ImplicitKernel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, distances: Tensor, *tensors: Tensor | None) -> Tensor:
+        ctx.save_for_backward(distances, *tensors)
+        return _in_blocks(distances, *tensors)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        distances, *tensors = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():
+            wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
+            found = iter(torch.autograd.grad(_values(distances, *tensors), wanted, grad, create_graph=True))
+            return None, *(next(found) if need else None for need in needed)
+        features, *rest = (None if t is None else t.detach() for t in tensors)
+        rest = [None if t is None else t.requires_grad_(need) for t, need in zip(rest, needed[1:], strict=True)]
+        dfeatures = torch.empty_like(features) if needed[0] else None
+        with torch.enable_grad():
+            for block in _blocks(*grad.shape):
+                part = features[block].requires_grad_(needed[0])
+                _values(distances[block], part, *rest).backward(grad[block])
+                if dfeatures is not None:
+                    dfeatures[block] = part.grad
+        return None, dfeatures, *(t.grad if need else None for t, need in zip(rest, needed[1:], strict=True))
