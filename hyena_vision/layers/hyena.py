@@ -217,8 +217,8 @@ class _Hyena(nn.Module):
                     signals,
                     self.short_filter.weight,
                     self.short_filter.bias,
-                    kernels[0],
-                    self.skip[0],
+                    kernels.squeeze(0),
+                    self.skip.squeeze(0),
                     gated_filter=self._fuses_first_gate(),
                     **self._op_settings(),
                 )
@@ -252,7 +252,7 @@ class _Hyena(nn.Module):
     def _is_one_operator(self, signals: Tensor) -> bool:
         """Whether all of `mix` is `hyena_operator`, which computes again in its backward pass: a fast path."""
         between = (self.value_norm, self.gate_act, self.out_gate_act, *self.gate_norms)
-        if self.order > 2 or not saves_plainly() or not all(map(_is_identity, between)):
+        if self.order > 2 or not signals.numel() or not saves_plainly() or not all(map(_is_identity, between)):
             return False
         return fast_weights(self.short_filter, _SHORT_TYPES, signals, self.skip) is not None
 
@@ -283,6 +283,8 @@ class _Hyena(nn.Module):
             if self._goes_in_groups(value):
                 return self._in_groups
         kernels, settings = self.filter(value.shape[2:], cond, value.device), self._op_settings()
+        # A view whose gradient needs no copy, where there is one
+        kernels = kernels if self.order > 2 else [kernels.squeeze(0)]
         return lambda step, v, gate, out_gate: long_conv(
             v, kernels[step], self.skip[step], gate=gate, out_gate=out_gate, **settings
         )

@@ -422,8 +422,7 @@ class HyenaFormer(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) of tokens (B, H', W', C); what comes before the head's layers if `pre_logits`."""
-        x = self.head.norm(self.head.global_pool(x))
-        return x if pre_logits else self.head.fc(x)
+        return self.head.norm(self.head.global_pool(x)) if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, in_chans, H, W)."""

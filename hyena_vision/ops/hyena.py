@@ -136,6 +136,7 @@ class _Hyena(torch.autograd.Function):
             dsignals = torch.stack([t.movedim(1, -1) for t in parts], -2).movedim((-2, -1), (1, 2))
         else:
             dsignals = torch.stack(parts, 1)
+        del dvalue, dgate, dout_gate, parts, value, gate, out_gate
         found = _gradients(signals, of_filter, needed[:3], dsignals)
         return *found, dkernel if needed[3] else None, dskip if needed[4] else None, *[None] * 5
 

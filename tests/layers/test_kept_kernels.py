@@ -473,7 +473,9 @@ def test_graphs_read_kernels_that_are_kept():
         if reparameterized:
             mixer.reparameterize()
         with torch.no_grad():
-            close(torch.compile(mixer, fullgraph=True, backend=backend)(tokens()), mixer(tokens()) * 0, rtol=0, atol=1e9)
+            close(
+                torch.compile(mixer, fullgraph=True, backend=backend)(tokens()), mixer(tokens()) * 0, rtol=0, atol=1e9
+            )
     counts = [sum("sin" in str(node.target) for node in graph.graph.nodes) for graph in graphs]
     assert counts[0] >= 3 and counts[1] == 0
 

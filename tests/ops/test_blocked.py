@@ -233,7 +233,11 @@ def test_prepared_kernel_refuses_what_it_was_not_made_for(backend):
         (lambda: long_conv2d(x, prepared, gate=x[..., :1]), ValueError, r"gate must have the shape.*\(2, 3, 6, 1\)"),
         (lambda: long_conv2d(x, prepared, out_gate=x[:1]), ValueError, r"out_gate must have .*\(1, 3, 6, 5\)"),
         (lambda: long_conv2d(x, kernel, gate=x[..., :1]), ValueError, r"gate must have the shape.*\(2, 3, 6, 1\)"),
-        (lambda: long_conv2d(x, kernel, out_gate=x.to("meta")), ValueError, "out_gate must be on the device of x: .* on meta"),
+        (
+            lambda: long_conv2d(x, kernel, out_gate=x.to("meta")),
+            ValueError,
+            "out_gate must be on the device of x: .* on meta",
+        ),
     ):
         with pytest.raises(error, match=message):
             call()
