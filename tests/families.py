@@ -44,6 +44,11 @@ def images(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape or (2, 3, 64, 64), generator=torch.Generator().manual_seed(seed))
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Its blocks, of all stages."""
+    return [block for stage in getattr(model, "stages", [model]) for block in stage.blocks]
+
+
 def touch(model: nn.Module) -> nn.Module:
     """Put a hook that does nothing on every module, so that no fast path runs."""
     for module in model.modules():

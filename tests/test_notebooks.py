@@ -21,21 +21,6 @@ def stored():
     return nbformat.read(PATH, as_version=nbformat.NO_CONVERT)
 
 
-@pytest.fixture(scope="module")
-def executed(stored, tmp_path_factory):
-    """The notebook after a run in its small mode, without a display; a cell that fails raises."""
-    notebook = nbformat.from_dict(stored)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HYENA_VISION_NOTEBOOK", "small")
-        patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
-        patch.delenv("DISPLAY", raising=False)
-        patch.delenv("MPLBACKEND", raising=False)
-        folder = tmp_path_factory.mktemp("working_folder")
-        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
-    return notebook
-
-
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
@@ -51,19 +36,21 @@ def outputs(notebook, kind):
 
 
 @pytest.mark.slow
-def test_no_cell_fails(executed):
+def test_figures_and_tables_of_a_run(stored, tmp_path, monkeypatch):
+    """In the small mode, without a display; a cell that fails raises."""
+    executed = nbformat.from_dict(stored)
+    for name in ("ipython", "working_folder"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HYENA_VISION_NOTEBOOK", "small")
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    NotebookClient(executed, timeout=120, resources={"metadata": {"path": str(tmp_path / "working_folder")}}).execute()
     for cell in code_cells(executed):
         assert cell.execution_count is not None, cell.id
         assert not [output for output in cell.outputs if output.output_type == "error"], cell.id
-
-
-@pytest.mark.slow
-def test_figures_are_shown(executed):
     assert len(outputs(executed, "image/png")) == 3  # inference, training steps, operators
-
-
-@pytest.mark.slow
-def test_tables_have_rows_of_each_model(executed):
     infer, train, ops = outputs(executed, "text/markdown")
     for name in SMALL_MODELS:
         for size in (32, 64):

@@ -12,14 +12,17 @@ from trainer import ONE_UPDATE, QUICK, RANDOM, ROOT, assert_same_run, load, summ
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-STOPPED = {"ddp": [], "fsdp": ["--fsdp"]}
+STOPPED = ("ddp", "fsdp")
 
-# Each way of training: straight through, then stopped by a signal that only one process gets, and resumed
+# Each way of training: straight through, then stopped by a signal that only one process gets, and resumed. Two
+# processes as torchrun starts them, but for the import of torch, which is done once.
 DRIVER = """
 import os, random, sys, pytest, numpy, torch
 from trainer import signal_at, train_imagenet
 
 output, *argv = sys.argv[1:]
+child = os.fork()
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(int(child == 0))
 torch.distributed.init_process_group("gloo")  # one group for all runs: its store keeps the addresses of the first
 torch.distributed.init_process_group = torch.distributed.destroy_process_group = lambda *args, **kwargs: None
 for name, more in {"ddp": [], "fsdp": ["--fsdp"]}.items():
@@ -37,29 +40,41 @@ for name, more in {"ddp": [], "fsdp": ["--fsdp"]}.items():
             import shutil
             shutil.copytree(f"{output}/ddp-stopped", f"{output}/alone")
     run(name + "-stopped", "--resume", "auto")
+if child:
+    assert os.waitpid(child, 0)[1] == 0
 """
 
 
-@pytest.fixture(scope="module")
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
 def runs(images, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("runs")
     (output / "driver.py").write_text(DRIVER)
-    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", str(output / "driver.py"), str(output), *QUICK]
+    command = [sys.executable, str(output / "driver.py"), str(output), *QUICK]
     command += ["--data-dir", str(images), *RANDOM, "-b", "4", "--epochs", "2"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
+    two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    done = subprocess.run(command, env=ENVIRONMENT | two, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return output
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", STOPPED)
-def test_stopped_in_an_epoch_and_resumed_is_the_same_run(runs, name):
-    assert len(load(runs / f"{name}-stopped", "recovery-0-2.pth.tar")["progress"]) == 2
-    assert_same_run(runs / name, runs / f"{name}-stopped")
+def test_two_processes(runs, images, caplog):
+    """One test of all that is asked of the runs, so that several test processes do not start them again."""
+    for name in STOPPED:
+        assert len(load(runs / f"{name}-stopped", "recovery-0-2.pth.tar")["progress"]) == 2
+        assert_same_run(runs / name, runs / f"{name}-stopped")
+    check_shards_and_copies(runs)
+    check_that_one_goes_on(runs, images, caplog)
 
 
-@pytest.mark.timeout(300)
-def test_shards_and_copies_write_the_same_checkpoint(runs):
+def check_shards_and_copies(runs):
+    """They write the same checkpoint."""
     ddp, fsdp = load(runs / "ddp"), load(runs / "fsdp")
     assert ddp.keys() == fsdp.keys()
     for key in ("state_dict", "state_dict_ema"):
@@ -72,8 +87,7 @@ def test_shards_and_copies_write_the_same_checkpoint(runs):
         }
 
 
-@pytest.mark.timeout(300)
-def test_two_processes_stopped_one_goes_on(runs, images, caplog):
+def check_that_one_goes_on(runs, images, caplog):
     argv = [*QUICK, "--data-dir", str(images), *RANDOM, "-b", "4", "--epochs", "2", "--output", str(runs)]
     outcome = train_imagenet.main([*argv, "--experiment", "alone", "--resume", "auto"])
     assert "from the middle of epoch 0 on 2 processes, now there are 1" in caplog.text
@@ -86,11 +100,8 @@ def test_two_processes_stopped_one_goes_on(runs, images, caplog):
 def test_two_nodes_equal_one_process(run, images, tmp_path):
     """The command of README's two nodes, with both on this machine."""
     one = run("one", *ONE_UPDATE, "-b", "24")["folder"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
-    command += ["--master-port", str(port)]
+    command += ["--master-port", str(free_port())]
     program = [str(ROOT / "train_imagenet.py"), *QUICK, "--data-dir", str(images), "--output", str(tmp_path)]
     program += ["--experiment", "two", *ONE_UPDATE, "-b", "12", "-vb", "4"]
     nodes = [

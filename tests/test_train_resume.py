@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,21 +114,37 @@ def test_random_numbers_matter(run, straight):
         assert not torch.equal(other, whole)
 
 
+# For each line of its input a new process, which gets a signal; prints how it ended. torch is imported once.
+PROCESSES = """
+import os, sys, pytest, trainer
+for line in sys.stdin:
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    else:
+        os.dup2(2, 1)
+        trainer.signal_at(pytest.MonkeyPatch(), *map(int, line.split()))
+        trainer.train_imagenet.main(sys.argv[1:])
+        sys.exit()
+"""
+
+
 def test_killed_process_and_new_process(images, straight, tmp_path):
-    """k steps, SIGUSR1, a new process, SIGKILL in it, and a third one: each of them started from the shell."""
+    """k steps, SIGUSR1, a new process, SIGKILL in it, and a third one."""
     workers = ["-j", "1", "--recovery-interval", "1"]
     argv = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run", *RANDOM, *workers]
-    hook = "import trainer, sys, pytest; trainer.signal_at(pytest.MonkeyPatch(), {}, {}); "
-    hook += "trainer.train_imagenet.main(sys.argv[1:])"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    for number, call, code in ((signal.SIGUSR1, 4, 75), (signal.SIGKILL, 3, -signal.SIGKILL), (0, 0, 0)):
-        command = [sys.executable, "-c", hook.format(call, int(number)), *argv, "--resume", "auto"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-        if number == signal.SIGUSR1:
-            assert "stopped by SIGUSR1; --resume auto goes on from here" in done.stderr
-            assert load(tmp_path / "run", "recovery-1-0.pth.tar")["progress"][0]["step"] == 1
+    command = [sys.executable, "-c", PROCESSES, *argv, "--resume", "auto"]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    with open(tmp_path / "stderr", "w+") as stderr, subprocess.Popen(command, stderr=stderr, **pipes) as starter:
+        for number, call, code in ((signal.SIGUSR1, 4, 75), (signal.SIGKILL, 3, -signal.SIGKILL), (0, 0, 0)):
+            print(call, int(number), file=starter.stdin, flush=True)
+            ended = starter.stdout.readline().strip()
+            said = (tmp_path / "stderr").read_text()
+            assert ended == str(code), said
+            assert "Traceback" not in said
+            if number == signal.SIGUSR1:
+                assert "stopped by SIGUSR1; --resume auto goes on from here" in said
+                assert load(tmp_path / "run", "recovery-1-0.pth.tar")["progress"][0]["step"] == 1
     assert_same_run(straight(), tmp_path / "run")
 
 
@@ -254,24 +271,32 @@ def test_into_another_folder_with_its_own_settings_file(run, tmp_path):
     assert (tmp_path / "second" / "args.yaml").exists()
 
 
-@pytest.mark.parametrize("content", ["", "epoch,train_lo", "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr\n\0\0\n"])
-def test_a_summary_cut_short_in_its_first_write(run, straight, content, tmp_path, monkeypatch):
+def test_a_summary_cut_short_in_its_first_write(run, tmp_path, monkeypatch):
     stop(run, monkeypatch, 75, call=2)
-    (tmp_path / "stopped" / "summary.csv").write_text(content)
-    folder = run("stopped", *RANDOM, "--resume", "auto")["folder"]
-    assert [row["epoch"] for row in csv.DictReader((Path(folder) / "summary.csv").open())] == list("012")
+    shutil.copytree(tmp_path / "stopped", tmp_path / "held")
+    for content in ("", "epoch,train_lo", "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr\n\0\0\n"):
+        shutil.rmtree(tmp_path / "stopped")
+        shutil.copytree(tmp_path / "held", tmp_path / "stopped")
+        (tmp_path / "stopped" / "summary.csv").write_text(content)
+        folder = run("stopped", *RANDOM, "--resume", "auto")["folder"]
+        rows = csv.DictReader((Path(folder) / "summary.csv").open())
+        assert [row["epoch"] for row in rows] == list("012"), content
 
 
-@pytest.mark.parametrize(
-    "entries",
-    [{"saver": None}, {"saver": {}}, {"progress": 3}, {"progress": [{"step": 1}, 2]}, {"epoch": "1"}, {"version": "2"}],
-    ids=str,
-)
-def test_entries_of_another_kind_are_one_line(run, images, tmp_path, capsys, entries):
+def test_entries_of_another_kind_are_one_line(run, images, tmp_path, capsys):
     folder = run("run", "--epochs", "1")["folder"]
-    torch.save({**load(folder), **entries}, Path(folder) / "last.pth.tar")
+    whole = load(folder)
     argv = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run", "--epochs", "1"]
-    expect_error(capsys, [*argv, "--resume", f"{folder}/last.pth.tar"], 1, "last.pth.tar")
+    for entries in (
+        {"saver": None},
+        {"saver": {}},
+        {"progress": 3},
+        {"progress": [{"step": 1}, 2]},
+        {"epoch": "1"},
+        {"version": "2"},
+    ):
+        torch.save({**whole, **entries}, Path(folder) / "last.pth.tar")
+        expect_error(capsys, [*argv, "--resume", f"{folder}/last.pth.tar"], 1, "last.pth.tar")
 
 
 def test_resume_force_of_another_model_never_touches_the_weights(run, images, tmp_path, capsys):

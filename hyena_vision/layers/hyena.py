@@ -100,9 +100,7 @@ class _Hyena(nn.Module):
         norm_layer = partial(named_layer(get_norm_layer, "norm_layer", norm_layer), dim, **dd)
         self.dim = dim
         self.order = order
-        self.causal = causal
         self.backend = backend
-        self.film = film
         width = (order + 1) * dim
         self.qkv = nn.Linear(dim, width, bias=qkv_bias, **dd)
         self.short_filter = (nn.Conv1d if rank == 1 else nn.Conv2d)(
@@ -146,9 +144,14 @@ class _Hyena(nn.Module):
         nn.init.normal_(self.skip)
 
     @property
-    def settings(self) -> tuple:
-        """All that prepared kernels depend on besides weights, filter and size."""
-        return self.causal, self.backend
+    def causal(self) -> bool:
+        """Whether a token sees only those before it; the filter's setting."""
+        return self.filter.causal
+
+    @property
+    def kernel_settings(self) -> tuple:
+        """All that prepared kernels depend on besides weights and size."""
+        return self.filter.settings, tuple(self._op_settings().values())
 
     def reparameterize(self) -> None:
         """Keep kernels between calls on any device and however large they are, for inference with fixed weights.
@@ -159,9 +162,10 @@ class _Hyena(nn.Module):
         changes through `.data`, by fused optimizers in eval mode and of weights made in inference mode are not: call
         this again after one. `train()` undoes it.
 
-        Compiled models read the kernels as tensors of the mixer, made when the graph is; of changes they see loading,
-        `to()` and another call of this, and each size has its own graph. A CUDA graph needs a call at its size before
-        it is captured, and holds the kernels of that time.
+        Compiled models read the kernels as tensors of the mixer, made when the graph is. They see other settings, other
+        tensors, `to()`, loading of the mixer or the model and another call of this, but no change in place; each size
+        has its own graph. A CUDA graph needs a call at its size before it is captured, and holds the kernels of that
+        time.
         """
         self.reparameterized = True
         self.kept.clear()
@@ -195,7 +199,7 @@ class _Hyena(nn.Module):
         if x.ndim != 4 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
         # FiLM: the mean token conditions the kernels
-        cond = x.flatten(1, 2).mean(1) if self.film else None
+        cond = x.flatten(1, 2).mean(1) if self.filter.cond_dim else None
         return self.proj_drop(self.proj(self.out_norm(self.mix(self.qkv(x), cond))))
 
     def mix(self, signals: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -210,7 +214,8 @@ class _Hyena(nn.Module):
         """
         grid = signals.shape[1:3]
         if torch.is_grad_enabled() and not is_compiling():
-            self.kept.clear()
+            if not self.reparameterized:
+                self.kept.clear()
             if self._is_one_operator(signals):
                 kernels = self.filter(self._filter_size(grid), cond, signals.device)
                 value = hyena_operator(
@@ -254,14 +259,31 @@ class _Hyena(nn.Module):
         between = (self.value_norm, self.gate_act, self.out_gate_act, *self.gate_norms)
         if self.order > 2 or not signals.numel() or not saves_plainly() or not all(map(_is_identity, between)):
             return False
-        return fast_weights(self.short_filter, _SHORT_TYPES, signals, self.skip) is not None
+        return self._knows_short_filter(signals, self.skip)
+
+    def _knows_short_filter(self, *signals: Tensor | None) -> bool:
+        """Whether an operator may take the weights of the short filter: it is as it was made, and untouched."""
+        layer = self.short_filter
+        if type(layer) not in _SHORT_TYPES:
+            return False
+        taps = layer.kernel_size[0]
+        as_made = (
+            layer.groups == layer.in_channels == layer.out_channels == (self.order + 1) * self.dim
+            and layer.padding_mode == "zeros"
+            and all(n == taps for n in layer.kernel_size)
+            and all(n == (taps - 1 if self.causal else taps // 2) for n in layer.padding)
+            and all(n == 1 for n in (*layer.stride, *layer.dilation))
+        )
+        if is_compiling():
+            return as_made and untouched_weights(layer, _SHORT_TYPES) is not None
+        return as_made and fast_weights(layer, _SHORT_TYPES, *signals) is not None
 
     def _fuses_first_gate(self) -> bool:
         """Whether short filter and first gate are one kernel: with the fused backend, few taps, nothing between."""
-        if self.backend != "triton" or math.prod(self.short_filter.kernel_size) > MAX_TAPS:
+        if self.backend != "triton" or not self._knows_short_filter():
             return False
         between = all(map(_is_identity, (self.value_norm, self.gate_act, self.gate_norms[0])))
-        return between and untouched_weights(self.short_filter, _SHORT_TYPES) is not None
+        return between and math.prod(self.short_filter.kernel_size) <= MAX_TAPS
 
     def _gated_short(self, x: Tensor) -> Tensor:
         """Gates but the first, and the value under it, (B, order, C, H, W), of (B, H, W, (order + 1) C)."""
@@ -300,8 +322,14 @@ class _Hyena(nn.Module):
             return self.kept.of(self, value)
         if not self.reparameterized or torch.compiler.is_exporting():
             return None
-        key = key_of(value)
-        return self.kept.entries[key].kernels if self._keep_for_graph(key) else None
+        key, weights = key_of(value), untouched_weights(self.filter, FILTER_TYPES)
+        if weights is None or not self._keep_for_graph(key):
+            return None
+        entry = self.kept.entries[key]
+        # Read here, so that the graph is made again if they are others
+        same = entry.settings == self.kernel_settings
+        same = same and all([a is b for a, b in zip(entry.given, [self.skip, *weights], strict=True)])
+        return entry.kernels if same else None
 
     @torch.compiler.assume_constant_result
     def _keep_for_graph(self, key: str) -> bool:
@@ -314,9 +342,8 @@ class _Hyena(nn.Module):
 
     def _goes_in_groups(self, value: Tensor) -> bool:
         """Whether kernels that are too large to keep are made a few channels at a time: a fast path."""
-        if value.device.type != "cpu" or self.film or not is_large(self, value):
-            return False
-        return fast_weights(self.filter, FILTER_TYPES, value, self.skip) is not None
+        large = value.device.type == "cpu" and is_large(self, value)
+        return large and self.filter.fast_weights(value, self.skip) is not None
 
     def _in_groups(self, step: int, value: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
         long_conv, size = long_conv1d if value.ndim == 3 else long_conv2d, value.shape[2:]
@@ -394,11 +421,11 @@ class Hyena1d(_Hyena):
         super().__init__(dim, rank=1, causal=causal, **kwargs)
 
     def _op_settings(self) -> dict[str, Any]:
-        return {"causal": self.causal, "backend": self.backend}
+        return {"causal": self.causal, **super()._op_settings()}
 
     def _short(self, signals: Tensor) -> Tensor:
         x, layer = signals.permute(0, 3, 1, 2), self.short_filter
-        if torch.compiler.is_exporting() or untouched_weights(layer, _SHORT_TYPES) is None:
+        if torch.compiler.is_exporting() or not self._knows_short_filter(signals):
             return layer(x.flatten(2))[..., : x.shape[-2] * x.shape[-1]]
         return filter_sequence(x, layer.weight, layer.bias, self.causal)
 
@@ -430,10 +457,5 @@ class Hyena2d(_Hyena):
         super().__init__(dim, rank=2, **kwargs)
         self.padding = padding
 
-    @property
-    def settings(self) -> tuple:
-        """As in 1D."""
-        return self.padding, self.backend
-
     def _op_settings(self) -> dict[str, Any]:
-        return {"padding": self.padding, "backend": self.backend}
+        return {"padding": self.padding, **super()._op_settings()}

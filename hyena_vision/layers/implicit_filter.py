@@ -16,7 +16,6 @@ larger images continue it. Both are equal on the base grid.
 import math
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from hyena_vision.layers.untouched import fast_weights, saves_plainly
 from hyena_vision.ops.implicit_filter import hidden_layers, implicit_kernel, window
+from hyena_vision.ops.library import without_autocast
 
 FEATURES = ("fourier", "sinusoid", "coords")
 WINDOWS = ("exponential", "radial", "gaussian", "none")
@@ -281,16 +281,20 @@ class ImplicitFilter(nn.Module):
         size = self._to_size(size)
         self._check_cond(cond)
         device = self._device if device is None else device
-        with self._without_autocast(device):
+        with without_autocast(device.type):
             features, distances, extents = self._positions(size, device)
-            untouched = cond is None and fast_weights(self, FILTER_TYPES) is not None
-            if untouched and (not torch.is_grad_enabled() or saves_plainly()):
+            if self.fast_weights() is not None and (not torch.is_grad_enabled() or saves_plainly()):
                 kernel = implicit_kernel(features, distances, self._layers(), **self._of_channels(size, slice(None)))
             else:
                 kernel = self._plain(features, distances, size, cond)
         kernel = kernel.unflatten(-1, (self.num_filters, self.dim)).unflatten(-3, extents)
         # (*K, filters, C) to (filters, C, *K)
         return kernel.movedim((-2, -1), (0, -1 - self.rank))
+
+    def fast_weights(self, *signals: Tensor | None) -> list[Tensor] | None:
+        """The weights behind kernels for all samples alike, where nobody would miss a call; as the function's."""
+        weights = fast_weights(self, FILTER_TYPES, *signals)
+        return weights if weights is not None and self.film is None and self.out.bias is None else None
 
     def _plain(self, features: Tensor, distances: Tensor, size: tuple[int, ...], cond: Tensor | None) -> Tensor:
         """Kernels (P, num_filters * C) or (B, P, num_filters * C), by calls of the layers."""
@@ -321,12 +325,12 @@ class ImplicitFilter(nn.Module):
             Each group, and its kernels (c, *K).
         """
         size = self._to_size(size)
-        with self._without_autocast(self._device):
+        with without_autocast(self._device.type):
             features, distances, extents = self._positions(size, self._device)
             hidden = hidden_layers(features, self._layers())
         for group in groups:
             rows = slice(index * self.dim + group.start, index * self.dim + group.stop)
-            with self._without_autocast(self._device):
+            with without_autocast(self._device.type):
                 kernel = implicit_kernel(hidden, distances, (), **self._of_channels(size, rows))
             yield group, kernel.unflatten(0, extents).movedim(-1, 0)
 
@@ -334,7 +338,7 @@ class ImplicitFilter(nn.Module):
         """What `implicit_kernel` calls so."""
         dtype = self._dtype
         return [
-            (linear.weight.to(dtype), linear.bias.to(dtype), sine.omega.to(dtype))
+            (linear.weight.to(dtype), None if linear.bias is None else linear.bias.to(dtype), sine.omega.to(dtype))
             for linear, sine in zip(self.hidden, self.sine, strict=True)
         ]
 
@@ -390,10 +394,6 @@ class ImplicitFilter(nn.Module):
     def _dtype(self) -> torch.dtype:
         """Of the computation."""
         return torch.promote_types(next(self.parameters()).dtype, torch.float32)
-
-    def _without_autocast(self, device: torch.device) -> AbstractContextManager:
-        autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
-        return torch.autocast(device.type, enabled=False) if autocast else nullcontext()
 
     def _to_size(self, size: int | tuple[int, ...]) -> tuple[int, ...]:
         size = tuple(size) if isinstance(size, (tuple, list, torch.Size)) else (size,) * self.rank

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hyena_vision.layers.implicit_filter import FILTER_TYPES
-from hyena_vision.layers.untouched import fast_weights
 from hyena_vision.ops import PreparedKernel
 
 if TYPE_CHECKING:
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class _Entry:
     settings: tuple
+    given: list[Tensor]  # the weights themselves
     weights: list[Tensor]  # copies, or views where they are not compared by value
     versions: list[int]
     kernels: list[PreparedKernel]
@@ -62,16 +61,16 @@ class KeptKernels:
             value: Signal that the first kernel is for.
         """
         by_value = not mixer.reparameterized
-        if mixer.film or (by_value and value.device.type != "cpu"):
+        if by_value and value.device.type != "cpu":
             return None
-        weights = fast_weights(mixer.filter, FILTER_TYPES, value, mixer.skip)
+        weights = mixer.filter.fast_weights(value, mixer.skip)
         if weights is None:
             return None
         if by_value and is_large(mixer, value):
             self.clear()
             return None
         weights = [mixer.skip, *weights]
-        settings, key = (mixer.filter.settings, mixer.settings), key_of(value)
+        settings, key = mixer.kernel_settings, key_of(value)
         entry = self.entries.get(key)
         if entry is not None and entry.is_of(settings, weights, by_value):
             if _is_capturing(value) and not any(entry is other for other in self._captured):
@@ -81,9 +80,9 @@ class KeptKernels:
             return None  # what is made now has no numbers before the graph runs
         with torch.inference_mode(False), torch.no_grad():
             # Copied first: what another thread changes meanwhile is seen by the next call
-            weights = [weight.detach().clone() if by_value else weight.detach() for weight in weights]
+            copies = [weight.detach().clone() if by_value else weight.detach() for weight in weights]
             versions = [_version(weight) for weight in weights]
-            entry = _Entry(settings, weights, versions, mixer.prepare_kernels(value))
+            entry = _Entry(settings, [] if by_value else weights, copies, versions, mixer.prepare_kernels(value))
         if value.is_cuda:
             torch.cuda.current_stream(value.device).synchronize()  # calls on other streams find them finished
         self.entries = {key: entry} if by_value else {**self.entries, key: entry}

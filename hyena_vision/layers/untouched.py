@@ -63,4 +63,6 @@ def _weights(module: nn.Module, types: Collection[type]) -> list[Tensor] | None:
 
 def saves_plainly() -> bool:
     """Whether what is kept for the backward pass is nobody's business: no checkpointing, no offloading of it."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return False
+    return torch._C._current_graph_task_id() == -1  # else a backward pass runs this again, for reentrant checkpointing

@@ -79,6 +79,7 @@ def _built(command: list[str]) -> ctypes.CDLL:
         subprocess.run(
             [*command, *units, "-o", made], check=True, capture_output=True, text=True, errors="replace", timeout=300
         )
+        made.chmod(0o700)
         with made.open("r+b") as file:
             digest = hashlib.sha256(file.read()).digest()
             file.write(digest)  # behind what a loader reads
@@ -103,10 +104,9 @@ def _built(command: list[str]) -> ctypes.CDLL:
 def _cache() -> Path | None:
     """Folder where libraries are kept; None for a user without a home."""
     named = os.environ.get("HYENA_VISION_CACHE")
-    if named:
-        return Path(named)
-    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    return base / "hyena_vision" if base.is_absolute() else None
+    base = Path(named or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hyena_vision"))
+    # A folder of its own, whoever else writes to the one around it
+    return base / f"user-{os.getuid()}" if named or base.is_absolute() else None
 
 
 def _is_private(path: Path) -> bool:

@@ -3,12 +3,15 @@ r"""All that a Hyena mixer of order 2 does between its two projections, as one o
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hyena_vision.ops.backends import select
+from hyena_vision.ops.library import is_batched
+from hyena_vision.ops.long_conv import long_conv1d, long_conv2d
 from hyena_vision.ops.short_filter import filter_sequence, gated_short_filter
 
 
@@ -46,7 +49,7 @@ def hyena_operator(
         (B, C, H * W) of a sequence, or (B, C, H, W).
 
     Raises:
-        RuntimeError: The named backend cannot run here.
+        ValueError, TypeError, RuntimeError: As `long_conv1d` and `long_conv2d`.
 
     Cost:
         That of its parts, the short filter twice. Memory of the arguments.
@@ -54,30 +57,35 @@ def hyena_operator(
     Source:
         Hyena (arXiv:2302.10866), definition 3.1 as its code has it.
     """
-    taps = kernel.shape[-1:] if short_weight.ndim == 3 else kernel.shape[-2:]
-    centre = [0 if causal else extent // 2 for extent in taps]
-    settings = causal, centre, padding == "circular", backend, gated_filter
-    return _Hyena.apply(tokens, short_weight, short_bias, kernel, skip, *settings)
+    settings = {"causal": causal} if short_weight.ndim == 3 else {"padding": padding}
+    return _Hyena.apply(tokens, short_weight, short_bias, kernel, skip, {**settings, "backend": backend}, gated_filter)
 
 
-def _signals(tokens: Tensor, weight: Tensor, bias: Tensor | None, causal: bool, backend: str | None) -> Tensor:
-    """The filtered signals (B, S, C, *size): three, or with a backend for it two, the value under its gate already."""
-    rank = weight.ndim - 2
-    if backend is not None:
+def _signals(
+    tokens: Tensor, weight: Tensor, bias: Tensor | None, settings: dict[str, Any], gated_filter: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Value, gate (None if the value is under it already) and last gate, and all of them (B, S, C, *size)."""
+    rank, causal = weight.ndim - 2, settings.get("causal", False)
+    if gated_filter:
         tokens = tokens.flatten(1, 2) if rank == 1 else tokens
-        return gated_short_filter(tokens, weight, bias, signals=3, causal=causal, backend=backend)
-    images = tokens.permute(0, 3, 1, 2)
-    if rank == 1:
-        filtered = filter_sequence(images, weight, bias, causal)
+        signals = gated_short_filter(tokens, weight, bias, signals=3, causal=causal, backend=settings["backend"])
     else:
-        filtered = F.conv2d(images, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
-    return filtered.unflatten(1, (3, -1))
-
-
-def _named(signals: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Value, gate and last gate."""
+        images = tokens.permute(0, 3, 1, 2)
+        if rank == 1:
+            filtered = filter_sequence(images, weight, bias, causal)
+        else:
+            padding = [extent // 2 for extent in weight.shape[2:]]
+            filtered = F.conv2d(images, weight, bias, padding=padding, groups=len(weight))
+        signals = filtered.unflatten(1, (3, -1))
     out_gate, *gate, value = signals.unbind(1)
-    return value, gate[0] if gate else None, out_gate
+    return value, gate[0] if gate else None, out_gate, signals
+
+
+def _convolve(
+    value: Tensor, gate: Tensor | None, out_gate: Tensor, kernel: Tensor, skip: Tensor, settings: dict[str, Any]
+) -> Tensor:
+    long_conv = long_conv1d if value.ndim == 3 else long_conv2d
+    return long_conv(value, kernel, skip, gate=gate, out_gate=out_gate, **settings)
 
 
 def _autocast(device_type: str) -> Callable[[], AbstractContextManager]:
@@ -97,51 +105,48 @@ class _Hyena(torch.autograd.Function):
         bias: Tensor | None,
         kernel: Tensor,
         skip: Tensor,
-        causal: bool,
-        centre: Sequence[int],
-        circular: bool,
-        backend: str | None,
+        settings: dict[str, Any],
         gated_filter: bool,
     ) -> Tensor:
         ctx.save_for_backward(tokens, weight, bias, kernel, skip)
-        ctx.autocast = _autocast(tokens.device.type)
-        ctx.filter_settings = causal, backend if gated_filter else None
-        ctx.settings = centre, circular
-        value, gate, out_gate = _named(_signals(tokens, weight, bias, *ctx.filter_settings))
-        ctx.backend = select(backend, value, kernel)
-        return ctx.backend.long_conv(value, kernel, skip, gate, out_gate, *ctx.settings)
+        ctx.settings, ctx.gated_filter, ctx.autocast = settings, gated_filter, _autocast(tokens.device.type)
+        *signals, _ = _signals(tokens, weight, bias, settings, gated_filter)
+        return _convolve(*signals, kernel, skip, settings)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[:5]
-        again = torch.is_grad_enabled()  # somebody wants second derivatives
-        leaves = tensors if again else [None if t is None else t.detach() for t in tensors]
+        needed, again = ctx.needs_input_grad[:5], torch.is_grad_enabled()
+        # Aliases: where one argument follows from another, autograd goes that way itself
+        leaves = [None if t is None else t.view_as(t) if again else t.detach() for t in ctx.saved_tensors]
         if not again:
             leaves = [t if t is None else t.requires_grad_(need) for t, need in zip(leaves, needed, strict=True)]
         *of_filter, kernel, skip = leaves
         with torch.enable_grad(), ctx.autocast():
-            signals = _signals(*of_filter, *ctx.filter_settings)
-        if again or ctx.backend.gradients is None:
-            with torch.enable_grad(), ctx.autocast():
-                value, gate, out_gate = _named(signals)
-                y = ctx.backend.long_conv(value, kernel, skip, gate, out_gate, *ctx.settings)
-            found = _gradients(y, leaves, needed, dy, create_graph=again)
-            return *found, *[None] * 5
-        value, gate, out_gate = _named(signals.detach())
-        dvalue, dkernel, dskip, dgate, dout_gate = ctx.backend.gradients(
-            dy, value, kernel.detach(), skip.detach(), gate, out_gate, *ctx.settings
+            *signals, filtered = _signals(*of_filter, ctx.settings, ctx.gated_filter)
+            backend = select(ctx.settings["backend"], signals[0], kernel)
+            plainly = again or is_batched(dy) or backend.gradients is None or not dy.numel()
+            y = _convolve(*signals, kernel, skip, ctx.settings) if plainly else None
+        if plainly:
+            return *_gradients(y, leaves, needed, dy, create_graph=again), None, None
+        value, gate, out_gate = (None if t is None else t.detach() for t in signals)
+        rank, padding = value.ndim - 2, ctx.settings.get("padding")
+        centre = [0 if ctx.settings.get("causal") else extent // 2 for extent in kernel.shape[-rank:]]
+        dvalue, dkernel, dskip, dgate, dout_gate = backend.gradients(
+            dy, value, kernel.detach(), skip.detach(), gate, out_gate, centre, padding == "circular"
         )
         parts = [t for t in (dout_gate, None if gate is None else dgate, dvalue) if t is not None]
-        if signals.stride(2) == 1:  # neighbouring channels, which the short filter goes on with
-            dsignals = torch.stack([t.movedim(1, -1) for t in parts], -2).movedim((-2, -1), (1, 2))
+        if filtered.stride(2) == 1:  # neighbouring channels, which the short filter goes on with
+            dfiltered = torch.stack([t.movedim(1, -1) for t in parts], -2).movedim((-2, -1), (1, 2))
         else:
-            dsignals = torch.stack(parts, 1)
-        del dvalue, dgate, dout_gate, parts, value, gate, out_gate
-        found = _gradients(signals, of_filter, needed[:3], dsignals)
-        return *found, dkernel if needed[3] else None, dskip if needed[4] else None, *[None] * 5
+            dfiltered = torch.stack(parts, 1)
+        del dvalue, dgate, dout_gate, parts, value, gate, out_gate, signals
+        found = _gradients(filtered, of_filter, needed[:3], dfiltered)
+        return *found, dkernel if needed[3] else None, dskip if needed[4] else None, None, None
 
 
-def _gradients(y, inputs, needed, dy, create_graph=False) -> list[Tensor | None]:
+def _gradients(
+    y: Tensor, inputs: Sequence[Tensor | None], needed: Sequence[bool], dy: Tensor, create_graph: bool = False
+) -> list[Tensor | None]:
     wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph) if wanted else ())
     return [next(found) if need else None for need in needed]

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyena_vision.ops.library import is_batched, without_autocast
+
 # Numbers of a kernel that are computed at a time: what one step writes, the next finds in the cache.
 _BLOCK = 2**19
 
@@ -32,7 +34,8 @@ def implicit_kernel(
     Args:
         features: (P, E), position features, float32 or float64 like all that follows.
         distances: (P, D), what the window falls off with: D = 1 for `decay`, one per axis for `log_sigma`, squared.
-        layers: Of the network: weight (F, E) or (F, F), bias (F,), frequency of the sine (F,).
+            Constants: they get no gradient.
+        layers: Of the network: weight (F, E) or (F, F), bias (F,) or None, frequency of the sine (F,).
         out: (N, F), the last weight, with a gain in it where there is one.
         decay: (N,) for the window $\exp(-|\delta_c| d_p) + s_c$.
         log_sigma: (D, N) for the window $\exp(-\sum_a d_{p,a} / 2 \sigma_{c,a}^2)$. Without both there is none.
@@ -98,11 +101,22 @@ class _ImplicitKernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with without_autocast(grad.device.type):
+            return _ImplicitKernel._backward(ctx, grad)
+
+    @staticmethod
+    def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         distances, *tensors = ctx.saved_tensors
-        needed = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():
-            wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(_values(distances, *tensors), wanted, grad, create_graph=True))
+        needed, again = ctx.needs_input_grad[1:], torch.is_grad_enabled()
+        if again or is_batched(grad):
+            # Aliases: where one argument follows from another, autograd goes that way itself
+            leaves = [None if t is None else t.view_as(t) if again else t.detach() for t in tensors]
+            with torch.enable_grad():
+                if not again:
+                    leaves = [t if t is None else t.requires_grad_(n) for t, n in zip(leaves, needed, strict=True)]
+                values = _values(distances, *leaves)
+            wanted = [t for t, need in zip(leaves, needed, strict=True) if need]
+            found = iter(torch.autograd.grad(values, wanted, grad, create_graph=again))
             return None, *(next(found) if need else None for need in needed)
         sums = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needed, strict=True)]
         for block in _blocks(*grad.shape):
@@ -113,7 +127,7 @@ class _ImplicitKernel(torch.autograd.Function):
 def _add_gradients(sums, block, grad, distances, features, out, decay, log_sigma, shift, *of_layers) -> None:
     """The chain rule for `_values` of a block of taps; adds to the gradients of its arguments where there is a sum.
 
-    That of the features is set in the rows of the block. What autograd would do, with a third of the passes over memory.
+    That of the features is set in the rows of the block. It is what autograd would do, with fewer passes over memory.
     """
     dfeatures, dout, ddecay, dlog_sigma, dshift, *dlayers = sums
     inputs, products = [features], []
@@ -122,11 +136,13 @@ def _add_gradients(sums, block, grad, distances, features, out, decay, log_sigma
         products.append(F.linear(inputs[-1], weight, bias))
         inputs.append(torch.sin(omega * products[-1]))
     dvalues = grad
-    if decay is not None or log_sigma is not None:
-        dfactor, factor = F.linear(inputs[-1], out).mul_(grad), window(distances, decay, log_sigma, None)
+    factor = window(distances, decay, log_sigma, None)
+    if factor is not None:
+        dvalues = grad * (factor if shift is None else factor + shift)
+    if any(t is not None for t in (ddecay, dlog_sigma, dshift)):
+        dfactor = F.linear(inputs[-1], out).mul_(grad)
         if dshift is not None:
             dshift += dfactor.sum(0).sum_to_size(dshift.shape)
-        dvalues = grad * (factor if shift is None else factor + shift)
         dexponent = dfactor.mul_(factor)
         if ddecay is not None:
             ddecay -= (distances.T @ dexponent).squeeze(0) * decay.sign()

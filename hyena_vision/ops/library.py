@@ -1,7 +1,7 @@
 """What the operators share: registering with PyTorch as one operator, checks, and precision of sums."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Optional
 
 import torch
@@ -32,11 +32,16 @@ def laid_out_like(tensor: Tensor, result: Tensor) -> Tensor:
     return result if result.stride() == strides else torch.empty_like(tensor, dtype=result.dtype).copy_(result)
 
 
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Keep autocast away from what must run in the dtype of its inputs."""
+    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if autocast else nullcontext()
+
+
 @contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
     """Keep autocast and what users set for float32 products away from sums in float32."""
-    autocast = torch.is_autocast_enabled(device_type)
-    with _full_products(device_type), torch.autocast(device_type, enabled=False) if autocast else nullcontext():
+    with _full_products(device_type), without_autocast(device_type):
         yield
 
 
@@ -137,6 +142,13 @@ def is_compiling() -> bool:
     if torch.compiler.is_dynamo_compiling():
         return True
     return (torch.compiler.is_compiling() or torch.compiler.is_exporting()) and torch._C._len_torch_dispatch_stack() > 0
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether it stands for several, as gradients do under `is_grads_batched` and in vectorised jacobians."""
+    return torch._C._functorch.is_legacy_batchedtensor(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(
+        tensor
+    )
 
 
 def is_watched(*tensors: Tensor | None) -> bool:

@@ -53,7 +53,7 @@ class _Plan:
         missing = why_not()
         if missing is not None:
             raise RuntimeError(f"backend 'cpp' is not available on this machine: {missing}")
-        self.size, self.reaches = size, reaches
+        self.size = size
         least = [-(-(n + max(before, after - 1)) // 2) for n, (before, after) in zip(size, reaches, strict=True)]
         if len(size) == 2:
             self.line_size, self.row_size = (transform_size(m) for m in least)
@@ -64,9 +64,6 @@ class _Plan:
         self.library = library()
         self.lanes = self.library.hyena_lanes()
         self.handle = self.library.hyena_new_plan(len(size) == 2, size[0], size[-1], self.line_size, self.row_size)
-
-    def __reduce__(self) -> tuple:
-        return _plan, (self.size, self.reaches)  # copies are the same one: the tables have one owner
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
@@ -93,10 +90,17 @@ def _numbers(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().resolve_neg().to(dtype)
 
 
-def _kernel(kernel: Tensor, centre: Sequence[int], reaches: Sequence[_Reach]) -> Kernel:
-    """As C++ takes a kernel ([B,] C, *K), float32."""
+def _kernel(
+    kernel: Tensor, batch_channels: tuple[int, int], centre: Sequence[int], reaches: Sequence[_Reach]
+) -> Kernel:
+    """As C++ takes a kernel ([B,] C, *K) for signals of B samples and C channels, float32."""
     rank = len(centre)
-    first = address(kernel, torch.float32, kernel.shape, "strided")
+    shape = batch_channels[2 + rank - kernel.ndim :] if kernel.ndim in (rank + 1, rank + 2) else batch_channels
+    first = address(kernel, torch.float32, (*shape, *kernel.shape[-rank:]), "strided")
+    if not all(0 <= middle < extent for middle, extent in zip(centre, kernel.shape[-rank:], strict=True)):
+        raise RuntimeError(
+            f"displacement 0 must be in the kernel of extents {tuple(kernel.shape[-rank:])}, got {centre}"
+        )
     strides = kernel.stride()[-rank:]
     offset = sum(stride * middle for stride, middle in zip(strides, centre, strict=True))
     sample = kernel.stride(0) if kernel.ndim > rank + 1 else 0
@@ -138,20 +142,20 @@ def _linear(
 
 
 def _spectrum(
-    kernel: Tensor, skip: Tensor | None, size: Sequence[int], centre: Sequence[int], circular: bool
+    kernel: Tensor, skip: Tensor | None, shape: Sequence[int], centre: Sequence[int], circular: bool
 ) -> tuple[_Plan, Tensor]:
-    """Spectrum of a kernel for signals of one size: (B or 1, blocks of channels, 2 * lanes * numbers), float32."""
+    """Spectrum of a kernel for signals (B, C, *size): (B or 1, blocks of channels, 2 * lanes * numbers), float32."""
+    batch, channels, *size = shape
+    per_sample = kernel.ndim == len(shape)
     kernel, centre, reaches = _linear(kernel, size, centre, circular)
-    plan = _plan(tuple(size), reaches)
-    channels, per_sample = kernel.shape[-len(size) - 1], kernel.ndim > len(size) + 1
-    samples = len(kernel) if per_sample else 1
+    plan, samples = _plan(tuple(size), reaches), batch if per_sample else 1
     values = torch.empty(plan.spectrum_shape(samples, channels), dtype=torch.float32, device="cpu")
     skip = None if skip is None else _numbers(skip, torch.float32).contiguous()
     plan.library.hyena_spectrum(
         plan.handle,
         samples,
         channels,
-        ctypes.byref(_kernel(kernel, centre, reaches)),
+        ctypes.byref(_kernel(kernel, (batch, channels), centre, reaches)),
         None if skip is None else address(skip, torch.float32, (channels,)),
         address(values, torch.float32, values.shape),
         torch.get_num_threads(),
@@ -226,7 +230,7 @@ def _forward(
     centre: Sequence[int],
     circular: bool,
 ) -> Tensor:
-    return _convolve(*_spectrum(kernel, skip, x.shape[2:], centre, circular), x, gate, out_gate)
+    return _convolve(*_spectrum(kernel, skip, x.shape, centre, circular), x, gate, out_gate)
 
 
 def gradients(
@@ -241,7 +245,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, kernel, skip, gate and out_gate, empty for None."""
     size, (samples, channels) = x.shape[2:], x.shape[:2]
-    plan, values = _spectrum(kernel, skip, size, centre, circular)
+    plan, values = _spectrum(kernel, skip, x.shape, centre, circular)
     per_sample = kernel.ndim == x.ndim
     inputs = x, gate, out_gate
     dtype = _read_dtype(dy, *inputs)
@@ -271,7 +275,7 @@ def gradients(
         plan.handle,
         len(dvalues),
         channels,
-        ctypes.byref(_kernel(dtaps, middle, reaches)),
+        ctypes.byref(_kernel(dtaps, (samples, channels), middle, reaches)),
         address(dvalues, torch.float32, plan.spectrum_shape(len(dvalues), channels)),
         threads,
     )
@@ -306,7 +310,7 @@ def prepare(
     x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
 ) -> tuple[Tensor, ...]:
     """Spectrum of a kernel for signals like x."""
-    return _spectrum(kernel, skip, x.shape[2:], centre, circular)[1:]
+    return _spectrum(kernel, skip, x.shape, centre, circular)[1:]
 
 
 def convolve_prepared(

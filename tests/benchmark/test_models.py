@@ -1,4 +1,7 @@
+from functools import partial
+
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
@@ -7,11 +10,18 @@ from hyena_vision.benchmark.__main__ import main
 from hyena_vision.benchmark.models import ModelRow, measure_models
 from hyena_vision.benchmark.report import read_csv
 from hyena_vision.benchmark.step import ValueOnly, choose_batch_size, create_model, make_step
+from hyena_vision.benchmark.timing import time_interleaved
 from hyena_vision.layers import Hyena2d
 from hyena_vision.training.errors import UserError
 
 VIT, CEILING, HYENA = "vit_tiny_patch16_224", "ceiling:vit_tiny_patch16_224", "hyena2d_vit_tiny"
 TINY = dict(img_sizes=[32], batch_size=2, rounds=2, memory=False)
+
+
+@pytest.fixture(autouse=True)
+def _short_readings(monkeypatch):
+    """One call each: that more of them fill a reading is a matter of test_timing.py."""
+    monkeypatch.setattr(models, "time_interleaved", partial(time_interleaved, least_seconds=0))
 
 
 def test_ceiling_is_the_vit_whose_attention_gives_its_values(monkeypatch):
@@ -50,7 +60,13 @@ def test_arguments_of_the_mixer_are_for_hyena_models_alone():
     assert former.stages[2].blocks[0].token_mixer.backend == "triton" and former.img_size == (64, 64)
 
 
-def test_originals_of_hyenapixels_family_run_by_their_side():
+def test_originals_of_hyenapixels_family_run_by_their_side(monkeypatch):
+    create = timm.create_model
+
+    def create_small(name, **kwargs):
+        return create(name, **kwargs, **(dict(depths=(1, 1, 1, 1)) if name.startswith("hpx") else {}))
+
+    monkeypatch.setattr(timm, "create_model", create_small)
     names = ["original:hpx_a_former_s18", "hpx_a_former_s18", "convformer_s18"]
     rows = measure_models(names, [32], batch_size=1, rounds=1, memory=False)
     assert [row.model for row in rows] == names and all(row.status == "ok" and row.tokens is None for row in rows)

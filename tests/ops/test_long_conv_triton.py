@@ -19,18 +19,18 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16)
 CASES = [
     ("causal", Problem((1,), (1,))),
-    ("causal", Problem((12,), (30,), per_sample=True, layout="slice")),
+    ("causal", Problem((12,), (30,), channels=2, per_sample=True, layout="slice")),
     ("causal", Problem((37,), (37,), layout="channels_last")),
     ("centred", Problem((37,), (73,), batch=3, channels=2, layout="slice")),
     ("centred", Problem((197,), (41,), channels=2, skip=False)),
-    ("centred", Problem((300,), (802,), batch=1, per_sample=True)),
-    ("linear", Problem((1, 1), (3, 3))),
+    ("centred", Problem((300,), (802,), batch=1, channels=2, per_sample=True)),
+    ("linear", Problem((1, 1), (3, 3), channels=2)),
     ("linear", Problem((7, 3), (13, 5), per_sample=True, layout="slice")),
-    ("linear", Problem((14, 14), (27, 27), layout="channels_last")),
+    ("linear", Problem((14, 14), (27, 27), batch=1, channels=2, layout="channels_last")),
     ("linear", Problem((16, 17), (40, 1), batch=3, channels=1, skip=False)),
     ("linear", Problem((5, 33), (9, 65), batch=1, channels=2, layout="slice")),
-    ("circular", Problem((1, 1), (2, 5))),
-    ("circular", Problem((5, 8), (3, 40), per_sample=True, layout="slice")),
+    ("circular", Problem((1, 1), (2, 5), channels=2)),
+    ("circular", Problem((5, 8), (3, 40), channels=2, per_sample=True, layout="slice")),
     ("circular", Problem((15, 16), (29, 31), layout="channels_last")),
     ("circular", Problem((31, 12), (61, 23), batch=1, channels=2, skip=False)),
 ]
@@ -87,7 +87,7 @@ def test_float16_matches_direct_sum(name, problem):
 @pytest.mark.parametrize("gates", [(True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("name", ["centred", "circular"])
 def test_gates_are_free(name, gates):
-    problem = Problem((20,), (39,)) if name == "centred" else Problem((5, 6), (9, 11))
+    problem = Problem((20,), (39,), 1, 2) if name == "centred" else Problem((5, 6), (9, 11), 1, 2)
     check(name, arguments(problem, torch.bfloat16, gates))
 
 
@@ -216,7 +216,7 @@ def test_largest_sizes(name, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_float16_products_keep_the_range_of_the_input(dtype, scale):
     """Neither the smallest gradients nor the largest activations may leave the range of float16."""
-    x, _, _, kernel, skip = arguments(Problem((12, 12), (23, 23)), dtype, (False, False))
+    x, _, _, kernel, skip = arguments(Problem((12, 12), (23, 23), 1, 2), dtype, (False, False))
     x, kernel, skip = x * scale, kernel * scale**0.4, skip * scale**0.4
     y = long_conv2d(x, kernel, skip, backend="triton")
     truth = long_conv2d(x.double(), kernel.double(), skip.double(), backend="reference")
@@ -224,7 +224,7 @@ def test_float16_products_keep_the_range_of_the_input(dtype, scale):
 
 
 def test_zeros_give_zeros():
-    x, gate, out_gate, kernel, skip = arguments(Problem((5, 5), (9, 9)), torch.bfloat16)
+    x, gate, out_gate, kernel, skip = arguments(Problem((5, 5), (9, 9), 1, 2), torch.bfloat16)
     for zero in (x, kernel):
         zero.zero_()
         y = long_conv2d(x, kernel, 0 * skip, gate=gate, out_gate=out_gate, backend="triton")
@@ -260,7 +260,7 @@ def test_nothing_but_the_arguments_is_kept_for_the_backward_pass():
 
 
 def test_second_derivatives_are_those_of_the_other_backends():
-    problem = Problem((4, 5), (7, 9))
+    problem = Problem((4, 5), (7, 9), 2, 1)
 
     def penalty(backend):
         tensors = [t.requires_grad_() for t in arguments(problem, torch.float32)]
@@ -301,7 +301,7 @@ def test_compiles_to_one_graph_for_all_sizes():
         return long_conv2d(x, kernel, gate=gate, backend="triton")
 
     for size in ((5, 6), (7, 9), (12, 4)):
-        x, gate, _, kernel, _ = arguments(Problem(size, tuple(2 * n - 1 for n in size)), torch.float32)
+        x, gate, _, kernel, _ = arguments(Problem(size, tuple(2 * n - 1 for n in size), 1, 2), torch.float32)
         truth = long_conv2d(x, kernel, gate=gate, backend="fft")
         torch.testing.assert_close(run(x, gate, kernel), truth, rtol=1e-4, atol=1e-5)
     assert len(graphs) == 1
@@ -329,7 +329,7 @@ def test_a_compiler_makes_the_tables(size):
 
 @pytest.mark.parametrize("rank", [1, 2])
 def test_prepared_kernels(rank):
-    problem = Problem((20,), (39,)) if rank == 1 else Problem((5, 6), (9, 11))
+    problem = Problem((20,), (39,), 2, 1) if rank == 1 else Problem((5, 6), (9, 11), 2, 1)
     x, gate, out_gate, kernel, skip = arguments(problem, torch.float32)
     prepare, op = (prepare_kernel1d, long_conv1d) if rank == 1 else (prepare_kernel2d, long_conv2d)
     truth = op(x, kernel, skip, gate=gate, out_gate=out_gate, backend="triton")

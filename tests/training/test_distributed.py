@@ -1,7 +1,7 @@
 """Two processes of gloo on the CPU do what one process does with the whole batch.
 
-They are started once, as `python test_distributed.py FOLDER`. Each function in `ON_TWO` is a test, which fails
-with the tracebacks that they leave in the folder.
+They are started once, as `python test_distributed.py FOLDER`, and call each function in `ON_TWO`. It is one test, so
+that several test processes do not start them again; it fails with the tracebacks that they leave in the folder.
 """
 
 import argparse
@@ -262,17 +262,11 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def errors(tmp_path_factory) -> list[dict[str, str]]:
-    folder = tmp_path_factory.mktemp("distributed")
-    done = subprocess.run([sys.executable, __file__, folder], capture_output=True, timeout=240)
+def test_on_two_processes(tmp_path):
+    done = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
-@pytest.mark.parametrize("name", [function.__name__ for function in ON_TWO])
-def test_on_two_processes(errors, name):
-    assert [error[name] for error in errors if name in error] == []
+    errors = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert not any(errors), "\n".join(f"{name}: {text}" for error in errors for name, text in error.items())
 
 
 def test_one_process():

@@ -1,0 +1,151 @@
+"""Compiled models, and models in several threads: what one thread alone gives, eagerly."""
+
+import random
+import sys
+import threading
+
+import pytest
+import torch
+from families import FAMILIES, blocks_of, gradients, images, small
+from torch import nn
+
+from hyena_vision.layers import Hyena1d, Hyena2d
+
+SIZES = [(32, 32), (48, 32), (32, 48), (64, 32)]
+
+
+@pytest.fixture(autouse=True)
+def _many_switches():
+    """Between threads: more chances to go wrong, and less waiting for the interpreter."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def close(given, expected, tolerance=1e-4):
+    assert (given - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("how", ["eager", "reparameterized", "compiled", "compiled and reparameterized"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eight_threads(family, how):
+    """Each call is exactly what the same call gives alone, whatever sizes come in between."""
+    torch._dynamo.reset()
+    calls = 1000 if "vit" in family else 200
+    model = small(family, **(dict(depth=1) if "vit" in family else {}))
+    for module in model.modules():
+        if "reparameterized" in how and hasattr(module, "reparameterize"):
+            module.reparameterize()
+    run = torch.compile(model, backend="aot_eager") if "compiled" in how else model
+    inputs = {size: images(1, 3, *size) for size in SIZES}
+    with torch.no_grad():
+        for _ in range(2):
+            truth = {size: run(x) for size, x in inputs.items()}
+        for size, x in inputs.items():
+            close(truth[size], model(x))
+    wrong, start = [], threading.Barrier(8)
+
+    def work(seed):
+        order = random.Random(seed)
+        torch.set_num_threads(1)  # counts for the thread that says it
+        try:
+            start.wait()
+            with torch.no_grad():
+                for _ in range(calls // 8):
+                    size = order.choice(SIZES)
+                    if not torch.equal(run(inputs[size]), truth[size]):
+                        wrong.append(size)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_eager_threads_while_another_compiles():
+    """torch's flag of a compilation is up in all threads: it must not reach what they compute."""
+    model, x = small("hyena2d_vit", backend="fft"), images()
+    with torch.no_grad():
+        truth, wrong, done = model(x), [], threading.Event()
+
+    def work():
+        try:
+            while not done.is_set():
+                with torch.no_grad():
+                    if not torch.equal(model(x), truth):
+                        wrong.append("numbers")
+                first = torch.autograd.grad(mixer(tokens).square().sum(), tokens, create_graph=True)[0]
+                torch.autograd.grad(first.sum(), tokens)
+        except BaseException as error:
+            wrong.append(error)
+
+    mixer, tokens = Hyena2d(4, filter_dim=4), torch.randn(1, 3, 3, 4, requires_grad=True)
+    thread = threading.Thread(target=work)
+    thread.start()
+    for depth in (1, 2, 3):
+        torch._dynamo.reset()
+        with torch.no_grad():
+            torch.compile(small("hyena2d_vit", depth=depth), backend="aot_eager")(x)
+    done.set()
+    thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("family", ["hyena_vit", "hyena2d_vit"])
+def test_compiled_training_with_checkpointing(family):
+    """At 224 pixels by the default compiler, where the parts of a graph are taken apart most."""
+    torch._dynamo.reset()
+    settings, x = dict(img_size=224, depth=1), images(2, 3, 224, 224)
+    expected = gradients(small(family, **settings).train(), x)
+    model = small(family, **settings).train()
+    model.set_grad_checkpointing()
+    logits = torch.compile(model)(x)
+    logits.square().sum().backward()
+    close(logits, expected.pop("logits"))
+    for name, parameter in model.named_parameters():
+        close(parameter.grad, expected[name], 1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_models_follow_changes_and_settings(family):
+    torch._dynamo.reset()
+    model, x = small(family, **(dict(depth=1) if "vit" in family else {})), images(1, 3, 32, 32)
+    compiled = torch.compile(model, backend="aot_eager")
+    mixer = blocks_of(model)[-1]
+    mixer = mixer.mixer if hasattr(mixer, "mixer") else mixer.token_mixer
+
+    def change_base():
+        mixer.filter.base_size = tuple(2 * n for n in mixer.filter.base_size)
+
+    def change_weight():
+        mixer.filter.out.weight.data.mul_(3)
+
+    def change_coords():
+        mixer.filter.coords = "absolute"
+
+    changes = [change_weight, change_base, change_coords] if "vit" in family else [change_weight]
+    with torch.no_grad():
+        before = compiled(x)
+        close(before, model(x))
+        for change in changes:
+            change()
+            after = compiled(x)
+            assert not torch.equal(after, before), change.__name__
+            close(after, model(x))
+            before = after
+
+
+def test_ahead_of_time(tmp_path):
+    """AOTInductor: needs nothing of this package where the program runs."""
+    mixers = nn.Sequential(Hyena1d(8, filter_dim=4), Hyena2d(8, filter_dim=4)).eval()
+    x = torch.randn(2, 4, 5, 8)
+    with torch.no_grad():
+        program = torch.export.export(mixers, (x,))
+        assert not [node for node in program.graph.nodes if "hyena_vision" in str(node.target)]
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "mixers.pt2"))
+        close(torch._inductor.aoti_load_package(path)(x), mixers(x))
