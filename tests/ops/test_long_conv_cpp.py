@@ -331,8 +331,8 @@ def test_made_once_and_again_if_empty(load, tmp_path):
 
     assert calls() == calls() == 1
     (made,) = files(tmp_path)
-    empty = tmp_path / "other" / made.name
-    empty.parent.mkdir()
+    empty = tmp_path / "other" / made.relative_to(tmp_path / "cache")
+    empty.parent.mkdir(0o700, parents=True)
     empty.write_bytes(b"")  # as after a loss of power
     assert calls("other") == 2
     assert list(empty.parent.iterdir()) == [empty] and empty.stat().st_size == made.stat().st_size
