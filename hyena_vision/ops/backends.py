@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hyena_vision.ops import blocked, cpp_library, fft, long_conv_cpp, reference
-from hyena_vision.ops.gated_op import gated_gradients
+from hyena_vision.ops.gated_op import gated_gradients, gated_op
 from hyena_vision.ops.library import WATCHED, is_watched, sum_dtype
 
 
@@ -72,6 +72,28 @@ def _gated(long_conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return _between_gates(lambda u: long_conv(u, kernel, skip, centre, circular), x, gate, out_gate)
 
     return gated
+
+
+_fft_gradients = gated_gradients(fft.convolve, fft.gradients)
+_blocked_gradients = gated_gradients(blocked.forward, blocked.gradients)
+_blocked_op = gated_op("blocked_conv", _gated(blocked.forward), _blocked_gradients)
+# For torch.compile, which has nothing to fuse in an FFT and up to 2.11 at least mistakes the strides of spectra
+_fft_op = gated_op(
+    "fft_conv",
+    lambda *args: _gated(fft.convolve)(*args).contiguous(),
+    lambda *args: [None if t is None else t.contiguous() for t in _fft_gradients(*args)],
+    keep_layout=False,
+)
+
+
+def _blocked_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
+    return _blocked_op(x, kernel, skip, None, None, centre, circular)
+
+
+def _fft_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
+    if torch.compiler.is_dynamo_compiling():
+        return _fft_op(x, kernel, skip, None, None, centre, circular)
+    return fft.convolve(x, kernel, skip, centre, circular)
 
 
 def _fft_prepared(
@@ -163,19 +185,19 @@ BACKENDS: dict[str, Backend] = {
     ),
     "blocked": Backend(
         "blocked",
-        _gated(blocked.long_conv),
+        _gated(_blocked_conv),
         _nothing,
         _reason_not_blocked,
-        gated_gradients(blocked.forward, blocked.gradients),
+        _blocked_gradients,
         blocked.prepare,
         blocked.convolve_prepared,
     ),
     "fft": Backend(
         "fft",
-        _gated(fft.long_conv),
+        _gated(_fft_conv),
         _nothing,
         _no_reason,
-        gated_gradients(fft.convolve, fft.gradients),
+        _fft_gradients,
         fft.prepare,
         _fft_prepared,
     ),

@@ -28,9 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_vision.ops import fft
 from hyena_vision.ops.fft import fold, transform_size
-from hyena_vision.ops.library import empty_result, full_precision, opaque_op, sum_dtype
+from hyena_vision.ops.library import empty_result, full_precision, sum_dtype
 
 # Spectrum of one block and thread: half of a core's second-level cache, which buffers and results share.
 _BLOCK_BYTES = 2**19
@@ -491,6 +490,3 @@ def gradients(
             taps = _taps_of(taps, axis, size, extent, middle, circular)
         dkernel[(..., group, *[slice(None)] * rank)] = taps
     return _cropped(dx, plan), dkernel, dskip
-
-
-long_conv = opaque_op("blocked_conv", forward, gradients, fft.gradients, keep_layout=True)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_vision.ops.library import is_compiling, opaque_op, sum_dtype
+from hyena_vision.ops.library import is_compiling, sum_dtype
 
 
 def transform_size(length: int) -> int:
@@ -171,19 +171,3 @@ def fold(kernel: Tensor, axis: int, size: int, centre: int) -> Tensor:
     padding = periods * size - kernel.shape[axis]
     kernel = F.pad(kernel, (0, 0) * (-axis - 1) + (0, padding))
     return kernel.unflatten(axis, (periods, size)).sum(axis - 1).roll(-centre, axis)
-
-
-def _contiguous_forward(*args) -> Tensor:
-    return convolve(*args).contiguous()
-
-
-def _contiguous_gradients(*args) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(t.contiguous() for t in gradients(*args))
-
-
-_compiled = opaque_op("fft_conv", _contiguous_forward, _contiguous_gradients, gradients, keep_layout=False)
-
-
-def long_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
-    """`convolve`, as one operator for torch.compile."""
-    return (_compiled if torch.compiler.is_dynamo_compiling() else convolve)(x, kernel, skip, centre, circular)

@@ -12,12 +12,12 @@ from hyena_vision.ops.library import empty_result, is_compiling, laid_out_like, 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def empty_gated_result(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
-    """Memory for a result: channels last if x is, else contiguous; its dtype is promoted from all three."""
+def empty_gated_result(x: Tensor, gate: Tensor | None, out_gate: Tensor | None, keep_layout: bool = True) -> Tensor:
+    """Memory for a result: channels last if x is, unless told otherwise; its dtype is promoted from all three."""
     dtype = x.dtype
     for tensor in (gate, out_gate):
         dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)
-    return empty_result(x, keep_layout=True, dtype=dtype)
+    return empty_result(x, keep_layout, dtype)
 
 
 def gated_op(
@@ -25,10 +25,12 @@ def gated_op(
     forward: Callable[..., Tensor],
     gradients: Callable[..., Gradients],
     on_trace: Callable[[Tensor, bool], None] | None = None,
+    keep_layout: bool = True,
 ) -> Callable[..., Tensor]:
     """Register a long convolution as `hyena_vision::{name}`, and its backward pass as `hyena_vision::{name}_backward`.
 
-    What is kept for the backward pass is what came in.
+    What is kept for the backward pass is what came in. An implementation must not use lazy conjugation (`conj()`,
+    `mH`): within an operator that a compiled graph calls, the mark on such a tensor is not seen.
 
     Args:
         name: Of the operator.
@@ -36,6 +38,7 @@ def gated_op(
         gradients: `(dy, x, kernel, skip, gate, out_gate, centre, circular)` to those of x, kernel, skip, gate and
             out_gate, empty where they are None.
         on_trace: `(x, circular)`, called where a compiler asks for the shape of the result.
+        keep_layout: Whether results are channels last where x is; else they are contiguous.
 
     Returns:
         The operator.
@@ -57,7 +60,7 @@ def gated_op(
     def _(x, kernel, skip, gate, out_gate, centre, circular):
         if on_trace is not None:
             on_trace(x, circular)
-        return empty_gated_result(x, gate, out_gate)
+        return empty_gated_result(x, gate, out_gate, keep_layout)
 
     @torch.library.custom_op(f"hyena_vision::{name}_backward", mutates_args=())
     def backward_op(
@@ -71,13 +74,14 @@ def gated_op(
         circular: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         dx, dkernel, *rest = gradients(dy, x, kernel, skip, gate, out_gate, centre, circular)
-        return dx, laid_out_like(kernel, dkernel), *rest
+        # Empty for None: an operator returns tensors
+        return dx, laid_out_like(kernel, dkernel), *(x.new_empty(0) if t is None else t for t in rest)
 
     @backward_op.register_fake
     def _(dy, x, kernel, skip, gate, out_gate, centre, circular):
-        signals = (x.new_empty(0) if t is None else empty_result(t, keep_layout=True) for t in (gate, out_gate))
+        signals = (x.new_empty(0) if t is None else empty_result(t, keep_layout) for t in (gate, out_gate))
         dskip = x.new_empty(0) if skip is None else skip.new_empty(skip.shape)
-        return empty_result(x, keep_layout=True), torch.empty_like(kernel), dskip, *signals
+        return empty_result(x, keep_layout), torch.empty_like(kernel), dskip, *signals
 
     def keep(ctx, inputs, output) -> None:
         *tensors, ctx.centre, ctx.circular = inputs
@@ -107,7 +111,7 @@ def gated_gradients(convolve: Callable[..., Tensor], gradients: Callable[..., tu
 
     def gated(dy, x, kernel, skip, gate, out_gate, centre, circular):
         dtype = sum_dtype(x, gate, out_gate)
-        u, du = (t.to(dtype) if g is None else t.to(dtype) * g.to(dtype) for t, g in ((x, gate), (dy, out_gate)))
+        u, du = (t if g is None else t.to(dtype) * g.to(dtype) for t, g in ((x, gate), (dy, out_gate)))
         dout_gate = None
         if out_gate is not None:
             dout_gate = (dy.to(dtype) * convolve(u, kernel, skip, centre, circular)).to(out_gate.dtype)

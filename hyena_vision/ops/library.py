@@ -1,8 +1,7 @@
 """What the operators share: registering with PyTorch as one operator, checks, and precision of sums."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -10,8 +9,6 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
-
-Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def empty_result(x: Tensor, keep_layout: bool, dtype: torch.dtype | None = None) -> Tensor:
@@ -66,75 +63,6 @@ def _full_products(device_type: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
-
-
-def opaque_op(
-    name: str,
-    forward: Callable[[Tensor, Tensor, Tensor | None, Sequence[int], bool], Tensor],
-    gradients: Callable[[Tensor, Tensor, Tensor, Tensor | None, Sequence[int], bool], Gradients],
-    differentiable_gradients: Callable[[Tensor, Tensor, Tensor, Tensor | None, Sequence[int], bool], Gradients],
-    keep_layout: bool,
-) -> Callable[[Tensor, Tensor, Tensor | None, Sequence[int], bool], Tensor]:
-    """Register a long convolution as `hyena_vision::{name}`, and its backward pass as `hyena_vision::{name}_backward`.
-
-    What is kept for the backward pass is what came in. An implementation must not use lazy conjugation (`conj()`,
-    `mH`): within an operator that a compiled graph calls, the mark on such a tensor is not seen.
-
-    Args:
-        name: Of the operator.
-        forward: `(x, kernel, skip, centre, circular) -> y`.
-        gradients: `(grad, x, kernel, skip, centre, circular)` to those of x, kernel and skip (empty for no skip).
-        differentiable_gradients: The same by operations that autograd knows, for second derivatives.
-        keep_layout: Whether results are channels last where x is; else they are contiguous.
-
-    Returns:
-        The operator.
-    """
-
-    @torch.library.custom_op(f"hyena_vision::{name}", mutates_args=())
-    def op(
-        x: Tensor,
-        kernel: Tensor,
-        skip: Optional[Tensor],  # noqa: UP045  torch reads the schema from this spelling
-        centre: Sequence[int],
-        circular: bool,
-    ) -> Tensor:
-        return forward(x, kernel, skip, centre, circular)
-
-    @op.register_fake
-    def _(x, kernel, skip, centre, circular):
-        return empty_result(x, keep_layout)
-
-    @torch.library.custom_op(f"hyena_vision::{name}_backward", mutates_args=())
-    def backward_op(
-        grad: Tensor,
-        x: Tensor,
-        kernel: Tensor,
-        skip: Optional[Tensor],  # noqa: UP045  as above
-        centre: Sequence[int],
-        circular: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        dx, dkernel, dskip = gradients(grad, x, kernel, skip, centre, circular)
-        return dx, laid_out_like(kernel, dkernel), dskip
-
-    @backward_op.register_fake
-    def _(grad, x, kernel, skip, centre, circular):
-        dskip = x.new_empty(0) if skip is None else skip.new_empty(skip.shape)
-        return empty_result(x, keep_layout), torch.empty_like(kernel), dskip
-
-    def keep(ctx, inputs, output) -> None:
-        x, kernel, skip, ctx.centre, ctx.circular = inputs
-        ctx.save_for_backward(x, kernel, skip)
-
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, kernel, skip = ctx.saved_tensors
-        again = torch.is_grad_enabled() and not is_compiling()
-        compute = differentiable_gradients if again else backward_op
-        dx, dkernel, dskip = compute(grad, x, kernel, skip, ctx.centre, ctx.circular)
-        return dx, dkernel, None if skip is None else dskip, None, None
-
-    op.register_autograd(backward, setup_context=keep)
-    return op
 
 
 def is_compiling() -> bool:

@@ -27,7 +27,7 @@ def values_and_gradients(name, tensors, path=None):
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
     if path == "fft_conv":
         centre = [0 if name == "causal" else taps // 2 for taps in tensors[1].shape[2 - tensors[0].ndim :]]
-        y = torch.ops.hyena_vision.fft_conv(*leaves, centre, name == "circular")
+        y = torch.ops.hyena_vision.fft_conv(*leaves, None, None, centre, name == "circular")
     else:
         y = op(*leaves, **kwargs, backend=path)
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -78,7 +78,7 @@ def test_matches_direct_sum(name, path, dtype):
 def test_operator_for_the_compiler_is_registered_as_torch_asks(problem, circular, op):
     tensors = [None if t is None else t.requires_grad_() for t in problem.tensors(torch.float32)]
     centre = [taps // 2 for taps in problem.kernel_size]
-    torch.library.opcheck(getattr(torch.ops.hyena_vision, op), (*tensors, centre, circular))
+    torch.library.opcheck(getattr(torch.ops.hyena_vision, op), (*tensors, None, None, centre, circular))
 
 
 @pytest.mark.parametrize("op", ["fft_conv", "blocked_conv"])
@@ -87,7 +87,7 @@ def test_operator_for_the_compiler_keeps_no_spectra(op):
     x, kernel, skip = (t.requires_grad_() for t in Problem((16, 16), (31, 31)).tensors(torch.float32))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        getattr(torch.ops.hyena_vision, op)(x, kernel, skip, [15, 15], False)
+        getattr(torch.ops.hyena_vision, op)(x, kernel, skip, None, None, [15, 15], False)
     assert {t.data_ptr() for t in saved} <= {t.data_ptr() for t in (x, kernel, skip)}
 
 
