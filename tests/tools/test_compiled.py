@@ -25,7 +25,7 @@ ONE_BLOCK = {
 def _many_switches():
     """Between threads: more chances to go wrong, and less waiting for the interpreter."""
     before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
+    sys.setswitchinterval(1e-4)
     yield
     sys.setswitchinterval(before)
 
