@@ -1,5 +1,6 @@
 """The compiled library's folder: what is loaded from it is what was written, by this user."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -60,7 +61,9 @@ def replace(path, content, mode=0o700):
 def test_a_damaged_file_is_made_again(load, made, damage):
     replace(made, DAMAGES[damage](made.read_bytes()))
     library, missing = load()
-    assert missing is None and library.hyena_lanes() > 0 and cpp_library._is_whole(made)
+    assert missing is None and library.hyena_lanes() > 0
+    content = made.read_bytes()
+    assert hashlib.sha256(content[:-32]).digest() == content[-32:]
 
 
 def test_a_file_that_others_write_to_is_made_again(load, made):

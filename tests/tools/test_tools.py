@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyena_vision.layers import ImplicitFilter
 from hyena_vision.ops import hyena, implicit_filter
@@ -295,6 +296,25 @@ def test_make_fx(family):
         graph = make_fx(model)(x)
     other = images(seed=5)
     close(graph(other), infer(model, other))
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_dispatch_modes_see_the_convolutions(family):
+    model, x = small(family), images()
+    expected = infer(model, x)
+    with torch.no_grad(), Seen() as seen:
+        close(model(x), expected)
+    convolutions = [name for name in seen.names if "hyena_vision" in name or "fft" in name]
+    assert len(convolutions) >= len(blocks_of(model))
 
 
 def test_jit_trace_and_the_old_onnx_exporter_are_one_line(family):
