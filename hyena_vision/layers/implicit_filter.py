@@ -256,7 +256,6 @@ class ImplicitFilter(nn.Module):
         device = next((t.device for t in (self.decay, self.log_sigma) if t is not None), self.out.weight.device)
         values = self._window(self._distances(self.base_size, self.base_size, device), self._dtype)
         energy = torch.ones_like(self.out.weight[:, 0]) if values is None else values.square().sum(0)
-        energy = energy.to(self.out.weight.device)
         self.out.weight.div_(energy.sqrt()[:, None].clamp_min(1e-12))
 
     def forward(

@@ -166,6 +166,16 @@ def test_memory_that_was_given_back_has_no_address():
         cpp_library.address(tensor, torch.float32, (2, 3))
 
 
+def test_the_operator_itself_checks_what_c_plus_plus_would_read():
+    """As a graph or a caller of torch.ops may have it, past the checks of the public function."""
+    op, x, kernel = torch.ops.hyena_vision.cpp_conv, torch.ones(1, 16, 4, 4), torch.ones(16, 7, 7)
+    assert op(x, kernel, None, None, None, [3, 3], False).shape == x.shape
+    for wrong in (dict(kernel=kernel[:9]), dict(centre=[7, 3]), dict(centre=[3, -1]), dict(skip=torch.ones(9))):
+        given = {"kernel": kernel, "skip": None, "centre": [3, 3], **wrong}
+        with pytest.raises(RuntimeError, match="C\\+\\+ expects|displacement 0 must be in the kernel"):
+            op(x, given["kernel"], given["skip"], None, None, given["centre"], False)
+
+
 def test_one_function_alone_asks_for_addresses():
     sources = Path(cpp_library.__file__).parent.glob("*cpp*.py")
     assert [path.name for path in sources for line in path.read_text().splitlines() if "data_ptr()" in line] == [

@@ -82,6 +82,7 @@ def test_autocast(family):
     x, fast, plain = images(), small(family), touch(small(family))
     with torch.autocast("cpu", torch.bfloat16):
         close(infer(fast, x), infer(plain, x), 0.1)
+    with torch.autocast("cpu", torch.bfloat16):  # anew: older versions keep what they cast without gradients
         given, expected = (gradients(model.train(), x) for model in (fast, plain))
     assert all(t.dtype == expected[k].dtype for k, t in given.items())
     assert all(torch.cosine_similarity(t.flatten(), expected[k].flatten(), 0) > 0.8 for k, t in given.items())
