@@ -367,7 +367,7 @@ class _Hyena(nn.Module):
 
 
 # Modules whose arithmetic the operators of the short filter know
-_SHORT_TYPES = frozenset({nn.Conv1d, nn.Conv2d})
+_SHORT_TYPES = (nn.Conv1d, nn.Conv2d)
 
 
 def _is_identity(module: nn.Module) -> bool:

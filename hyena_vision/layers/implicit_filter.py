@@ -565,4 +565,4 @@ class ImplicitFilter2d(ImplicitFilter):
 
 
 # Modules whose arithmetic `implicit_kernel` knows
-FILTER_TYPES = frozenset({ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d, FilterLinear, Sine})
+FILTER_TYPES = (ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d, FilterLinear, Sine)

@@ -25,7 +25,7 @@ class LeanStarReLU(StarReLU):
         return torch.addcmul(self.bias, y, y, value=self.scale.item(), out=y)
 
 
-_STAR_TYPES = frozenset({LeanStarReLU, nn.ReLU})
+_STAR_TYPES = (LeanStarReLU, nn.ReLU)
 
 
 class PartMlp(Mlp):
@@ -48,4 +48,4 @@ class PartMlp(Mlp):
 
 
 # Layers that treat each token alone, and the MLP itself
-_TYPES = frozenset({PartMlp, nn.Linear, nn.Dropout, nn.Identity, nn.GELU, nn.ReLU, nn.SiLU, StarReLU, LeanStarReLU})
+_TYPES = (PartMlp, nn.Linear, nn.Dropout, nn.Identity, nn.GELU, nn.ReLU, nn.SiLU, StarReLU, LeanStarReLU)
