@@ -461,9 +461,10 @@ def replace_and_say(mixer):
 
 def test_graphs_read_kernels_that_are_kept():
     """And do not compute them: nothing of the filter is in the graph."""
-    told = torch.compile(lambda x: x + torch.compiler.is_exporting(), backend="eager", fullgraph=True)(torch.zeros(1))
-    if told:
-        pytest.skip("this version of torch says that it exports where it compiles, so kernels are in the graph")
+    # torch 2.8 says that it exports where it compiles: what a program reads elsewhere is all in its graph
+    exports = torch.compile(lambda x: x + torch.compiler.is_exporting(), backend="eager", fullgraph=True)(
+        torch.zeros(1)
+    )
     graphs = []
 
     def backend(graph, inputs):
@@ -480,7 +481,7 @@ def test_graphs_read_kernels_that_are_kept():
                 torch.compile(mixer, fullgraph=True, backend=backend)(tokens()), mixer(tokens()) * 0, rtol=0, atol=1e9
             )
     counts = [sum("sin" in str(node.target) for node in graph.graph.nodes) for graph in graphs]
-    assert counts[0] >= 3 and counts[1] == 0
+    assert counts[0] >= 3 and counts[1] == (counts[0] if exports else 0)
 
 
 def test_captured_graphs_keep_their_kernels(monkeypatch):
