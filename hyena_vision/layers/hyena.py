@@ -30,6 +30,8 @@ from hyena_vision.ops import (
     prepare_kernel1d,
     prepare_kernel2d,
 )
+from hyena_vision.ops.backends import select
+from hyena_vision.ops.hyena import first_signal, table_use
 from hyena_vision.ops.library import is_compiling
 from hyena_vision.ops.short_filter import MAX_TAPS, filter_sequence
 
@@ -224,11 +226,10 @@ class _Hyena(nn.Module):
                     self.short_filter.bias,
                     kernels.squeeze(0),
                     self.skip.squeeze(0),
-                    gated_filter=self._fuses_first_gate(),
                     **self._op_settings(),
                 )
                 return value.view(*value.shape[:2], *grid).permute(0, 2, 3, 1)
-        if self._fuses_first_gate():
+        if self._fuses_first_gate(signals, cond):
             *gates, value = self._gated_short(signals).unbind(1)
             gates.append(None)
         else:
@@ -278,18 +279,22 @@ class _Hyena(nn.Module):
             return as_made and untouched_weights(layer, _SHORT_TYPES) is not None
         return as_made and fast_weights(layer, _SHORT_TYPES, *signals) is not None
 
-    def _fuses_first_gate(self) -> bool:
+    def _fuses_first_gate(self, signals: Tensor, cond: Tensor | None) -> bool:
         """Whether short filter and first gate are one kernel: with the fused backend, few taps, nothing between."""
-        if self.backend != "triton" or not self._knows_short_filter():
-            return False
         between = all(map(_is_identity, (self.value_norm, self.gate_act, self.gate_norms[0])))
-        return between and math.prod(self.short_filter.kernel_size) <= MAX_TAPS
+        if not between or math.prod(self.short_filter.kernel_size) > MAX_TAPS or not self._knows_short_filter():
+            return False
+        if self.backend is not None:
+            return self.backend == "triton"
+        value, padding = first_signal(signals, self.filter.rank, self.order + 1), self._op_settings().get("padding")
+        use = table_use(signals, prepared=self.reparameterized) if cond is None else None
+        return select(None, value, self.skip, use=use, circular=padding == "circular").name == "triton"
 
     def _gated_short(self, x: Tensor) -> Tensor:
         """Gates but the first, and the value under it, (B, order, C, H, W), of (B, H, W, (order + 1) C)."""
         weight, bias = self.short_filter.weight, self.short_filter.bias
         x = x.flatten(1, 2) if weight.ndim == 3 else x
-        return gated_short_filter(x, weight, bias, signals=self.order + 1, causal=self.causal, backend=self.backend)
+        return gated_short_filter(x, weight, bias, signals=self.order + 1, causal=self.causal, backend="triton")
 
     def _short(self, signals: Tensor) -> Tensor:
         """Short filter of (B, H, W, (order + 1) C), channels first, with the axes of the long convolutions."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from hyena_vision.ops import blocked, cpp_library, fft, long_conv_cpp, reference
 from hyena_vision.ops.gated_op import gated_gradients, gated_op
 from hyena_vision.ops.library import WATCHED, is_watched, sum_dtype
+from hyena_vision.ops.table import picks_triton
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Backend:
         prepare: `(x, kernel, skip, centre, circular) -> tensors`: what can be done before x is known.
         convolve_prepared: `(x, tensors, gate, out_gate, extents, centre, circular) -> y`, without gradients; `extents`
             are those of the kernel.
-        automatic: Whether `backend=None` may pick it.
+        automatic: Whether `backend=None` may pick it where no table does.
     """
 
     name: str
@@ -201,7 +202,6 @@ BACKENDS: dict[str, Backend] = {
         fft.prepare,
         _fft_prepared,
     ),
-    # Not picked by itself: no GPU has measured yet where it is at least as fast as the others
     "triton": Backend(
         "triton",
         _triton("long_conv"),
@@ -235,13 +235,16 @@ def available_backends(reasons: bool = False) -> list[str] | dict[str, str | Non
     return missing if reasons else [name for name, phrase in missing.items() if phrase is None]
 
 
-def select(name: str | None, x: Tensor, kernel: Tensor) -> Backend:
+def select(name: str | None, x: Tensor, kernel: Tensor, *, use: str | None = None, circular: bool = False) -> Backend:
     """Choose the implementation of one call.
 
     Args:
-        name: A backend's name, or None for the first automatic one that can run these arguments.
+        name: A backend's name, or None: `triton` if the table of the device takes it, else the first automatic one that
+            can run these arguments.
         x: Input of the operator.
         kernel: Kernel of the operator.
+        use: One of `table.USES`, None for a call that no table is for.
+        circular: Whether displacements are taken modulo the size.
 
     Returns:
         The backend to call.
@@ -251,6 +254,12 @@ def select(name: str | None, x: Tensor, kernel: Tensor) -> Backend:
         RuntimeError: The named backend cannot run here; the message says why.
     """
     if name is None:
+        # What a table has was proven for shared kernels and zeros outside the signal
+        listed = use is not None and kernel.ndim < x.ndim and not circular and not is_watched(x, kernel)
+        if listed and picks_triton(x.device, x.shape[2:], x.dtype, use):
+            backend = BACKENDS["triton"]
+            if backend.missing() is None and backend.reason(x, kernel) is None:
+                return backend
         for backend in BACKENDS.values():
             if backend.automatic and backend.reason(x, kernel) is None and backend.missing() is None:
                 return backend

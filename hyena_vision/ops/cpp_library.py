@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from hyena_vision.ops.cache import cache_folder
+
 _FOLDER = Path(__file__).with_name("cpp")
 # Vector instructions are those that torch uses: it knows what this CPU has, and ATEN_CPU_CAPABILITY bounds both.
 _VECTORS = {
@@ -85,28 +87,20 @@ def _built(command: list[str]) -> ctypes.CDLL:
             file.write(digest)  # behind what a loader reads
         return made
 
-    cache_folder = _cache()
+    folder = cache_folder()
     try:
-        if cache_folder is not None:
-            cache_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if cache_folder is not None and _is_private(cache_folder):
-            path = cache_folder / name
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder is not None and _is_private(folder):
+            path = folder / name
             if not _is_whole(path):
-                with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
-                    os.replace(build(folder), path)  # whole or not at all, whoever else is making it
+                with tempfile.TemporaryDirectory(dir=folder) as other:
+                    os.replace(build(other), path)  # whole or not at all, whoever else is making it
             return _declared(ctypes.CDLL(str(path)))
     except (OSError, AttributeError):
         pass  # nothing can be kept there, or be run from there
     with tempfile.TemporaryDirectory() as folder:
         return _declared(ctypes.CDLL(str(build(folder))))
-
-
-def _cache() -> Path | None:
-    """Folder where libraries are kept; None for a user without a home."""
-    named = os.environ.get("HYENA_VISION_CACHE")
-    base = Path(named or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hyena_vision"))
-    # A folder of its own, whoever else writes to the one around it
-    return base / f"user-{os.getuid()}" if named or base.is_absolute() else None
 
 
 def _is_private(path: Path) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hyena_vision.ops.backends import select
 from hyena_vision.ops.library import is_batched
 from hyena_vision.ops.long_conv import long_conv1d, long_conv2d
-from hyena_vision.ops.short_filter import filter_sequence, gated_short_filter
+from hyena_vision.ops.short_filter import MAX_TAPS, filter_sequence, gated_short_filter
 
 
 def hyena_operator(
@@ -25,7 +25,6 @@ def hyena_operator(
     causal: bool = False,
     padding: str = "linear",
     backend: str | None = None,
-    gated_filter: bool = False,
 ) -> Tensor:
     r"""Filter projected tokens with a few taps, gate, convolve, gate.
 
@@ -42,8 +41,7 @@ def hyena_operator(
         skip: (C,).
         causal: As for `long_conv1d`.
         padding: As for `long_conv2d`.
-        backend: As for both.
-        gated_filter: Whether short filter and first gate are `gated_short_filter` with this backend.
+        backend: As for both; `triton` is that of `gated_short_filter` as well, for filters that it has.
 
     Returns:
         (B, C, H * W) of a sequence, or (B, C, H, W).
@@ -58,15 +56,41 @@ def hyena_operator(
         Hyena (arXiv:2302.10866), definition 3.1 as its code has it.
     """
     settings = {"causal": causal} if short_weight.ndim == 3 else {"padding": padding}
-    return _Hyena.apply(tokens, short_weight, short_bias, kernel, skip, {**settings, "backend": backend}, gated_filter)
+    if backend is None:
+        # Here, since a function's forward pass has no gradients, and its backward pass needs the same one
+        value, use = first_signal(tokens, short_weight.ndim - 2, 3), table_use(tokens)
+        backend = select(None, value, kernel, use=use, circular=settings.get("padding") == "circular").name
+    return _Hyena.apply(tokens, short_weight, short_bias, kernel, skip, {**settings, "backend": backend})
+
+
+def first_signal(tokens: Tensor, rank: int, signals: int) -> Tensor:
+    """A view of projected tokens (B, H, W, S * C) that shows size, dtype and device of what will be convolved.
+
+    Returns:
+        (B, C, H * W) or (B, C, H, W).
+    """
+    tokens = tokens.flatten(1, 2) if rank == 1 else tokens
+    return tokens[..., : tokens.shape[-1] // signals].movedim(-1, 1)
+
+
+def table_use(tokens: Tensor, prepared: bool = False) -> str | None:
+    """What a table of backends calls a mixer's call; None where autocast will make it another dtype's."""
+    if _autocast_dtype(tokens.device.type) not in (None, tokens.dtype):
+        return None
+    return "training" if torch.is_grad_enabled() else "prepared" if prepared else "inference"
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    enabled = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if enabled else None
 
 
 def _signals(
-    tokens: Tensor, weight: Tensor, bias: Tensor | None, settings: dict[str, Any], gated_filter: bool
+    tokens: Tensor, weight: Tensor, bias: Tensor | None, settings: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Value, gate (None if the value is under it already) and last gate, and all of them (B, S, C, *size)."""
     rank, causal = weight.ndim - 2, settings.get("causal", False)
-    if gated_filter:
+    if settings["backend"] == "triton" and weight[0].numel() <= MAX_TAPS:
         tokens = tokens.flatten(1, 2) if rank == 1 else tokens
         signals = gated_short_filter(tokens, weight, bias, signals=3, causal=causal, backend=settings["backend"])
     else:
@@ -106,11 +130,10 @@ class _Hyena(torch.autograd.Function):
         kernel: Tensor,
         skip: Tensor,
         settings: dict[str, Any],
-        gated_filter: bool,
     ) -> Tensor:
         ctx.save_for_backward(tokens, weight, bias, kernel, skip)
-        ctx.settings, ctx.gated_filter, ctx.autocast = settings, gated_filter, _autocast(tokens.device.type)
-        *signals, _ = _signals(tokens, weight, bias, settings, gated_filter)
+        ctx.settings, ctx.autocast = settings, _autocast(tokens.device.type)
+        *signals, _ = _signals(tokens, weight, bias, settings)
         return _convolve(*signals, kernel, skip, settings)
 
     @staticmethod
@@ -122,12 +145,12 @@ class _Hyena(torch.autograd.Function):
             leaves = [t if t is None else t.requires_grad_(need) for t, need in zip(leaves, needed, strict=True)]
         *of_filter, kernel, skip = leaves
         with torch.enable_grad(), ctx.autocast():
-            *signals, filtered = _signals(*of_filter, ctx.settings, ctx.gated_filter)
+            *signals, filtered = _signals(*of_filter, ctx.settings)
             backend = select(ctx.settings["backend"], signals[0], kernel)
             plainly = again or is_batched(dy) or backend.gradients is None or not dy.numel()
             y = _convolve(*signals, kernel, skip, ctx.settings) if plainly else None
         if plainly:
-            return *_gradients(y, leaves, needed, dy, create_graph=again), None, None
+            return *_gradients(y, leaves, needed, dy, create_graph=again), None
         value, gate, out_gate = (None if t is None else t.detach() for t in signals)
         rank, padding = value.ndim - 2, ctx.settings.get("padding")
         centre = [0 if ctx.settings.get("causal") else extent // 2 for extent in kernel.shape[-rank:]]
@@ -141,7 +164,7 @@ class _Hyena(torch.autograd.Function):
             dfiltered = torch.stack(parts, 1)
         del dvalue, dgate, dout_gate, parts, value, gate, out_gate, signals
         found = _gradients(filtered, of_filter, needed[:3], dfiltered)
-        return *found, dkernel if needed[3] else None, dskip if needed[4] else None, None, None
+        return *found, dkernel if needed[3] else None, dskip if needed[4] else None, None
 
 
 def _gradients(

@@ -38,8 +38,8 @@ def long_conv1d(
         gate: As x, multiplied with it before the convolution and the skip, or None.
         out_gate: As x, multiplied with the result, or None.
         causal: Whether the kernel starts at displacement 0 instead of being centred on it.
-        backend: Name of the implementation, None for the first that can run of
-            `hyena_vision.ops.available_backends`.
+        backend: Name of the implementation. None takes what `hyena_vision.ops.backend_table` has for the GPU, else the
+            first that can run of `hyena_vision.ops.available_backends`.
 
     Returns:
         (B, C, L), dtype of x, promoted with that of the gates. Sums run in float32, in float64 for float64 input.
@@ -92,8 +92,8 @@ def long_conv2d(
         gate: As x, multiplied with it before the convolution and the skip, or None.
         out_gate: As x, multiplied with the result, or None.
         padding: "linear" (zeros outside) or "circular" (periodic).
-        backend: Name of the implementation, None for the first that can run of
-            `hyena_vision.ops.available_backends`.
+        backend: Name of the implementation. None takes what `hyena_vision.ops.backend_table` has for the GPU, else the
+            first that can run of `hyena_vision.ops.available_backends`.
 
     Returns:
         (B, C, H, W), dtype of x, promoted with that of the gates. Sums run in float32, in float64 for float64 input.
@@ -190,10 +190,18 @@ def _convolve(
 ) -> Tensor:
     _check_gates(x, gate, out_gate)
     x = x.to(torch.float64) if sum_dtype(x, gate, out_gate) == torch.float64 else x
-    chosen = select(backend, x, kernel)
+    chosen = select(backend, x, kernel, use=_use(x, kernel, skip, gate, out_gate), circular=circular)
     if not torch.compiler.is_exporting() and not x.numel():
         return _empty(x, kernel, skip, gate, out_gate, len(centre))
     return chosen.long_conv(x, kernel, skip, gate, out_gate, centre, circular)
+
+
+def _use(x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None) -> str | None:
+    """What a table of backends calls this call, None for one that none is for."""
+    if any(t is not None and t.dtype != x.dtype for t in (gate, out_gate)):
+        return None
+    wanted = any(t is not None and t.requires_grad for t in (x, kernel, skip, gate, out_gate))
+    return "training" if wanted and torch.is_grad_enabled() else "inference"
 
 
 def _empty(

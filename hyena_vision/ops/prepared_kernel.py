@@ -48,7 +48,8 @@ def prepare(
     x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool, name: str | None
 ) -> PreparedKernel:
     """Prepare a kernel, whose index of displacement 0 is `centre`, on checked arguments."""
-    backend, given = select(name, x, kernel), [t.untyped_storage()._cdata for t in (kernel, skip) if t is not None]
+    backend = select(name, x, kernel, use="prepared", circular=circular)
+    given = [t.untyped_storage()._cdata for t in (kernel, skip) if t is not None]
     tensors = (t.detach() for t in backend.prepare(x, kernel, skip, centre, circular))
     return PreparedKernel(
         backend.name,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyena_vision.ops.library import WATCHED, check_tensors, is_watched
+from hyena_vision.ops.table import picks_triton
 
 _BACKENDS = ("torch", "triton")
 MAX_TAPS = 49  # of a filter whose gradients the kernels sum in registers
@@ -43,7 +44,8 @@ def gated_short_filter(
         signals: S >= 2; a Hyena operator of order N has N + 1.
         causal: Whether position n of a sequence sees n - T + 1 to n, instead of T taps centred on it.
         backend: "torch", which runs anywhere; "triton", fused kernels for CUDA, without float64 and for at most 49
-            taps; None for "torch". Both can be differentiated any number of times.
+            taps. None is "triton" where `hyena_vision.ops.backend_table` takes it for the GPU and size, else "torch".
+            Both can be differentiated any number of times.
 
     Returns:
         (B, S - 1, C, L) or (B, S - 1, C, H, W), contiguous, dtype of x. Sums and the product run in float32, in
@@ -65,7 +67,11 @@ def gated_short_filter(
         Hyena (arXiv:2302.10866), algorithm 1; the filter over images is that of HyenaPixel (arXiv:2402.19305).
     """
     _check(x, weight, bias, signals, causal)
-    if backend is None or backend == "torch":
+    if backend is None:
+        use = "training" if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad) else "inference"
+        listed = not is_watched(x, weight) and picks_triton(x.device, x.shape[1:-1], x.dtype, use)
+        backend = "triton" if listed and _reason_not_triton(x, weight) is None else "torch"
+    if backend == "torch":
         return filter_by_torch(x, weight, bias, signals, causal)
     if backend != "triton":
         raise ValueError(f"unknown backend {backend!r}, expected one of {list(_BACKENDS)}")

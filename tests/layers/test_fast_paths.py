@@ -77,7 +77,7 @@ def test_short_filters_of_other_settings(name, settings):
         close(fast, plain, rtol=1e-9, atol=1e-11)
     triton = MIXERS[name](backend="triton")
     triton.short_filter = mixer.short_filter
-    assert not triton._fuses_first_gate() and not triton._is_one_operator(triton.qkv(x))
+    assert not triton._fuses_first_gate(triton.qkv(x), None) and not triton._is_one_operator(triton.qkv(x))
 
 
 def test_filters_with_other_biases():

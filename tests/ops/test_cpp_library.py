@@ -119,7 +119,7 @@ def test_nothing_is_read_or_written_under_the_working_directory(tmp_path):
     script = (
         "import os; os.path.expanduser = lambda path: path\n"
         "from hyena_vision.ops import cpp_library\n"
-        "print(cpp_library._cache())"
+        "print(cpp_library.cache_folder())"
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "HYENA_VISION_CACHE")}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
