@@ -231,7 +231,7 @@ class _Hyena(nn.Module):
                 return value.view(*value.shape[:2], *grid).permute(0, 2, 3, 1)
         if self._fuses_first_gate(signals, cond):
             *gates, value = self._gated_short(signals).unbind(1)
-            gates.append(None)
+            gates = [*gates, None]  # torch 2.11 compiles no append to what was unpacked
         else:
             *gates, value = self._short(signals).chunk(self.order + 1, dim=1)
         del signals  # as large as what the short filter gave; without gradients its memory can be used again
