@@ -1,0 +1,216 @@
+"""Tuning: what is measured, that no wrong or slower kernel is taken, and that nothing measured is lost."""
+
+import functools
+import json
+
+import pytest
+import torch
+
+from hyena_vision.benchmark import tune
+from hyena_vision.benchmark.__main__ import main
+from hyena_vision.ops import table
+from hyena_vision.ops.backends import BACKENDS
+from hyena_vision.ops.table import USES, Row, card_of, read_table
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TINY = ["--device", DEVICE, "--dtype", "float32", "--dim", "2", "--tokens", "1", "--rounds", "1", "--repeats", "2"]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(BACKENDS["triton"].missing() is not None, reason="Triton is not installed"),
+]
+SHAPE = tune.Shape((4, 5), "float32", 3, 1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("HYENA_VISION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(table.SWITCH, raising=False)
+    table._load.cache_clear()
+    yield
+    table._load.cache_clear()
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Measuring takes no time: what would be measured, in order, with ratios that can be set."""
+    shapes, ratios = [], {}
+
+    def measure(shape, *args):
+        shapes.append(shape)
+        found = ratios.get(shape.size, 2.0)
+        wrong = found if isinstance(found, str) else ""
+        times = (None, None) if wrong else (1.0, found)
+        return [Row(shape.size, shape.dtype, use, *times, wrong) for use in USES]
+
+    monkeypatch.setattr(tune, "measure", measure)
+    measure.shapes, measure.ratios = shapes, ratios
+    return measure
+
+
+def run(*argv):
+    table._load.cache_clear()
+    main(["tune", *TINY, *argv])
+    return read_table(table.cache_path(card_of(DEVICE)), card_of(DEVICE))
+
+
+def test_two_sizes_from_end_to_end(capsys):
+    models = ["--models", "hyena_vit_tiny", "hyena2d_vit_tiny", "--img-sizes", "64"]
+    made = run(*models)
+    assert {(row.size, row.use) for row in made.rows} == {(size, use) for size in ((4, 4), (16,)) for use in USES}
+    assert all(row.wrong == "" and row.triton_ms > 0 and row.fft_ms > 0 for row in made.rows)
+    printed = capsys.readouterr()
+    assert str(made) in printed.out and "[2/2" in printed.err and "right" in printed.err
+
+
+def test_sizes_are_those_of_the_models():
+    assert tune.sizes_of(["hyena2d_vit_tiny", "hyena_vit_tiny"], [224, 64]) == [(16,), (4, 4), (196,), (14, 14)]
+    # Mixers of four stages, of which attention has the last two, and what is beyond the largest tile is left out
+    assert tune.sizes_of(["hpx_a_former_s18"], [224, 1056]) == [(28, 28), (56, 56), (132, 132)]
+    assert tune.sizes_of(["hb_former_s18"], [32]) == [(1,), (4,), (16,), (64,)]
+
+
+def test_every_model_of_ours_has_sizes():
+    sizes = tune.sizes_of(None, [224])
+    assert {(14, 14), (28, 28), (196,), (784,), (56, 56), (7, 7), (49,)} <= set(sizes)
+
+
+def test_the_table_says_what_is_right_and_at_least_as_fast(measured):
+    measured.ratios |= {(4, 4): 0.9, (8, 8): "dx: relative RMS 1e-2"}
+    made = run("--models", "hyena2d_vit_tiny", "--img-sizes", "64", "128", "224")
+    assert {row.size: row.backend for row in made.rows} == {(4, 4): "fft", (8, 8): "fft", (14, 14): "triton"}
+
+
+def test_what_was_measured_is_kept(measured):
+    models = ["--models", "hyena2d_vit_tiny", "--img-sizes"]
+    run(*models, "64")
+    made = run(*models, "128")
+    assert [shape.size for shape in measured.shapes] == [(4, 4), (8, 8)]
+    assert {row.size for row in made.rows} == {(4, 4), (8, 8)}
+    run(*models, "64", "128", "192", "--go-on")
+    assert [shape.size for shape in measured.shapes][2:] == [(12, 12)]
+    measured.ratios[(4, 4)] = 0.5
+    assert {row.size: row.backend for row in run(*models, "64").rows}[(4, 4)] == "fft"
+
+
+def test_a_damaged_table_is_made_anew(measured):
+    path = table.cache_path(card_of(DEVICE))
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    assert {row.size for row in run("--models", "hyena2d_vit_tiny", "--img-sizes", "64").rows} == {(4, 4)}
+
+
+def test_the_time_limit_leaves_the_rest_and_says_so(measured, capsys):
+    made = (
+        run("--models", "hyena2d_vit_tiny", "--img-sizes", "64", "128", "--time-limit", "-1", "--go-on") if 0 else None
+    )
+    assert made is None
+    with pytest.raises(SystemExit):
+        run("--models", "hyena2d_vit_tiny", "--img-sizes", "64", "--time-limit", "-1")
+    error = capsys.readouterr().err
+    assert "4x4 float32" in error and "--go-on" in error and not measured.shapes
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [(["--models", "vit_tiny_patch16_224"], "no Hyena mixer"), (["--models", "hyena_vit_smal"], "hyena_vit_smal")],
+)
+def test_models_that_cannot_be_tuned_are_one_line(argv, expected, capsys):
+    with pytest.raises(SystemExit):
+        run(*argv)
+    assert expected in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_no_gpu_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(tune, "card_of", lambda device: None)
+    with pytest.raises(SystemExit):
+        main(["tune", *TINY])
+    assert "NVIDIA GPU" in capsys.readouterr().err.splitlines()[-1]
+
+
+def replaced(monkeypatch, name, change):
+    """Change what the fused kernels give: `change(result, backend)`."""
+    original = getattr(tune, name)
+
+    @functools.wraps(original)
+    def function(*args, backend, **kwargs):
+        # Truths in their own way, so that a test takes no minute in the interpreter
+        y = original(*args, backend="fft" if name != "gated_short_filter" else "torch", **kwargs)
+        return change(y) if backend == "triton" else y
+
+    monkeypatch.setattr(tune, name, function)
+
+
+class Scaled(torch.autograd.Function):
+    """Right forward, wrong backward."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy * 1.001
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("long_conv2d", lambda y: y * 1.001, "long convolution, y: relative RMS 1.0e-03"),
+        ("long_conv2d", Scaled.apply, "long convolution, dx: relative RMS 1.0e-03"),
+        ("gated_short_filter", Scaled.apply, "short filter, dtokens: relative RMS 1.0e-03"),
+        ("gated_short_filter", lambda y: y * float("nan"), "short filter, y: relative RMS nan"),
+    ],
+)
+def test_wrong_numbers_are_found(name, change, expected, monkeypatch):
+    for other in ("long_conv2d", "gated_short_filter"):
+        replaced(monkeypatch, other, change if other == name else lambda y: y)
+    found = tune.find_wrong(SHAPE, DEVICE, 1)
+    assert found.startswith(expected) and "3e-06" in found
+    rows = tune.measure(SHAPE, DEVICE, 1, 1)
+    assert {row.backend for row in rows} == {"fft"} and {row.wrong for row in rows} == {found}
+
+
+def test_one_wrong_channel_of_many_is_found(monkeypatch):
+    def change(y):
+        scale = torch.ones(y.shape[1], device=y.device)
+        scale[-1] = 1.01
+        return y * scale[:, None, None]
+
+    replaced(monkeypatch, "gated_short_filter", lambda y: y)
+    replaced(monkeypatch, "long_conv2d", change)
+    assert "long convolution, y" in tune.find_wrong(tune.Shape((3, 3), "float32", 40, 1), DEVICE, 1)
+
+
+def test_calls_that_differ_are_found(monkeypatch):
+    calls = []
+
+    def change(y):
+        calls.append(1)
+        return y + 1e-7 * (len(calls) == 3)
+
+    replaced(monkeypatch, "gated_short_filter", lambda y: y)
+    replaced(monkeypatch, "long_conv2d", change)
+    assert tune.find_wrong(SHAPE, DEVICE, 3) == "long convolution: call 3 gave other bits than the first"
+
+
+def test_errors_of_a_kernel_are_what_is_wrong(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("out of resource: shared memory\nRequired: 9")
+
+    monkeypatch.setattr(tune, "find_wrong", fail)
+    rows = tune.measure(SHAPE, DEVICE, 1, 1)
+    assert {row.wrong for row in rows} == {"RuntimeError: out of resource: shared memory Required: 9"}
+    monkeypatch.setattr(tune, "find_wrong", lambda *args: "")
+    monkeypatch.setattr(tune, "time_uses", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+    assert {row.wrong for row in tune.measure(SHAPE, DEVICE, 1, 1)} == {"out of memory when timed"}
+
+
+def test_what_the_kernels_decline_is_what_is_wrong(monkeypatch):
+    monkeypatch.setattr("hyena_vision.ops.long_conv_triton.reason_not", lambda x, kernel: "it is too large")
+    assert "it is too large" in tune.measure(SHAPE, DEVICE, 1, 1)[0].wrong
+
+
+def test_tables_are_json_that_people_can_read(measured):
+    run("--models", "hyena2d_vit_tiny", "--img-sizes", "64")
+    content = json.loads(table.cache_path(card_of(DEVICE)).read_text())
+    assert set(content) == {"card", "capability", "versions", "rows"} and content["rows"][0]["size"] == [4, 4]
