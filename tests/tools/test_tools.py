@@ -287,7 +287,8 @@ def test_functional_call_uses_the_weights_that_it_is_given(family):
             parameter.mul_(1.1)
         before = model(x)
         given = torch.func.functional_call(model, other.state_dict(), (x,))
-        assert torch.equal(given, other(x)) and torch.equal(model(x), before)
+        close(given, other(x), 1e-5)  # torch 2.11 differs in the last bit
+        assert torch.equal(model(x), before)
 
 
 def test_make_fx(family):
