@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyena_vision.layers import Hyena1d, Hyena2d
-from hyena_vision.ops import long_conv1d, long_conv2d
+from hyena_vision.ops import PreparedKernel, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
+from hyena_vision.ops.table import INTERPRETED
 from hyena_vision.testing import Problem
 
 # Above so many tokens the direct sum takes minutes, and the FFT in float64 is the truth of a mixer
@@ -59,6 +60,7 @@ class Contender:
         truth: The same on the arguments in float64 in a way known to be right, None for no check.
         roundings: How many times a value is rounded to the setting's dtype on its way.
         package: What must be installed.
+        numbers: That are read and written at least per token and channel, forward and backward; None if not known.
         reason: `setting -> None` if it can run, else a phrase that says why not.
     """
 
@@ -67,6 +69,7 @@ class Contender:
     truth: Callable[..., Tensor] | None
     roundings: int = 1
     package: str = "torch"
+    numbers: tuple[int, int] | None = None
     reason: Callable[[Setting], str | None] = _no_reason
 
     def installed(self) -> bool:
@@ -169,8 +172,34 @@ def subquadratic_ops(x: Tensor, kernel: Tensor) -> Tensor:
     return fused_fft_conv2d(x.contiguous(), kernel[None].contiguous(), fft_size=2 * half)
 
 
+def _gated_inputs(rank: int, backend: str | None) -> Callable[[Setting], tuple]:
+    """Signals and kernel of a convolution between gates; without gradients the kernel is prepared."""
+
+    def inputs(setting: Setting) -> tuple:
+        x, kernel = _convolution_inputs(rank)(setting)
+        if not setting.backward:
+            kernel = (prepare_kernel2d if rank == 2 else prepare_kernel1d)(x, kernel, backend=backend)
+        return x, kernel, 1 + x.roll(1, 0) / 4, 1 + x.flip(-1) / 4
+
+    return inputs
+
+
+def _gated(rank: int, backend: str | None) -> Contender:
+    """A contender: what the fused kernels do at once."""
+
+    def convolve(x: Tensor, kernel: Tensor | PreparedKernel, gate: Tensor, out_gate: Tensor) -> Tensor:
+        long_conv = long_conv2d if rank == 2 else long_conv1d
+        return long_conv(x, kernel, gate=gate, out_gate=out_gate, backend=backend)
+
+    return Contender(_gated_inputs(rank, backend), convolve, None, numbers=(4, 7))
+
+
 def _needs_cuda(setting: Setting) -> str | None:
     return None if torch.device(setting.device).type == "cuda" else "needs CUDA"
+
+
+def _needs_triton(setting: Setting) -> str | None:
+    return None if INTERPRETED else _needs_cuda(setting)
 
 
 def _subquadratic_ops_reason(setting: Setting) -> str | None:
@@ -187,30 +216,39 @@ def nvsubquadratic(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 CONTENDERS: dict[str, Contender] = {
-    "sdpa": Contender(_attention_inputs, sdpa, None),
-    "hyena2d": Contender(_mixer_inputs(Hyena2d), mix, _mix_truth, _MIX_ROUNDINGS),
-    "hyena1d": Contender(_mixer_inputs(Hyena1d), mix, _mix_truth, _MIX_ROUNDINGS),
-    "long_conv2d": Contender(_convolution_inputs(2), long_conv2d, rfft2),
-    "long_conv1d": Contender(_convolution_inputs(1), long_conv1d, rfft),
-    "rfft2": Contender(_convolution_inputs(2), rfft2, rfft2),
-    "rfft": Contender(_convolution_inputs(1), rfft, rfft),
+    # What memory can do: a number read and one written
+    "copy": Contender(lambda setting: _convolution_inputs(2)(setting)[:1], Tensor.clone, None, numbers=(2, 0)),
+    "sdpa": Contender(_attention_inputs, sdpa, None, numbers=(4, 7)),
+    "gated2d": _gated(2, None),
+    "gated1d": _gated(1, None),
+    "hyena2d": Contender(_mixer_inputs(Hyena2d), mix, _mix_truth, _MIX_ROUNDINGS, numbers=(4, 7)),
+    "hyena1d": Contender(_mixer_inputs(Hyena1d), mix, _mix_truth, _MIX_ROUNDINGS, numbers=(4, 7)),
+    "long_conv2d": Contender(_convolution_inputs(2), long_conv2d, rfft2, numbers=(2, 3)),
+    "long_conv1d": Contender(_convolution_inputs(1), long_conv1d, rfft, numbers=(2, 3)),
+    "rfft2": Contender(_convolution_inputs(2), rfft2, rfft2, numbers=(2, 3)),
+    "rfft": Contender(_convolution_inputs(1), rfft, rfft, numbers=(2, 3)),
     "subquadratic_ops": Contender(
         _convolution_inputs(2),
         subquadratic_ops,
         rfft2,
         package="subquadratic_ops_torch",
+        numbers=(2, 3),
         reason=_subquadratic_ops_reason,
     ),
-    "nvsubquadratic": Contender(_convolution_inputs(2), nvsubquadratic, rfft2, package="nvsubquadratic"),
+    "nvsubquadratic": Contender(
+        _convolution_inputs(2), nvsubquadratic, rfft2, package="nvsubquadratic", numbers=(2, 3)
+    ),
 }
-# Ours again with the fused kernels, by name: nothing picks them yet
+# Ours again with the fused kernels by name, which `backend=None` picks where a table says so
 TRITON = "triton:"
 CONTENDERS |= {
-    TRITON + name: replace(CONTENDERS[name], package="triton", reason=_needs_cuda, **changes)
+    TRITON + name: replace(CONTENDERS[name], **{**changes, "package": "triton", "reason": _needs_triton})
     for name, changes in {
         "hyena2d": {"inputs": _mixer_inputs(Hyena2d, "triton")},
         "hyena1d": {"inputs": _mixer_inputs(Hyena1d, "triton")},
         "long_conv2d": {"function": partial(long_conv2d, backend="triton")},
         "long_conv1d": {"function": partial(long_conv1d, backend="triton")},
+        "gated2d": vars(_gated(2, "triton")),
+        "gated1d": vars(_gated(1, "triton")),
     }.items()
 }

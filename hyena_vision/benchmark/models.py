@@ -19,7 +19,7 @@ from hyena_vision.benchmark.arguments import add_measurement_arguments, apply_ar
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.memory import peak_memory
 from hyena_vision.benchmark.step import CEILING, choose_batch_size, count_tokens, create_model, make_step
-from hyena_vision.benchmark.timing import OUT_OF_MEMORY, Timing, speed_ratio, time_interleaved, unless_out_of_memory
+from hyena_vision.benchmark.timing import Timing, attempt, speed_ratio, time_interleaved
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 
@@ -48,7 +48,7 @@ class ModelRow:
         ratio: Speed over that of the base model, median of the rounds: 2 is twice as fast.
         base: Name of the base model.
         peak_mb: Peak memory, weights included, in 10^6 bytes.
-        status: "ok", "single reading" or "out of memory".
+        status: "ok", "single reading", "out of memory", or "failed" and why.
         machine: What it was measured on.
     """
 
@@ -213,9 +213,7 @@ def _measure_size(
             peaks[name] = peak_memory(make_step, name, *settings, device=device, calls=2 if mode == "train" else 1)
         steps[name] = make_step(name, *settings)
 
-    for name in models:
-        unless_out_of_memory(partial(prepare, name))
-    timings = dict.fromkeys(models, Timing((), OUT_OF_MEMORY))
+    timings = {name: Timing((), attempt(partial(prepare, name))[1]) for name in models}
     timings |= time_interleaved(steps, rounds, time_limit=time_limit, untimed_calls=int(compile != "no"))
     rows = []
     for name in models:

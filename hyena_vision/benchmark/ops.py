@@ -17,12 +17,12 @@ from hyena_vision.benchmark.check import find_errors
 from hyena_vision.benchmark.contenders import CONTENDERS, Setting, make_call
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.memory import peak_memory
-from hyena_vision.benchmark.timing import OUT_OF_MEMORY, Timing, speed_ratio, time_interleaved, unless_out_of_memory
+from hyena_vision.benchmark.timing import Timing, attempt, speed_ratio, time_interleaved, unless_out_of_memory
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 
 GRIDS = (14, 24, 32, 64, 128)
-BASE = "sdpa"
+BASE, COPY = "sdpa", "copy"
 
 
 class WrongResultError(UserError):
@@ -47,8 +47,10 @@ class OpRow:
         ms_low: Lower quartile.
         ms_high: Upper quartile.
         ratio: Speed over that of `sdpa`, median of the rounds: 2 is twice as fast.
+        gb_per_s: Memory traffic of the least that must be read and written, in 10^9 bytes per second.
+        copy_share: That over the traffic of `copy` in the same run: 1 is as fast as memory goes.
         peak_mb: Peak memory, inputs included, in 10^6 bytes.
-        status: "ok", "out of memory", or why it cannot run.
+        status: "ok", "out of memory", "failed" and why, or why it cannot run.
         machine: What it was measured on.
     """
 
@@ -65,6 +67,8 @@ class OpRow:
     ms_low: float | None
     ms_high: float | None
     ratio: float | None
+    gb_per_s: float | None
+    copy_share: float | None
     peak_mb: float | None
     status: str
     machine: str
@@ -188,9 +192,9 @@ def _measure_setting(names: Sequence[str], setting: Setting, rounds: int, memory
             peaks[name] = peak_memory(make_call, name, setting, device=setting.device)
         calls[name] = make_call(name, setting)
 
-    for name in runnable:
-        unless_out_of_memory(partial(prepare, name))
-    timings = dict.fromkeys(runnable, Timing((), OUT_OF_MEMORY)) | time_interleaved(calls, rounds)
+    timings = {name: Timing((), attempt(partial(prepare, name))[1]) for name in runnable}
+    timings |= time_interleaved(calls, rounds)
+    traffic = {name: _gb_per_s(name, setting, timing) for name, timing in timings.items()}
     rows = []
     for name in names:
         if not CONTENDERS[name].installed():
@@ -212,9 +216,20 @@ def _measure_setting(names: Sequence[str], setting: Setting, rounds: int, memory
                 ms_low=low,
                 ms_high=high,
                 ratio=speed_ratio(timing, timings[BASE]) if BASE in timings else None,
+                gb_per_s=traffic.get(name),
+                copy_share=traffic[name] / traffic[COPY] if traffic.get(name) and traffic.get(COPY) else None,
                 peak_mb=peaks.get(name),
                 status=timing.status,
                 machine=describe_machine(),
             )
         )
     return rows
+
+
+def _gb_per_s(name: str, setting: Setting, timing: Timing) -> float | None:
+    """Traffic of what is read and written at least."""
+    seconds, numbers = timing.quartiles()[1], CONTENDERS[name].numbers
+    if seconds is None or numbers is None:
+        return None
+    count = numbers[0] + (numbers[1] if setting.backward else 0)
+    return 1e-9 * count * setting.dtype.itemsize * setting.batch_size * setting.grid**2 * setting.dim / seconds

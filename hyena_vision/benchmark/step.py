@@ -75,6 +75,8 @@ def create_model(name: str, img_size: int, **hyena_kwargs: Any) -> nn.Module:
         kwargs = dict(img_size=img_size, **hyena_kwargs)
     elif architecture in timm.list_models(module="vision_transformer"):
         kwargs = dict(img_size=img_size, dynamic_img_size=True)
+    elif architecture in timm.list_models(module="swin_transformer"):
+        kwargs = dict(img_size=img_size)  # windows must know it
     return timm.create_model(name, **kwargs)
 
 

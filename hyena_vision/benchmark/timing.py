@@ -5,14 +5,17 @@ import math
 import statistics
 import timeit
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch.utils.benchmark import timer
 
+from hyena_vision.training.errors import UserError, one_line
+
 Result = TypeVar("Result")
-OK, SINGLE_READING, OUT_OF_MEMORY = "ok", "single reading", "out of memory"
+OK, SINGLE_READING, OUT_OF_MEMORY, FAILED = "ok", "single reading", "out of memory", "failed"
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,8 @@ class Timing:
     """Readings of one contender.
 
     Attributes:
-        seconds: Of one call, one per round; empty if memory ran out.
-        status: `OK`, `SINGLE_READING` (the warm-up's: it took longer than the limit) or `OUT_OF_MEMORY`.
+        seconds: Of one call, one per round; empty if it failed.
+        status: `OK`, `SINGLE_READING` (the warm-up's: it took longer than the limit), or a failure, as of `attempt`.
     """
 
     seconds: tuple[float, ...]
@@ -64,7 +67,7 @@ def time_interleaved(
         untimed_calls: Calls before the first one that the limit looks at, for what compiles itself.
 
     Returns:
-        Readings by name. A contender that runs out of memory has none, and the others go on.
+        Readings by name. A contender that fails has none, and the others go on.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     status = dict.fromkeys(contenders, OK)
@@ -72,9 +75,8 @@ def time_interleaved(
 
     def read(name: str, number: int) -> float | None:
         watch = timeit.Timer(contenders[name], timer=timer)
-        reading = unless_out_of_memory(lambda: watch.timeit(number) / number)
-        if reading is None:
-            status[name] = OUT_OF_MEMORY
+        reading, outcome = attempt(lambda: watch.timeit(number) / number)
+        status[name] = status[name] if outcome == OK else outcome
         return reading
 
     for name in contenders:
@@ -93,7 +95,7 @@ def time_interleaved(
             if status[name] == OK and (reading := read(name, number[name])) is not None:
                 seconds[name].append(reading)
     return {
-        name: Timing((), OUT_OF_MEMORY) if status[name] == OUT_OF_MEMORY else Timing(tuple(readings), status[name])
+        name: Timing(tuple(readings) if status[name] in (OK, SINGLE_READING) else (), status[name])
         for name, readings in seconds.items()
     }
 
@@ -113,6 +115,26 @@ def speed_ratio(timing: Timing, base: Timing) -> float | None:
     if len(timing.seconds) == len(base.seconds):
         return statistics.median(theirs / ours for ours, theirs in zip(timing.seconds, base.seconds, strict=True))
     return statistics.median(base.seconds) / statistics.median(timing.seconds)
+
+
+def attempt(call: Callable[[], Result]) -> tuple[Result | None, str]:
+    """Call a function without arguments that may fail without ending what others do.
+
+    Returns:
+        Its result and `OK`; or None and why: `OUT_OF_MEMORY`, or `FAILED` with the error in one line.
+
+    Raises:
+        UserError: As the function does.
+    """
+    try:
+        result = unless_out_of_memory(lambda: (call(),))
+        return (None, OUT_OF_MEMORY) if result is None else (result[0], OK)
+    except UserError:
+        raise
+    except Exception as error:  # of a compiler, a driver, or the contender
+        outcome = f"{FAILED}: {type(error).__name__}: {one_line(error)}"[:300]
+    release_memory()
+    return None, outcome
 
 
 def unless_out_of_memory(call: Callable[[], Result]) -> Result | None:
@@ -137,4 +159,5 @@ def release_memory() -> None:
     """Give back what nothing refers to any more."""
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # of an earlier call, after which the device can do nothing
+            torch.cuda.empty_cache()

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hyena_vision.benchmark.arguments import DTYPES
-from hyena_vision.benchmark.timing import release_memory, unless_out_of_memory
+from hyena_vision.benchmark.timing import OK, attempt, release_memory
 from hyena_vision.layers import Hyena1d, Hyena2d
 from hyena_vision.ops import available_backends, gated_short_filter, long_conv1d, long_conv2d
 from hyena_vision.ops.half_frequency import LONGEST
@@ -40,7 +40,7 @@ from hyena_vision.ops.table import (
 )
 from hyena_vision.testing import TOLERANCES, relative_errors
 from hyena_vision.training.arguments import positive_int
-from hyena_vision.training.errors import UserError, one_line
+from hyena_vision.training.errors import UserError
 
 IMG_SIZES = (224, 384, 512, 768, 1024, 2048)
 _MAX_BATCH, _TRUTH_CHANNELS = 64, 32  # channels whose float64 truth is computed at once
@@ -186,13 +186,11 @@ def measure(shape: Shape, device: str, rounds: int, repeats: int) -> list[Row]:
     Returns:
         A row for each of `USES`. An error of a kernel is what is wrong in them.
     """
-    try:
-        wrong = unless_out_of_memory(partial(find_wrong, shape, device, repeats))
-        wrong = "out of memory when compared" if wrong is None else wrong
-        times = {} if wrong else unless_out_of_memory(partial(time_uses, shape, device, rounds))
-        wrong = "out of memory when timed" if times is None else wrong
-    except Exception as error:  # whatever a compiler or a driver raises is a fault of the kernels
-        wrong = f"{type(error).__name__}: {one_line(error)}"[:300]
+    wrong, outcome = attempt(partial(find_wrong, shape, device, repeats))
+    times = None
+    if outcome == OK and not wrong:
+        times, outcome = attempt(partial(time_uses, shape, device, rounds))
+    wrong = outcome if outcome != OK else wrong
     release_memory()
     if wrong:
         return [Row(shape.size, shape.dtype, use, None, None, wrong) for use in USES]

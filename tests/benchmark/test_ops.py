@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from hyena_vision.benchmark import ops
+from hyena_vision.benchmark import contenders, ops
 from hyena_vision.benchmark.__main__ import main
 from hyena_vision.benchmark.check import find_errors
 from hyena_vision.benchmark.contenders import CONTENDERS, Setting, make_call, rfft, rfft2, sdpa
@@ -154,11 +154,35 @@ def test_peer_that_is_not_installed_gives_a_line_and_no_row(register, capsys):
 def test_fused_kernels_are_what_the_others_are(monkeypatch):
     pytest.importorskip("triton")
     for name in ("triton:hyena1d", "triton:hyena2d", "triton:long_conv1d", "triton:long_conv2d"):
-        assert (
-            CONTENDERS[name].reason(TINY) == "needs CUDA"
-            and CONTENDERS[name].reason(replace(TINY, device="cuda")) is None
-        )
         assert find_errors(CONTENDERS[name], replace(TINY, batch_size=1, backward=True)) == []
+    monkeypatch.setattr(contenders, "INTERPRETED", False)
+    assert (
+        CONTENDERS[name].reason(TINY) == "needs CUDA" and CONTENDERS[name].reason(replace(TINY, device="cuda")) is None
+    )
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("name", ["gated1d", "gated2d", "triton:gated1d", "triton:gated2d"])
+def test_gated_convolutions_are_what_their_parts_are(name, backward):
+    if name.startswith("triton"):
+        pytest.importorskip("triton")
+    plain = rfft2 if name.endswith("2d") else rfft
+    x, kernel = CONTENDERS[f"long_conv{name[-2:]}"].inputs(TINY)
+    inputs = CONTENDERS[name].inputs(replace(TINY, backward=backward))
+    x, kernel, gate, out_gate = (t.double() for t in (x, kernel, *inputs[2:]))
+    y = CONTENDERS[name].function(*inputs)
+    assert_within_tolerance(y, out_gate * plain(gate * x, kernel), torch.float32)
+
+
+def test_traffic_is_told_as_a_share_of_a_copys():
+    rows = {row.op: row for row in measure_ops(["copy", "gated2d", "sdpa"], [replace(TINY, grid=6)], memory=False)}
+    least = 4 * 4 * 2 * 36 * 8  # float32 numbers, images, tokens, channels
+    assert rows["gated2d"].gb_per_s == pytest.approx(least / rows["gated2d"].ms / 1e6)
+    assert rows["gated2d"].copy_share == pytest.approx(rows["gated2d"].gb_per_s / rows["copy"].gb_per_s)
+    assert rows["copy"].copy_share == 1
+    rows = measure_ops(["gated2d", "copy"], [replace(TINY, backward=True)], memory=False)
+    assert rows[0].gb_per_s == pytest.approx(4 * 11 * 2 * 25 * 8 / rows[0].ms / 1e6)
+    assert rows[0].copy_share == pytest.approx(rows[0].gb_per_s / rows[1].gb_per_s)
 
 
 def test_operator_that_cannot_run_says_why_in_its_row(register):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from hyena_vision.benchmark.timing import OK, OUT_OF_MEMORY, SINGLE_READING, Timing, speed_ratio, time_interleaved
+from hyena_vision.training.errors import UserError
 
 
 @pytest.fixture
@@ -55,9 +56,12 @@ def test_the_cpu_allocators_error_is_out_of_memory():
     assert timings["big"].status == OUT_OF_MEMORY and timings["small"].status == OK
 
 
-def test_other_errors_are_raised(contender):
-    with pytest.raises(RuntimeError, match="shapes"):
-        time_interleaved({"a": contender("a", RuntimeError("shapes"), at=3)}, 1, least_seconds=0)
+def test_a_contender_that_fails_is_said_and_the_others_go_on(contender):
+    contenders = {"a": contender("a", RuntimeError("shapes\ndiffer"), at=3), "b": contender("b")}
+    timings = time_interleaved(contenders, 1, least_seconds=0)
+    assert timings["a"] == Timing((), "failed: RuntimeError: shapes differ") and timings["b"].status == OK
+    with pytest.raises(UserError):
+        time_interleaved({"a": contender("a", UserError("no such model"), at=5)}, 1, least_seconds=0)
 
 
 def test_a_first_call_over_the_limit_is_the_only_one(calls, contender):

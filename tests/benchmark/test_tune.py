@@ -195,10 +195,10 @@ def test_errors_of_a_kernel_are_what_is_wrong(monkeypatch):
 
     monkeypatch.setattr(tune, "find_wrong", fail)
     rows = tune.measure(SHAPE, DEVICE, 1, 1)
-    assert {row.wrong for row in rows} == {"RuntimeError: out of resource: shared memory Required: 9"}
+    assert {row.wrong for row in rows} == {"failed: RuntimeError: out of resource: shared memory Required: 9"}
     monkeypatch.setattr(tune, "find_wrong", lambda *args: "")
     monkeypatch.setattr(tune, "time_uses", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
-    assert {row.wrong for row in tune.measure(SHAPE, DEVICE, 1, 1)} == {"out of memory when timed"}
+    assert {row.wrong for row in tune.measure(SHAPE, DEVICE, 1, 1)} == {"out of memory"}
 
 
 def test_what_the_kernels_decline_is_what_is_wrong(monkeypatch):
