@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 RUN := $(shell date +%Y%m%d-%H%M%S)
 OUTPUT ?= output/digits-$(RUN)
 
-.PHONY: help train test test-floor test-gpu bench lint clean
+.PHONY: help train test test-floor test-gpu test-gpu-env gpu-report bench lint clean
 
 help:
 	@echo "make train       train Hyena and the attention ViT on real images, print the comparison"
 	@echo "make test        lint and all tests"
 	@echo "make test-floor  the tests with the oldest supported versions (Python 3.10)"
 	@echo "make test-gpu    the tests of the fused kernels, on a GPU"
+	@echo "make gpu-report  all that a GPU has to tell, in parts: PART=1 to 11, PART=\"1 2 3\""
+	@echo "make test-gpu-env  the tests of the fused kernels with the versions of a GPU machine (torch 2.11), without a GPU"
 	@echo "make bench       operators and models against attention, tables and figures into output/"
 	@echo "make lint        ruff and the direction of imports"
 
@@ -41,9 +43,32 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 test: lint
 	$(PYTEST)
 
-# On a machine with a GPU: the kernels as they run there.
-test-gpu: $(VENV)/.test
-	$(BIN)/python -m pytest -m gpu
+# Machines with a GPU often come with an environment and without a network: PYTHON is taken if it has all that is needed.
+NEEDED := torch, torchvision, timm, einops, PIL, pytest, hypothesis, matplotlib, sklearn
+define ON_GPU
+@if $(PYTHON) -c 'import $(NEEDED); torch.cuda.init()' 2>/dev/null; then python=$(PYTHON); \
+else $(MAKE) --no-print-directory $(VENV)/.test && python=$(BIN)/python || exit; fi; set -x; $$python
+endef
+
+# The kernels as they run there.
+test-gpu:
+	$(ON_GPU) -m pytest -m gpu tests/ops tests/layers tests/benchmark
+
+# All measurements that are owed, each part at most eight minutes; a part that is called again goes on.
+PART ?=
+REPORT ?= output/gpu-report
+gpu-report:
+	$(ON_GPU) -m hyena_vision.benchmark gpu-report --output $(REPORT) $(if $(PART),--part $(PART))
+
+# The versions of a GPU machine of today, without a GPU; Triton 3.6 interprets with numpy below 2.4 only.
+GPU_VERSIONS := torch==2.11.0 torchvision==0.26.0 'numpy<2.4'
+.venv-gpu/.test: pyproject.toml
+	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check $(GPU_VERSIONS) --editable ".[test]"
+	touch $@
+
+test-gpu-env: .venv-gpu/.test
+	OMP_NUM_THREADS=1 .venv-gpu/bin/python -m pytest -n auto tests/ops tests/layers tests/benchmark
 
 bench: $(VENV)/.train
 	$(BIN)/python -m hyena_vision.benchmark ops --check --output output/bench-$(RUN)
@@ -60,4 +85,4 @@ test-floor: .venv-floor/.test
 	.venv-floor/bin/python -m pytest
 
 clean:
-	rm -rf $(VENV) .venv-floor output build dist *.egg-info
+	rm -rf $(VENV) .venv-floor .venv-gpu output build dist *.egg-info

@@ -1,4 +1,5 @@
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,28 @@ def nan_filled_empties():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def _kernels(request, record_property, monkeypatch):
+    """Note for the report of a test of the fused kernels which of them it launched."""
+    if request.node.get_closest_marker("gpu") is None or find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import KernelInterface
+
+    launched = set()
+    for kind in (KernelInterface, InterpretedFunction):
+        original = kind.__getitem__
+
+        def getitem(self, grid, original=original):
+            launched.add(self.fn.__name__)
+            return original(self, grid)
+
+        monkeypatch.setattr(kind, "__getitem__", getitem)
+    yield
+    record_property("kernels", " ".join(sorted(launched)))
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,17 @@
 import argparse
 from collections.abc import Sequence
 
-from hyena_vision.benchmark import flops, loop, models, ops, tune
+from hyena_vision.benchmark import flops, gpu_report, loop, models, ops, tune
 from hyena_vision.training.errors import UserError
+
+COMMANDS = ops, models, tune, gpu_report, flops, loop
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one benchmark."""
     parser = argparse.ArgumentParser(prog="hyena_vision.benchmark", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True)
-    for command in (ops, models, tune, flops, loop):
+    for command in COMMANDS:
         command.add_command(commands)
     args = parser.parse_args(argv)
     try:

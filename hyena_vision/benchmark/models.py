@@ -85,6 +85,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--img-sizes", type=positive_int, nargs="+", default=IMG_SIZES, metavar="N", help="pixels")
     parser.add_argument("--base", metavar="NAME", help="model that ratios are to (default: the first ViT of timm)")
     parser.add_argument("--train", action="store_true", help="measure training steps besides inference")
+    parser.add_argument("--train-only", action="store_true", help="measure training steps and no inference")
     parser.add_argument("--compile", nargs="?", const="default", default="no", metavar="MODE", help="torch.compile")
     parser.add_argument(
         "--reparam", action="store_true", help="reparameterize models for inference, as timm's scripts do"
@@ -121,7 +122,8 @@ def run(args: argparse.Namespace) -> list[ModelRow]:
     measure_models(
         args.models,
         args.img_sizes,
-        train=args.train,
+        train=args.train or args.train_only,
+        infer=not args.train_only,
         dtype=args.dtype,
         compile=args.compile,
         batch_size=args.batch_size,
@@ -145,6 +147,7 @@ def measure_models(
     img_sizes: Sequence[int] = IMG_SIZES,
     *,
     train: bool = False,
+    infer: bool = True,
     dtype: str = "float32",
     compile: str = "no",
     batch_size: int | str = "auto",
@@ -162,7 +165,8 @@ def measure_models(
     Args:
         models: Names, as of `create_model`.
         img_sizes: Sides of the images in pixels.
-        train: Whether training steps are measured besides inference.
+        train: Whether training steps are measured.
+        infer: Whether inference is.
         dtype: "float32", or "bfloat16" or "float16" for autocast.
         compile: Mode of torch.compile, "no" for eager.
         batch_size: Images per call, or "auto", see `choose_batch_size`.
@@ -188,7 +192,7 @@ def measure_models(
         with torch.device("meta"):
             create_model(name, img_sizes[0])  # a wrong name shows before anything is measured
     rows = []
-    for mode in ("infer", "train") if train else ("infer",):
+    for mode in [mode for mode, wanted in (("infer", infer), ("train", train)) if wanted]:
         for img_size in img_sizes:
             batch = choose_batch_size(models, img_size, mode, batch_memory) if batch_size == "auto" else batch_size
             settings = (img_size, batch, mode, dtype, compile, device, reparam and mode == "infer")

@@ -1,0 +1,150 @@
+"""The report of a GPU, dry: every part's steps, tables and figures; and steps that fail, hang or are left."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hyena_vision.benchmark import gpu_report
+from hyena_vision.benchmark.__main__ import main
+from hyena_vision.benchmark.gpu_report import Part, Step, StepRow, make_parts
+from hyena_vision.benchmark.report import read_csv
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory) -> Path:
+    """The whole report, without a GPU."""
+    folder = tmp_path_factory.mktemp("report")
+    names = [str(number) for number in range(1, len(make_parts(True, folder)) + 1)]
+    main(["gpu-report", "--dry", "--output", str(folder), "--part", *names])
+    return folder
+
+
+def test_every_part_runs_and_writes_tables_and_a_figure(dry):
+    rows = read_csv(str(dry / "steps.csv"), StepRow)
+    assert {row.part for row in rows} == set(range(1, 12))
+    assert {f"{row.part}/{row.step}": row.status for row in rows if row.status != "ok"} == {}
+    for part in make_parts(True, dry):
+        text = (dry / part.name / "README.md").read_text()
+        assert "|" in text and "failed" not in text.replace("| failed |", "")
+        (csv, *_), (figure, *_) = (sorted((dry / part.name).glob(f"*.{kind}")) for kind in ("csv", "png"))
+        assert len(csv.read_text().splitlines()) > 1
+        assert Image.open(figure).convert("L").getextrema() == (0, 255)
+    assert "[3-operators](3-operators/README.md)" in (dry / "README.md").read_text()
+
+
+def test_kernels_of_tests_are_named(dry):
+    assert "_long_conv_fwd_kernel" in (dry / "1-tests" / "kernels.csv").read_text()
+
+
+def test_real_parts_ask_for_what_commands_have(tmp_path):
+    """Arguments of the steps of a real report are those that the commands take, down to names of models."""
+    parser = gpu_report.argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    from hyena_vision.benchmark import __main__ as program
+
+    for command in program.COMMANDS:
+        command.add_command(commands)
+    parts = make_parts(False, tmp_path)
+    steps = [step for part in parts for step in part.steps if step.argv[0] != "pytest"]
+    assert len(steps) > 40 and len({part.name for part in parts}) == 11
+    for step in steps:
+        args = parser.parse_args(list(step.argv))
+        assert step.seconds <= 480 and getattr(args, "device", "cuda") == "cuda"
+
+
+FAIL = Step("fails", ("ops", "--dim", "7", "--heads", "2"))
+HANG = Step("hangs", ("pytest", "hang.py"), seconds=1)
+GOOD = Step("goes", ("flops", "--models", "hyena_vit_tiny"))
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A report of three steps, of which one fails and one hangs."""
+    gathered = []
+    parts = [Part("1-small", (FAIL, HANG, GOOD), lambda folder: gathered.append(folder))]
+    monkeypatch.setattr(gpu_report, "make_parts", lambda dry, folder: parts)
+    monkeypatch.setattr(gpu_report, "_SECONDS_TO_START", 1)
+    return gathered
+
+
+def run(folder, *argv):
+    main(["gpu-report", "--dry", "--output", str(folder), *argv])
+    path = folder / "steps.csv"
+    return {row.step: row.status for row in read_csv(str(path), StepRow)} if path.exists() else {}
+
+
+def test_failures_are_rows_and_the_next_step_goes_on(small, tmp_path, monkeypatch, capsys):
+    (tmp_path / "hang.py").write_text("import time\ndef test_hang():\n    time.sleep(60)\n")
+    monkeypatch.chdir(tmp_path)
+    status = run(tmp_path / "report", "--part", "1")
+    assert "--dim must be a multiple of --heads" in status["fails"] and "exit code 1" in status["fails"]
+    assert status["hangs"] == "failed: took longer than 1 s" and small == [tmp_path / "report" / "1-small"]
+    assert status["goes"] == "ok" or "flops" in status["goes"]
+    assert "failed: fails, hangs" in capsys.readouterr().out
+
+
+def test_a_part_without_time_is_left_and_goes_on_when_called_again(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_report, "_SECONDS_TO_START", 1000)
+    assert set(run(tmp_path, "--part", "1").values()) == {"left"}
+    assert "left: fails, hangs, goes" in capsys.readouterr().out
+    calls = []
+
+    def run_step(part, step, folder, root, left):
+        calls.append(step.name)
+        return StepRow(part, step.name, "ok", 1.0, "a machine")
+
+    monkeypatch.setattr(gpu_report, "_run_step", run_step)
+    assert set(run(tmp_path, "--part", "1").values()) == {"ok"} and calls == ["fails", "hangs", "goes"]
+    run(tmp_path, "--part", "1")
+    assert calls == ["fails", "hangs", "goes"] and "3 of 3 steps done" in capsys.readouterr().out
+
+
+def test_what_there_is_to_do_is_told(small, tmp_path, capsys):
+    assert run(tmp_path) == {} and "PART=1 1-small: 0 of 3 steps done; left: fails" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--part", "2")
+    assert "--part must be 1 to 1, got 2" in capsys.readouterr().err
+
+
+def test_tables_that_fail_hide_nothing(small, tmp_path, monkeypatch, capsys):
+    def gather(folder):
+        raise ValueError("no rows")
+
+    monkeypatch.setattr(gpu_report, "make_parts", lambda dry, folder: [Part("1-small", (), gather)])
+    run(tmp_path, "--part", "1")
+    assert "1-small: its tables and figure failed: ValueError: no rows" in capsys.readouterr().err
+
+
+JUNIT = """<testsuites><testsuite>
+<testcase classname="tests.ops.test_a" name="test_one"><properties>
+<property name="kernels" value="_a_kernel _b_kernel"/></properties></testcase>
+<testcase classname="tests.ops.test_a" name="test_two[x]"><properties><property name="kernels" value="_b_kernel"/>
+</properties><failure message="dx in bfloat16: relative RMS 2e-2&#10;more">trace</failure></testcase>
+<testcase classname="tests.ops.test_b" name="test_three"><skipped message="no"/></testcase>
+<testcase classname="" name="tests.ops.test_c"><error message="collection failure">ImportError</error></testcase>
+</testsuite></testsuites>"""
+
+
+def test_failures_of_each_kernel_are_named(tmp_path):
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "tests.xml").write_text(JUNIT)
+    gpu_report._gather_tests(tmp_path)
+    kernels = {row.kernel: row for row in read_csv(str(tmp_path / "kernels.csv"), gpu_report.KernelRow)}
+    assert [(kernels["_b_kernel"].passed, kernels["_b_kernel"].failed), kernels["_a_kernel"].failed] == [(1, 1), 0]
+    assert (kernels["no kernel"].failed, kernels["no kernel"].skipped) == (1, 1)
+    first, second = read_csv(str(tmp_path / "failures.csv"), gpu_report.FailureRow)
+    assert first.test == "tests/ops/test_a.py::test_two[x]" and first.kernels == "_b_kernel"
+    assert first.message == "dx in bfloat16: relative RMS 2e-2 more" and "collection" in second.message
+    assert "test_two[x]" in (tmp_path / "README.md").read_text()
+
+
+def test_make_calls_the_report():
+    root, make = Path(gpu_report.__file__).parents[2], shutil.which("make")
+    if make is not None:
+        told = subprocess.run([make, "-n", "gpu-report", "PART=1 2"], cwd=root, capture_output=True, text=True)
+        assert "gpu-report --output output/gpu-report --part 1 2" in told.stdout
