@@ -33,6 +33,7 @@ from timm.utils import (
 )
 
 from hyena_vision.data import DataError
+from hyena_vision.ops import backend_table
 from hyena_vision.training import checkpoint, report, state
 from hyena_vision.training.config import parse_args
 from hyena_vision.training.data import create_datasets, create_eval_loader, create_loaders
@@ -105,6 +106,7 @@ def train(args: argparse.Namespace) -> dict:
     """
     settings = {name: value for name, value in vars(args).items() if name != "trained_img_size"}
     device = start_device(args)
+    args.backends = settings["backends"] = chosen_backends(device)
     folder, resume_from, resumed = choose_folder(args)
     if resumed:
         state.check_settings(resume_from, resumed, settings, args.resume_force)
@@ -286,6 +288,11 @@ def start_device(args: argparse.Namespace) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     return device
+
+
+def chosen_backends(device: torch.device) -> str | None:
+    """Return what `backend=None` takes on a GPU, in a word that is equal for equal choices; None elsewhere."""
+    return backend_table(device).choices if device.type == "cuda" else None
 
 
 def create_autocast(args: argparse.Namespace, device: torch.device) -> tuple:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+import yaml
 from trainer import (
     MODEL,
     QUICK,
@@ -305,3 +306,23 @@ def test_resume_force_of_another_model_never_touches_the_weights(run, images, tm
     argv += ["--resume", f"{first}/last.pth.tar", "--model-kwargs", *MODEL[3:-3], "depth=1", "embed_dim=8"]
     expect_error(capsys, [*argv, "--resume-force"], 1, "last.pth.tar", "does not fit")
     assert not (tmp_path / "other").exists()
+
+
+def test_what_ran_on_the_gpu_is_recorded_and_must_be_there_again(run, images, tmp_path, capsys, monkeypatch):
+    """As on a GPU with a table of backends: the table of another one is another setting."""
+    start = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run", "--epochs", "2"]
+
+    def on_a_gpu_that_takes(choices):
+        monkeypatch.setattr(train_imagenet, "chosen_backends", lambda device: choices)
+
+    on_a_gpu_that_takes("triton-1234abcd")
+    path = Path(run("run", "--epochs", "2", "--stop-epoch", "1")["folder"], "args.yaml")
+    assert yaml.safe_load(path.read_text())["backends"] == "triton-1234abcd"
+    on_a_gpu_that_takes("fft")
+    for given in (start, ["-c", str(path)]):
+        expect_error(capsys, [*given, "--resume", "auto"], 2, "backends triton-1234abcd (now fft)", "--resume-force")
+    new = yaml.safe_load(Path(run("new", "-c", str(path))["folder"], "args.yaml").read_text())
+    assert new["backends"] == "fft"
+    # Without a GPU it goes on
+    on_a_gpu_that_takes(None)
+    assert len(run("run", "--epochs", "2", "--resume", "auto")["results"]) == 1

@@ -46,7 +46,17 @@ RETIRED = {
 
 # What `--eval` does not take over from a checkpoint: where and how its run went, and consent to run foreign code
 NOT_FROM_CHECKPOINT = {
-    *("config", "data", "dataset_trust_remote_code", "device", "device_modules", "eval", "experiment", "fsdp"),
+    *(
+        "backends",
+        "config",
+        "data",
+        "dataset_trust_remote_code",
+        "device",
+        "device_modules",
+        "eval",
+        "experiment",
+        "fsdp",
+    ),
     *("initial_checkpoint", "local_rank", "log_tensorboard", "log_wandb", "output", "pretrained", "pretrained_path"),
     *("resume", "resume_force", "start_epoch", "stop_epoch", "wandb_resume_id", *LEFT_OUT),
 }
@@ -363,4 +373,5 @@ def _beyond(parser: Parser) -> None:
     add("--nonfinite-limit", type=positive_int, default=10, metavar="N", help="most updates skipped in an epoch")
     add("--on-bad-image", default="stop", choices=("stop", "skip"), help="at an image that cannot be read")
     add("--resume-force", action="store_true", help="go on although settings differ from the checkpoint's")
+    add("--backends", metavar="NAME", help="recorded, not to be given: what backend=None takes on the run's GPU")
     add("--log-tensorboard", action="store_true", help="log to TensorBoard")

@@ -193,7 +193,10 @@ def check_settings(path: str, checkpoint: dict, settings: dict[str, Any], force:
     changed = [
         f"{name} {saved[name]} (now {settings[name]})"
         for name in names
-        if name in saved and _plain(saved[name]) != _plain(settings[name])
+        if name in saved
+        and _plain(saved[name]) != _plain(settings[name])
+        # A run may go on without a GPU, and had no choices before
+        and not (name == "backends" and None in (saved[name], settings[name]))
     ]
     if not changed:
         return
