@@ -15,7 +15,7 @@ from torch import Tensor
 from hyena_vision.ops import blocked, cpp_library, fft, long_conv_cpp, reference
 from hyena_vision.ops.gated_op import gated_gradients, gated_op
 from hyena_vision.ops.library import WATCHED, is_watched, sum_dtype
-from hyena_vision.ops.table import picks_triton
+from hyena_vision.ops.table import can_have_table, picks_triton
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,8 @@ def select(name: str | None, x: Tensor, kernel: Tensor, *, use: str | None = Non
     """
     if name is None:
         # What a table has was proven for shared kernels and zeros outside the signal
-        listed = use is not None and kernel.ndim < x.ndim and not circular and not is_watched(x, kernel)
-        if listed and picks_triton(x.device, x.shape[2:], x.dtype, use):
+        listed = can_have_table(x.device) and use is not None and kernel.ndim < x.ndim and not circular
+        if listed and not is_watched(x, kernel) and picks_triton(x.device, x.shape[2:], x.dtype, use):
             backend = BACKENDS["triton"]
             if backend.missing() is None and backend.reason(x, kernel) is None:
                 return backend

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyena_vision.ops.library import WATCHED, check_tensors, is_watched
-from hyena_vision.ops.table import picks_triton
+from hyena_vision.ops.table import can_have_table, picks_triton
 
 _BACKENDS = ("torch", "triton")
 MAX_TAPS = 49  # of a filter whose gradients the kernels sum in registers
@@ -69,7 +69,8 @@ def gated_short_filter(
     _check(x, weight, bias, signals, causal)
     if backend is None:
         use = "training" if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad) else "inference"
-        listed = not is_watched(x, weight) and picks_triton(x.device, x.shape[1:-1], x.dtype, use)
+        listed = can_have_table(x.device) and not is_watched(x, weight)
+        listed = listed and picks_triton(x.device, x.shape[1:-1], x.dtype, use)
         backend = "triton" if listed and _reason_not_triton(x, weight) is None else "torch"
     if backend == "torch":
         return filter_by_torch(x, weight, bias, signals, causal)

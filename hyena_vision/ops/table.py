@@ -175,6 +175,11 @@ def backend_table(device: torch.device | str | None = None) -> BackendTable:
     return _load(card_of(device))
 
 
+def can_have_table(device: torch.device) -> bool:
+    """Whether there are tables for such a device at all."""
+    return device.type == "cuda" or INTERPRETED
+
+
 def picks_triton(device: torch.device, size: Sequence[int], dtype: torch.dtype, use: str) -> bool:
     """Whether the table of a device takes the fused kernels, for shared kernels and zeros outside the signal.
 
@@ -184,8 +189,6 @@ def picks_triton(device: torch.device, size: Sequence[int], dtype: torch.dtype, 
         dtype: Of the signals.
         use: One of `USES`.
     """
-    if device.type != "cuda" and not INTERPRETED:
-        return False
     for ranges, taken in _covers(f"{device}", len(size), f"{dtype}".removeprefix("torch."), use):
         if all([low < n <= high for (low, high), n in zip(ranges, size, strict=True)]):
             return taken
