@@ -3,10 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from hyena_vision.benchmark import flops, gpu_report, loop, models, ops, tune
+from hyena_vision.benchmark import flops, gpu_report, loop, models, ops, profile, runs, tune
 from hyena_vision.training.errors import UserError
 
-COMMANDS = ops, models, tune, gpu_report, flops, loop
+COMMANDS = ops, models, tune, profile, runs, gpu_report, flops, loop
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -309,7 +309,7 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
     if dry:
         tune += "--dtype float32 --dim 2 --tokens 1 --rounds 1 --repeats 1 --img-sizes 32 --models".split()
         tune += ["hyena2d_vit_tiny", "hyena_vit_tiny"]
-    runs = ["runs", *device, *("--cases float32 bfloat16 --data folder --epochs 1".split() if dry else ["--go-on"])]
+    runs = ["runs", *device, *("--cases float32 --data folder --epochs 1".split() if dry else ["--go-on"])]
     profile = ["profile", "--models", *(("hyena2d_vit_tiny",) if dry else _SMALL), *device, *dtype, "--train"]
     profile += ["--img-sizes", *map(str, sizes), *(["-b", "1", "--rounds", "1"] if dry else [])]
     base, pyramids = (small, small) if dry else (_BASE, _PYRAMIDS)

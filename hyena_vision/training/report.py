@@ -100,7 +100,7 @@ def compare(folders: Sequence[str]) -> str:
     header = ("model", "parameters", "top-1 last epoch (%)", "top-1 best epoch (%)", "training images/s")
     table = [header]
     for folder in folders:
-        rows, results = read_summary(folder), _read_results(folder)
+        rows, results = read_summary(folder), read_results(folder)
         accuracy = [row["eval_top1"] for row in rows if "eval_top1" in row]
         table.append(
             (
@@ -143,7 +143,12 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _read_results(folder: str) -> dict:
+def read_results(folder: str) -> dict:
+    """Return what `write_results` wrote.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
     try:
         with open(os.path.join(folder, "results.json"), encoding="utf-8") as file:
             return json.load(file)
