@@ -365,7 +365,8 @@ def _lines(axes: Any, rows: Sequence[Any], label: str, x: str, y: str, **text: s
         axes.plot(*zip(*points, strict=True) if points else ([], []), marker="o", label=name)
     axes.set_xscale("log", base=2)
     ticks = sorted({getattr(row, x) for row in rows})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    many = dict(rotation=90, fontsize="x-small") if len(ticks) > 8 else {}
+    axes.set_xticks(ticks, [str(tick) for tick in ticks], **many)
     axes.set_xticks([], minor=True)
     axes.set(**text)
     axes.grid(alpha=0.3)
