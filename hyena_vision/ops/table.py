@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,7 +156,7 @@ def tile_of(n: int, rank: int) -> tuple[int, int]:
 def card_of(device: torch.device | str | None = None) -> Card | None:
     """The card of a device, by default of the current GPU; None for a device that has no table."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.version.hip is None:
         properties = torch.cuda.get_device_properties(device)
         return Card(properties.name, (properties.major, properties.minor))
     return Card("Triton's interpreter", (0, 0)) if device.type == "cpu" and INTERPRETED else None
@@ -177,7 +178,7 @@ def backend_table(device: torch.device | str | None = None) -> BackendTable:
 
 def can_have_table(device: torch.device) -> bool:
     """Whether there are tables for such a device at all."""
-    return device.type == "cuda" or INTERPRETED
+    return (device.type == "cuda" and torch.version.hip is None) or INTERPRETED
 
 
 def picks_triton(device: torch.device, size: Sequence[int], dtype: torch.dtype, use: str) -> bool:
@@ -220,7 +221,7 @@ def _load(card: Card | None) -> BackendTable:
         except (OSError, ValueError) as error:
             _logger.warning(f"The table of backends {path} is ignored: {error}. `{COMMAND}` makes a new one.")
             ignored = True
-    if not ignored and not INTERPRETED:
+    if not ignored and not INTERPRETED and find_spec("triton") is not None:
         _logger.warning(
             f"Long convolutions on {card.name} run torch.fft: `{COMMAND}` finds out, once and in five minutes, where "
             f"the fused kernels are faster on this card, and they are used from then on. {SWITCH}=0 is for silence."

@@ -287,12 +287,16 @@ def test_another_patch_release_and_version_of_ours_is_no_other_world():
     assert table._load(HERE).rows == (FAST,)
 
 
+@needs_triton
 def test_no_table_is_one_line_that_names_the_command(monkeypatch, caplog):
     monkeypatch.setattr(table, "INTERPRETED", False)
     for _ in range(2):
         assert table._load(HERE).rows == ()
     (message,) = caplog.messages
     assert "python -m hyena_vision.benchmark tune" in message and HERE.name in message
+    forget()
+    monkeypatch.setattr(table, "find_spec", lambda name: None)  # there is nothing to tune
+    assert table._load(HERE).rows == () and len(caplog.messages) == 1
 
 
 def test_the_switch_names_a_file_or_turns_it_off(monkeypatch, caplog, tmp_path):
