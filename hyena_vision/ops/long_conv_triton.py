@@ -38,11 +38,23 @@ from hyena_vision.ops.library import WATCHED, empty_result, full_precision, is_w
 _WHOLE = 64
 # Warps that a GPU should have to choose from: a few times those that the largest one runs at once.
 _WARPS = 8192
-# Bytes of shared memory that programs need, as compiled ahead of time for sm_80, sm_90 and later ones: those of whole
-# tiles of more than 64 x 64, and all others.
-LARGE_SHARED_MEMORY, SHARED_MEMORY = 152 * 1024, 64 * 1024
-# What the devices are, known here because a compiler cannot ask them.
-_DEVICES = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+
+
+class Device(NamedTuple):
+    """What decides about kernels, as plain numbers: a compiler that traces a call cannot ask a device."""
+
+    capability: int  # 90 of sm_90
+    shared_memory: int  # bytes that one program can have
+
+
+def _devices() -> list[Device]:
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [Device(10 * p.major + p.minor, p.shared_memory_per_block_optin) for p in found]
+
+
+_DEVICES = _devices()
+# Of shared memory, for whole tiles of more than 64 x 64
+LARGE_SHARED_MEMORY = 152 * 1024
 
 
 def interpreted() -> bool:
@@ -141,12 +153,17 @@ def _sizes(plan: Plan, x: Tensor) -> tuple[tuple[int, int], int, int]:
 
 def is_whole(plan: Plan, exact: bool, device: torch.device) -> bool:
     """Whether one program convolves a whole tile: as far as registers and shared memory go."""
-    large = not exact and (device.type != "cuda" or _shared_memory(device) >= LARGE_SHARED_MEMORY)
+    large = not exact and (device.type != "cuda" or _DEVICES[device.index].shared_memory >= LARGE_SHARED_MEMORY)
     return max(plan.lines, plan.rows) <= (2 if large else 1) * _WHOLE
 
 
-def _shared_memory(device: torch.device) -> int:
-    return _DEVICES[device.index].shared_memory_per_block_optin
+def shared_memory(size: Sequence[int], exact: bool) -> int:
+    """Bytes that programs need at most for signals of a size, as compiled ahead of time for sm_80 to sm_120.
+
+    Those of whole tiles of more than 64 x 64 need `LARGE_SHARED_MEMORY`; without it such tiles are convolved in parts.
+    """
+    side = size[0] ** 0.5 if len(size) == 1 else max(size)
+    return 96 * 1024 if exact and 32 < side <= 64 else 48 * 1024
 
 
 def _samples(batch: int, programs: int, warps: int) -> int:
@@ -326,18 +343,28 @@ def _dspectrum(name: str, x: Tensor, plan: Plan, exact: bool, per_sample: bool, 
     return dspectrum
 
 
-def _on_device_of_x(function: Callable) -> Callable:
-    """Run a function of the operator with the current device that Triton launches on."""
+def on_device_of_x(function: Callable) -> Callable:
+    """Run a function of an operator with the current device that Triton launches on.
+
+    Raises:
+        RuntimeError: A program of this version of Triton needs more than the device has.
+    """
 
     @wraps(function)
     def run(*args):
-        with torch.cuda.device_of(args[0]):
-            return function(*args)
+        x = args[0]
+        try:
+            with torch.cuda.device_of(x):
+                return function(*args)
+        except triton.OutOfResources as error:
+            raise RuntimeError(
+                f"backend 'triton' cannot run {tuple(x.shape)} {x.dtype} on {x.device}: {error}; backend 'fft' can"
+            ) from error
 
     return run
 
 
-@_on_device_of_x
+@on_device_of_x
 def _forward(
     x: Tensor,
     kernel: Tensor,
@@ -361,7 +388,7 @@ def _make_tables(x: Tensor, circular: bool) -> None:
             make_kernel_tables(plan, x.device)
 
 
-gradients = _on_device_of_x(_gradients)
+gradients = on_device_of_x(_gradients)
 long_conv = gated_op("triton_conv", _forward, gradients, _make_tables)
 
 
@@ -378,11 +405,14 @@ def reason_not(x: Tensor, kernel: Tensor) -> str | None:
         return None
     if x.device.type != "cuda":
         return f"it is for GPUs, and x is on {x.device}"
-    if torch.version.hip is not None or _DEVICES[x.device.index].major < 8:
-        return f"it is for NVIDIA's GPUs from sm_80 on, and {x.device} is another"
-    shared = _shared_memory(x.device)
-    if shared < SHARED_MEMORY:
-        return f"its programs need up to {SHARED_MEMORY} bytes of shared memory, and {x.device} has {shared}"
+    if torch.version.hip is not None:
+        return f"it is for NVIDIA's GPUs, and {x.device} is another"
+    device, needed = _DEVICES[x.device.index], shared_memory(x.shape[2:], x.dtype != torch.bfloat16)
+    if device.capability < 80:
+        # As compiled for sm_75: up to 22 KB spilled per thread, and 112 KB of shared memory where it has 64
+        return f"its kernels do not fit GPUs before sm_80, and {x.device} is sm_{device.capability}"
+    if device.shared_memory < needed:
+        return f"it needs {needed} bytes of shared memory for this size, and {x.device} has {device.shared_memory}"
     return None
 
 
@@ -396,6 +426,7 @@ def prepare(
     return made.spectrum, made.spectrum.half(), made.scales
 
 
+@on_device_of_x
 def convolve_prepared(
     x: Tensor,
     tensors: Sequence[Tensor],
@@ -407,6 +438,5 @@ def convolve_prepared(
 ) -> Tensor:
     """The convolution with what `prepare` made."""
     (spectrum, half, scales), exact = tensors, is_exact(x, gate)
-    with torch.cuda.device_of(x):
-        kernel = _Kernel(make_plan(x.shape[2:], circular), exact, spectrum if exact else half, scales)
-        return _convolve(x, kernel, gate, out_gate)
+    kernel = _Kernel(make_plan(x.shape[2:], circular), exact, spectrum if exact else half, scales)
+    return _convolve(x, kernel, gate, out_gate)

@@ -2,7 +2,9 @@
 
 A program of its own, since the tests run in a process where Triton interprets:
 
-    python ahead_of_time.py {sm_80,sm_90} {bf16,fp32} [SIZE ...]     a size: 64x64, 4096
+    python ahead_of_time.py ARCHITECTURE {bf16,fp32} [SIZE ...]     sm_80, sm_89, ...; a size: 64x64, 4096
+
+docs/gpu.md lists the architectures that were tried.
 
 Instructions are those of a program of a whole tile, of one sample; of other programs, those of one turn of each loop.
 """
@@ -87,7 +89,7 @@ def short_filter_arguments(exact, backward):
 
 def tool(name, *arguments):
     """What one of the programs that come with Triton prints."""
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    path = getattr(triton.knobs.nvidia, name).path
     return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
 
 
@@ -130,7 +132,8 @@ def compile_kernel(kernel, given, target, turns, **options):
             r"REG:(\d+) STACK:(\d+)", tool("cuobjdump", "--dump-resource-usage", file)
         ).groups()
         instructions = compiled.metadata.num_warps * executed(tool("nvdisasm", "-c", file), turns)
-    report = {"registers": int(registers), "stack": int(stack), "shared": compiled.metadata.shared}
+    threads = 32 * compiled.metadata.num_warps
+    report = {"registers": int(registers), "threads": threads, "stack": int(stack), "shared": compiled.metadata.shared}
     return report | {"instructions": instructions}
 
 

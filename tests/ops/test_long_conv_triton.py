@@ -1,7 +1,5 @@
 """The fused kernels against the direct sum: on a GPU where there is one, else by Triton's interpreter on the CPU."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from operators import OPERATORS
@@ -11,6 +9,8 @@ from hyena_vision.ops import long_conv1d, long_conv2d, prepare_kernel1d, prepare
 from hyena_vision.testing import Problem, assert_within_tolerance, lay_out, relative_errors
 
 pytest.importorskip("triton")
+import triton
+
 from hyena_vision.ops import half_frequency, long_conv_triton
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("nan_filled_empties")]
@@ -364,24 +364,81 @@ def test_says_what_it_cannot_run(x, message):
         op(x.to(DEVICE), kernel.to(DEVICE), backend="triton")
 
 
-def test_small_shared_memory_is_a_reason(monkeypatch):
+class OnGpu(torch.Tensor):
+    """As far as its device goes."""
+
+    device = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def on_card(monkeypatch):
+    """Return a function that makes `reason_not` and `is_whole` believe in a card: what it says of a size and dtype."""
     monkeypatch.setattr(long_conv_triton, "interpreted", lambda: False)
-    device = SimpleNamespace(major=8, shared_memory_per_block_optin=32768)
-    monkeypatch.setattr(long_conv_triton, "_DEVICES", [device])
-    reason = long_conv_triton.reason_not(torch.ones(1, 1, 3, device="meta"), torch.ones(1, 3, device="meta"))
-    assert reason == "it is for GPUs, and x is on meta"
+    monkeypatch.setattr(long_conv_triton, "is_watched", lambda *tensors: False)
 
-    class OnGpu(torch.Tensor):
-        device = torch.device("cuda", 0)
+    def on_card(capability, kilobytes, size, dtype=torch.bfloat16):
+        monkeypatch.setattr(long_conv_triton, "_DEVICES", [long_conv_triton.Device(capability, kilobytes * 1024)])
+        x = torch.ones(1, 1, *size, dtype=dtype).as_subclass(OnGpu)
+        plan = half_frequency.make_plan(size, False)
+        return long_conv_triton.reason_not(x, x), long_conv_triton.is_whole(plan, dtype != torch.bfloat16, x.device)
 
+    return on_card
+
+
+def test_what_does_not_fit_a_card_is_declined_or_done_in_parts(on_card):
+    # sm_80, sm_89, and a card of little memory
+    assert on_card(80, 163, (128, 128)) == on_card(90, 227, (16384,)) == (None, True)
+    assert on_card(89, 99, (128, 128)) == on_card(80, 163, (128, 128), torch.float32) == (None, False)
+    assert on_card(86, 99, (64, 64), torch.float32) == on_card(120, 99, (4096,), torch.float16) == (None, True)
+    for size in ((64, 64), (3, 33), (4096,), (1025,)):
+        reason, _ = on_card(80, 64, size, torch.float32)
+        assert reason == "it needs 98304 bytes of shared memory for this size, and cuda:0 has 65536"
+        assert on_card(80, 64, size)[0] is None
+    for size in ((32, 32), (1024,), (65, 65), (4097,)):
+        assert on_card(80, 64, size, torch.float32)[0] is None
+        assert "49152 bytes" in on_card(80, 47, size)[0]
+    assert "do not fit GPUs before sm_80, and cuda:0 is sm_75" in on_card(75, 64, (8, 8))[0]
+
+
+def test_other_devices_are_declined(monkeypatch):
+    monkeypatch.setattr(long_conv_triton, "interpreted", lambda: False)
+    x = torch.ones(1, 1, 3, device="meta")
+    assert long_conv_triton.reason_not(x, x) == "it is for GPUs, and x is on meta"
+    monkeypatch.setattr(torch.version, "hip", "6.0")
     monkeypatch.setattr(long_conv_triton, "is_watched", lambda *tensors: False)
     x = torch.ones(1, 1, 3).as_subclass(OnGpu)
-    assert "bytes of shared memory, and cuda:0 has 32768" in long_conv_triton.reason_not(x, x)
-    plan = half_frequency.make_plan((128, 128), False)
-    for shared, whole in ((99 * 1024, False), (163 * 1024, True)):
-        device.shared_memory_per_block_optin = shared
-        assert long_conv_triton.reason_not(x, x) is None
-        assert long_conv_triton.is_whole(plan, False, x.device) == whole
-        assert not long_conv_triton.is_whole(plan, True, x.device)
-    device.major = 7
-    assert "from sm_80 on, and cuda:0 is another" in long_conv_triton.reason_not(x, x)
+    assert long_conv_triton.reason_not(x, x) == "it is for NVIDIA's GPUs, and cuda:0 is another"
+
+
+def test_a_compiler_can_ask_whether_a_card_takes_a_call(monkeypatch):
+    """What is read of a card is plain numbers: properties of a real one cannot be traced."""
+    monkeypatch.setattr(long_conv_triton, "_DEVICES", [long_conv_triton.Device(89, 101376)])
+    torch.compiler.reset()
+
+    @torch.compile(backend="eager", fullgraph=True, dynamic=True)
+    def asked(x):
+        device, needed = long_conv_triton._DEVICES[0], long_conv_triton.shared_memory(x.shape[2:], True)
+        return x + 1 if device.capability < 80 or device.shared_memory < needed else x
+
+    for size in ((5, 9), (40, 40), (70, 70), (300,), (3000,)):
+        assert torch.equal(asked(torch.zeros(1, 1, *size)), torch.zeros(1, 1, *size))
+
+
+@pytest.mark.parametrize("call", ["forward", "backward", "prepared"])
+def test_another_version_of_triton_that_needs_more_is_told_in_one_line(call, monkeypatch):
+    x, kernel, _ = Problem((4, 5), (7, 9), 1, 2, skip=False).tensors(torch.float32, DEVICE)
+    x.requires_grad_()
+    y, prepared = long_conv2d(x, kernel, backend="triton"), prepare_kernel2d(x.detach(), kernel, backend="triton")
+
+    def fail(*args, **kwargs):
+        raise triton.OutOfResources(123456, 101376, "shared memory")
+
+    monkeypatch.setattr(long_conv_triton, "_launch_whole", fail)
+    calls = {
+        "forward": lambda: long_conv2d(x, kernel, backend="triton"),
+        "backward": lambda: y.sum().backward(),
+        "prepared": lambda: long_conv2d(x.detach(), prepared),
+    }
+    with pytest.raises(RuntimeError, match=r"cannot run \(1, .*123456.*101376.*backend 'fft' can") as raised:
+        calls[call]()
+    assert isinstance(raised.value.__cause__, triton.OutOfResources)
