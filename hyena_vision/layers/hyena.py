@@ -34,6 +34,7 @@ from hyena_vision.ops.backends import select
 from hyena_vision.ops.hyena import first_signal, table_use
 from hyena_vision.ops.library import is_compiling
 from hyena_vision.ops.short_filter import MAX_TAPS, filter_sequence
+from hyena_vision.ops.table import can_have_table
 
 # Of kernels and their spectra that are made, used and dropped together
 _GROUP_BYTES = 2**25
@@ -281,11 +282,13 @@ class _Hyena(nn.Module):
 
     def _fuses_first_gate(self, signals: Tensor, cond: Tensor | None) -> bool:
         """Whether short filter and first gate are one kernel: with the fused backend, few taps, nothing between."""
+        if self.backend != "triton" and (self.backend is not None or not can_have_table(signals.device)):
+            return False
         between = all(map(_is_identity, (self.value_norm, self.gate_act, self.gate_norms[0])))
         if not between or math.prod(self.short_filter.kernel_size) > MAX_TAPS or not self._knows_short_filter():
             return False
-        if self.backend is not None:
-            return self.backend == "triton"
+        if self.backend == "triton":
+            return True
         value, padding = first_signal(signals, self.filter.rank, self.order + 1), self._op_settings().get("padding")
         use = table_use(signals, prepared=self.reparameterized) if cond is None else None
         return select(None, value, self.skip, use=use, circular=padding == "circular").name == "triton"
