@@ -5,6 +5,8 @@ random numbers gives it. On a GPU the time is that of its kernels, on a CPU that
 """
 
 import argparse
+import math
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -20,8 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 from hyena_vision.benchmark import report
 from hyena_vision.benchmark.arguments import DTYPES, add_output_argument
 from hyena_vision.benchmark.machine import describe_machine
-from hyena_vision.benchmark.step import create_model
-from hyena_vision.benchmark.timing import OK, attempt
+from hyena_vision.benchmark.step import count_tokens, create_model
+from hyena_vision.benchmark.timing import FAILED, OK, attempt
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 
@@ -31,7 +33,10 @@ if TYPE_CHECKING:
 MODELS = ("hyena2d_vit_small", "triton:hyena2d_vit_small", "vit_small_patch16_224")
 IMG_SIZES = (224, 512, 1024, 2048)
 OTHERS = "others"
-_TOKENS, _LISTED, _NAMED = 2**15, 12, 10
+_TOKENS, _LISTED = 2**15, 12
+_COLORS = [f"C{index}" for index in (0, 1, 2, 3, 4, 5, 6, 8, 9)]  # C7 is a grey, as the others are
+# What the names of torch's kernels begin with, before they say what they do
+_NOISE = re.compile(r"\bvoid |\(anonymous namespace\)::|\b(at|native|c10|std)::")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class ProfileRow:
     Attributes:
         model: Name, as of `hyena_vision.benchmark.step.create_model`.
         img_size: Side of the image in pixels.
+        grid: Side of the block's grid of tokens; None if there is no such model.
         batch_size: Images of a call.
         mode: "infer", or "train" for forward and backward.
         dtype: Of autocast, "float32" for none.
@@ -49,13 +55,15 @@ class ProfileRow:
         calls: In a call of the block.
         us: Microseconds in a call of the block; None if it failed.
         share: Of the time of all kernels of the block.
+        block_us: Microseconds of all kernels in a call of the block.
         status: "ok", "out of memory", or "failed" and why.
         machine: What it was measured on.
     """
 
     model: str
     img_size: int
-    batch_size: int
+    grid: int | None
+    batch_size: int | None
     mode: str
     dtype: str
     device: str
@@ -63,6 +71,7 @@ class ProfileRow:
     calls: float | None
     us: float | None
     share: float | None
+    block_us: float | None
     status: str
     machine: str
 
@@ -92,13 +101,10 @@ def run(args: argparse.Namespace) -> list[ProfileRow]:
         The rows.
 
     Raises:
-        UserError: timm knows no such model, or matplotlib is missing.
+        UserError: matplotlib is missing.
     """
     if args.output is not None:
         report.require_matplotlib()
-    for name in args.models:
-        with torch.device("meta"):
-            create_model(name, args.img_sizes[0])  # a wrong name shows before anything is measured
     rows: list[ProfileRow] = []
     for mode in ("infer", "train") if args.train else ("infer",):
         for img_size in args.img_sizes:
@@ -115,22 +121,39 @@ def run(args: argparse.Namespace) -> list[ProfileRow]:
 
 
 def _profile(name: str, img_size: int, mode: str, args: argparse.Namespace) -> list[ProfileRow]:
-    """Rows of one block, heaviest first."""
-    batch = args.batch_size or max(1, _TOKENS // (img_size // 16) ** 2)
-    row = ProfileRow(name, img_size, batch, mode, args.dtype, args.device, "", None, None, None, OK, describe_machine())
+    """Rows of one block, heaviest first; or one that says why there are none."""
+    of_machine = args.dtype, args.device, "", None, None, None, None, OK, describe_machine()
+    row = ProfileRow(name, img_size, None, args.batch_size, mode, *of_machine)
 
     def measure() -> list[tuple[str, float, float]]:
-        call = make_call(name, img_size, batch, mode, args.dtype, args.device, args.reparam)
-        return kernel_times(call, args.device, args.rounds)
+        nonlocal row
+        grid = _grid(name, img_size)
+        row = replace(row, grid=grid, batch_size=args.batch_size or max(1, _TOKENS // grid**2))
+        call = make_call(name, img_size, row.batch_size, mode, args.dtype, args.device, args.reparam)
+        times = kernel_times(call, args.device, args.rounds)
+        if not times:
+            raise RuntimeError("the profiler saw no kernels")
+        return times
 
-    times, status = attempt(measure)
+    try:
+        times, status = attempt(measure)
+    except UserError as error:  # no such model or block: the others have one
+        times, status = None, f"{FAILED}: {error}"
     if times is None:
         return [replace(row, status=status)]
     whole = sum(us for _, _, us in times)
     largest, rest = times[:_LISTED], times[_LISTED:]
     if rest:
         largest.append((OTHERS, sum(calls for _, calls, _ in rest), sum(us for _, _, us in rest)))
+    row = replace(row, block_us=whole)
     return [replace(row, kernel=kernel, calls=calls, us=us, share=us / whole) for kernel, calls, us in largest]
+
+
+def _grid(name: str, img_size: int) -> int:
+    """Side of the grid of tokens that the block has; a pyramid's third stage has patches of 16 pixels."""
+    with torch.device("meta"):
+        tokens = count_tokens(create_model(name, img_size), img_size)
+    return max(1, img_size // 16 if tokens is None else math.isqrt(tokens))
 
 
 def make_call(
@@ -215,18 +238,27 @@ def kernel_times(call: Callable[[], object], device: str, rounds: int) -> list[t
     on_gpu = torch.device(device).type == "cuda"
     for _ in range(3):
         call()
+    if on_gpu:
+        torch.cuda.synchronize(device)  # else kernels of the warm-up may count
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
         for _ in range(rounds):
             call()
         if on_gpu:
             torch.cuda.synchronize(device)
-    times = []
+    times: dict[str, tuple[float, float]] = {}
     for event in profiler.key_averages():
         of_gpu = event.device_type != torch.autograd.DeviceType.CPU
         us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if of_gpu == on_gpu and us > 0:
-            times.append((event.key[:80], event.count / rounds, us / rounds))
-    return sorted(times, key=lambda time: -time[2])
+            name = short_name(event.key)
+            calls, before = times.get(name, (0.0, 0.0))
+            times[name] = calls + event.count / rounds, before + us / rounds
+    return sorted(((name, *time) for name, time in times.items()), key=lambda time: -time[2])
+
+
+def short_name(kernel: str) -> str:
+    """The first 80 characters of a kernel's name, without the namespaces that all of torch's have."""
+    return _NOISE.sub("", kernel)[:80]
 
 
 def markdown(rows: Sequence[ProfileRow]) -> str:
@@ -234,12 +266,13 @@ def markdown(rows: Sequence[ProfileRow]) -> str:
     parts = []
     for key in dict.fromkeys((row.model, row.img_size, row.mode) for row in rows):
         some = [row for row in rows if (row.model, row.img_size, row.mode) == key]
-        what = f"{key[0]}, {key[1]} px, {'training' if key[2] == 'train' else 'inference'}, batch {some[0].batch_size}"
-        if some[0].us is None:
+        what = f"{key[0]}, {key[1]} px, {'training' if key[2] == 'train' else 'inference'}"
+        if some[0].block_us is None:
             parts.append(f"{what}: {some[0].status}\n")
             continue
-        whole = sum(row.us or 0 for row in some)
-        parts.append(f"{what}, {some[0].dtype}: {whole:.0f} us in a call of one block\n")
+        what += f", batch {some[0].batch_size}, {some[0].dtype}"
+        parts.append(f"{what}: {some[0].block_us:.0f} us in a call of one block\n")
+        some = [replace(row, kernel=f"`{row.kernel}`") for row in some]  # <float> is no tag
         parts.append(report.markdown_table(some, ("kernel", "calls", "us", "share")) + "\n")
     return "\n".join(parts)
 
@@ -256,24 +289,28 @@ def plot(rows: Sequence[ProfileRow]) -> "Figure":
     from matplotlib.figure import Figure
 
     bars = list(dict.fromkeys((row.model, row.img_size, row.mode) for row in rows))
+    labels = [f"{model}, {img_size} px, {mode}" for model, img_size, mode in bars]
     time: dict[str, dict[tuple, float]] = {}
     for row in rows:
-        per_token = (row.us or 0.0) / (row.batch_size * (row.img_size / 16) ** 2)
-        kernel = time.setdefault(row.kernel or OTHERS, {})
-        key = (row.model, row.img_size, row.mode)
-        kernel[key] = kernel.get(key, 0.0) + per_token
+        if row.us is not None and row.grid is not None and row.batch_size is not None:
+            per_token = 1000 * row.us / (row.batch_size * row.grid**2)
+            time.setdefault(row.kernel, {})[row.model, row.img_size, row.mode] = per_token
     heaviest = sorted(time, key=lambda kernel: -sum(time[kernel].values()))
-    named = [kernel for kernel in heaviest if kernel != OTHERS][:_NAMED]
+    named = [kernel for kernel in heaviest if kernel != OTHERS][: len(_COLORS)]
     figure = Figure(figsize=(11, 2.2 + 0.32 * len(bars) + 0.18 * len(named)), layout="constrained")
     axes, left = figure.subplots(), [0.0] * len(bars)
-    labels = [f"{model}, {img_size} px, {mode}" for model, img_size, mode in bars]
-    groups = [(f" {kernel[:70]}", [kernel], f"C{index}") for index, kernel in enumerate(named)]
+    # A label that begins with an underscore would have no place in the legend
+    groups = [(f" {kernel[:70]}", [kernel], color) for kernel, color in zip(named, _COLORS, strict=False)]
     groups.append((OTHERS, [kernel for kernel in heaviest if kernel not in named], "0.8"))
     for label, kernels, color in groups:
-        widths = [1000 * sum(time[kernel].get(bar, 0.0) for kernel in kernels) for bar in bars]
+        widths = [sum(time[kernel].get(bar, 0.0) for kernel in kernels) for bar in bars]
         axes.barh(labels, widths, left=left, color=color, label=label)
         left = [a + b for a, b in zip(left, widths, strict=True)]
+    failures = {(row.model, row.img_size, row.mode): row.status for row in rows if row.status != OK}
+    for bar, status in failures.items():
+        axes.text(0, bars.index(bar), f" {status[:90]}", va="center", fontsize="x-small", color="0.4")
+    axes.margins(y=0.01)
     axes.invert_yaxis()
-    axes.set(xlabel="nanoseconds per token (patch of 16 pixels)")
+    axes.set(xlabel="nanoseconds per token of the block")
     figure.legend(loc="outside lower center", fontsize="x-small", ncols=2)
     return figure

@@ -5,11 +5,14 @@ that it is compared with. Each run is a process of its own, with a log; a run th
 """
 
 import argparse
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +48,7 @@ _DATA = {
     "folder": "--model hyena2d_vit_tiny --num-classes 3 --img-size 64 -b 16",
 }
 _DRAWN = {"train": 32, "val": 12}  # of each class
+_SECONDS_TO_END = 10  # from being asked to being killed
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class RunRow:
         loss_ratio: That over float32's.
         val_loss: Of the last epoch.
         top1: In per cent, of the last epoch.
-        same_bits: Of a resumed run: whether all its metrics are those of the run that was not stopped.
+        same_bits: Of a resumed run: whether the metrics of all epochs are those of the run that was not stopped.
         status: "ok", or "failed" and why.
         machine: What it ran on.
     """
@@ -122,7 +126,7 @@ def run(args: argparse.Namespace) -> list[RunRow]:
         # The base comes first: others are compared with it
         for case in sorted(args.cases, key=lambda case: case != BASE):
             if not any((row.data, row.case) == (data, case) for row in rows):
-                rows.append(_compared(train(data, case, args), rows))
+                rows.append(_compared(train(data, case, args), rows, output))
                 report.write_csv(rows, str(output), "runs.csv")
     columns = [name for name in vars(rows[0]) if name not in ("machine", "device")]
     text = report.markdown_table(rows, columns)
@@ -178,7 +182,10 @@ def train(data: str, case: str, args: argparse.Namespace) -> RunRow:
     seconds = round(time.monotonic() - start, 1)
     if status != "ok":
         return replace(row, seconds=seconds, status=status)
-    last, results = read_summary(str(folder))[-1], read_results(str(folder))
+    try:
+        last, results = read_summary(str(folder))[-1], read_results(str(folder))
+    except UserError as error:
+        return replace(row, seconds=seconds, status=f"failed: {error}")
     return replace(
         row,
         seconds=seconds,
@@ -201,26 +208,57 @@ def _call(command: Sequence[str], log: Path, time_limit: float, stop_at: Path | 
                 stop_at = None
             time.sleep(0.05)
         if process.poll() is None:
-            process.terminate()  # torchrun ends its own processes
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _end(process)
             return f"failed: took longer than {time_limit:.0f} s"
     if process.returncode == expected:
         return "ok"
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"failed: exit code {process.returncode}, expected {expected}: {(lines or ['nothing was said'])[-1][:200]}"
+    last = last_line(log.read_text(encoding="utf-8", errors="replace"))
+    return f"failed: exit code {process.returncode}, expected {expected}: {last}"
 
 
-def _compared(row: RunRow, others: Sequence[RunRow]) -> RunRow:
+def _end(process: subprocess.Popen) -> None:
+    """End a process and all that it started, which torchrun puts into sessions of their own."""
+    family = _family(process.pid)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_SECONDS_TO_END)
+    for pid in family:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all below it, where there is /proc; else the process alone."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    family = [pid]
+    for member in family:  # which grows
+        family += [child for child, parent in parents.items() if parent == member]
+    return family
+
+
+def last_line(log: str) -> str:
+    """What a program said last; torchrun's own report comes after that and is left out."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    of_torchrun = [index for index, line in enumerate(lines) if "failed (exitcode: " in line]
+    said = lines[: of_torchrun[0]] if of_torchrun else lines
+    return (said or lines or ["nothing was said"])[-1][:200]
+
+
+def _compared(row: RunRow, others: Sequence[RunRow], output: Path) -> RunRow:
     """With its loss over that of the base, and whether a resumed run is the base."""
     base = next((other for other in others if (other.data, other.case) == (row.data, BASE)), None)
     if base is None or base.train_loss is None or row.train_loss is None:
         return row
-    same = (row.train_loss, row.val_loss, row.top1) == (base.train_loss, base.val_loss, base.top1)
-    return replace(row, loss_ratio=row.train_loss / base.train_loss, same_bits=same if row.case == RESUME else None)
+    same = None
+    if row.case == RESUME:
+        with suppress(UserError):  # the base's folder may be gone since an earlier call
+            one, other = (read_summary(str(output / f"{row.data}-{case}")) for case in (BASE, RESUME))
+            same = one == other
+    return replace(row, loss_ratio=row.train_loss / base.train_loss, same_bits=same)
 
 
 def plot(rows: Sequence[RunRow], output: Path) -> "Figure":
@@ -241,7 +279,10 @@ def plot(rows: Sequence[RunRow], output: Path) -> "Figure":
         for row in rows:
             if row.data != data or row.train_loss is None:
                 continue
-            losses = [epoch["train_loss"] for epoch in read_summary(str(output / f"{data}-{row.case}"))]
+            try:
+                losses = [epoch["train_loss"] for epoch in read_summary(str(output / f"{data}-{row.case}"))]
+            except UserError:  # its folder is gone since an earlier call
+                continue
             style = dict(linewidth=3, color="0.7") if row.case == BASE else dict(linestyle="--", linewidth=1)
             axes.plot(range(1, len(losses) + 1), losses, marker=".", label=row.case, **style)
         axes.set(title=data, xlabel="epoch", ylabel="training loss")
