@@ -13,13 +13,11 @@ import math
 import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -28,6 +26,7 @@ from hyena_vision.benchmark import report
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.models import ModelRow
 from hyena_vision.benchmark.ops import OpRow
+from hyena_vision.benchmark.processes import end, last_line
 from hyena_vision.ops.table import SWITCH, USES, Row
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
@@ -228,16 +227,16 @@ def _run_step(part: int, step: Step, folder: Path, root: Path, left: float) -> S
     process = context.Process(target=_work, args=(step.argv, str(folder), switch))
     process.start()
     process.join(min(step.seconds, left))
-    status = OK if process.exitcode == 0 else f"failed: {_last_line(folder / 'log.txt')} (exit code {process.exitcode})"
+    log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace") if (folder / "log.txt").exists() else ""
+    status = OK if process.exitcode == 0 else f"failed: {last_line(log)} (exit code {process.exitcode})"
     if process.is_alive():
-        _end(process)
+        end(process.pid, process.join, 5)
         status = f"failed: took longer than {step.seconds} s" if step.seconds <= left else LEFT
     return StepRow(part, step.name, status, round(time.monotonic() - start, 1), describe_machine())
 
 
 def _work(argv: Sequence[str], folder: str, switch: str) -> None:
     """Body of a step's process: what it says goes into its log, what it writes into its folder."""
-    os.setsid()  # so that its own children can be ended with it
     os.environ[SWITCH] = switch
     with open(os.path.join(folder, "log.txt"), "a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
@@ -249,22 +248,6 @@ def _work(argv: Sequence[str], folder: str, switch: str) -> None:
     from hyena_vision.benchmark.__main__ import main
 
     main([*argv, "--output", folder] if argv[0] != "tune" else argv)
-
-
-def _end(process: ForkServerProcess) -> None:
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, kind)
-        except ProcessLookupError:
-            process.kill()
-        process.join(5)
-        if not process.is_alive():
-            return
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was said")[:200]
 
 
 # What there is to do

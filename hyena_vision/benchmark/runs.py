@@ -5,9 +5,7 @@ that it is compared with. Each run is a process of its own, with a log; a run th
 """
 
 import argparse
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +21,7 @@ from PIL import Image
 
 from hyena_vision.benchmark import report
 from hyena_vision.benchmark.machine import describe_machine
+from hyena_vision.benchmark.processes import end, last_line
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 from hyena_vision.training.interrupt import EXIT_RESUME
@@ -208,44 +207,12 @@ def _call(command: Sequence[str], log: Path, time_limit: float, stop_at: Path | 
                 stop_at = None
             time.sleep(0.05)
         if process.poll() is None:
-            _end(process)
+            end(process.pid, process.wait, _SECONDS_TO_END)
             return f"failed: took longer than {time_limit:.0f} s"
     if process.returncode == expected:
         return "ok"
     last = last_line(log.read_text(encoding="utf-8", errors="replace"))
     return f"failed: exit code {process.returncode}, expected {expected}: {last}"
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a process and all that it started, which torchrun puts into sessions of their own."""
-    family = _family(process.pid)
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_SECONDS_TO_END)
-    for pid in family:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all below it, where there is /proc; else the process alone."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    family = [pid]
-    for member in family:  # which grows
-        family += [child for child, parent in parents.items() if parent == member]
-    return family
-
-
-def last_line(log: str) -> str:
-    """What a program said last; torchrun's own report comes after that and is left out."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    of_torchrun = [index for index, line in enumerate(lines) if "failed (exitcode: " in line]
-    said = lines[: of_torchrun[0]] if of_torchrun else lines
-    return (said or lines or ["nothing was said"])[-1][:200]
 
 
 def _compared(row: RunRow, others: Sequence[RunRow], output: Path) -> RunRow:

@@ -1,5 +1,6 @@
 """The report of a GPU, dry: every part's steps, tables and figures; and steps that fail, hang or are left."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_real_parts_ask_for_what_commands_have(tmp_path):
 
 
 FAIL = Step("fails", ("ops", "--dim", "7", "--heads", "2"))
-HANG = Step("hangs", ("pytest", "hang.py"), seconds=1)
+HANG = Step("hangs", ("pytest", "hang.py"), seconds=5)
 GOOD = Step("goes", ("flops", "--models", "hyena_vit_tiny"))
 
 
@@ -79,12 +80,15 @@ def run(folder, *argv):
 
 
 def test_failures_are_rows_and_the_next_step_goes_on(small, tmp_path, monkeypatch, capsys):
-    (tmp_path / "hang.py").write_text("import time\ndef test_hang():\n    time.sleep(60)\n")
+    hang = "import os, time, pathlib\ndef test_hang():\n    pathlib.Path('pid').write_text(str(os.getpid()))\n    time.sleep(60)"
+    (tmp_path / "hang.py").write_text(hang)
     monkeypatch.chdir(tmp_path)
     status = run(tmp_path / "report", "--part", "1")
     assert "--dim must be a multiple of --heads" in status["fails"] and "exit code 1" in status["fails"]
-    assert status["hangs"] == "failed: took longer than 1 s" and small == [tmp_path / "report" / "1-small"]
-    assert status["goes"] == "ok" or "flops" in status["goes"]
+    assert status["hangs"] == "failed: took longer than 5 s" and small == [tmp_path / "report" / "1-small"]
+    assert status["goes"].startswith("failed: ")  # it has no --output
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
     assert "failed: fails, hangs" in capsys.readouterr().out
 
 
