@@ -46,8 +46,9 @@ test: lint
 # Machines with a GPU often come with an environment and without a network: PYTHON is taken if it has all that is needed.
 NEEDED := torch, torchvision, timm, einops, PIL, pytest, hypothesis, matplotlib, sklearn
 define ON_GPU
-@if $(PYTHON) -c 'import $(NEEDED); torch.cuda.init()' 2>/dev/null; then python=$(PYTHON); \
-else $(MAKE) --no-print-directory $(VENV)/.test && python=$(BIN)/python || exit; fi; set -x; $$python
+@if why=$$($(PYTHON) -c 'import $(NEEDED); torch.cuda.init()' 2>&1); then python=$(PYTHON); \
+else echo "$(PYTHON) is not taken: $$(echo "$$why" | tail -n 1)"; \
+$(MAKE) --no-print-directory $(VENV)/.test && python=$(BIN)/python || exit; fi; set -x; $$python
 endef
 
 # The kernels as they run there.

@@ -4,6 +4,7 @@ One entry of `CONTENDERS` is all that a next one needs.
 """
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from hyena_vision.layers import Hyena1d, Hyena2d
 from hyena_vision.ops import PreparedKernel, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
 from hyena_vision.ops.table import INTERPRETED
-from hyena_vision.testing import Problem
 
 # Above so many tokens the direct sum takes minutes, and the FFT in float64 is the truth of a mixer
 _DIRECT_SUM_TOKENS = 100
@@ -97,10 +97,14 @@ def make_call(name: str, setting: Setting) -> Callable[[], Tensor]:
     return call
 
 
+def _draw(setting: Setting, *shape: int) -> Tensor:
+    """The same numbers in each call, made where they are used."""
+    generator = torch.Generator(setting.device).manual_seed(0)
+    return torch.randn(shape, generator=generator, device=setting.device).to(setting.dtype)
+
+
 def _tokens(setting: Setting) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    shape = (setting.batch_size, setting.grid, setting.grid, 3 * setting.dim)
-    return torch.randn(shape, generator=generator).to(setting.device, setting.dtype)
+    return _draw(setting, setting.batch_size, setting.grid, setting.grid, 3 * setting.dim)
 
 
 def _attention_inputs(setting: Setting) -> tuple[Tensor, int]:
@@ -118,10 +122,9 @@ def _mixer_inputs(layer: type[nn.Module], backend: str | None = None) -> Callabl
 def _convolution_inputs(rank: int) -> Callable[[Setting], tuple[Tensor, Tensor]]:
     def inputs(setting: Setting) -> tuple[Tensor, Tensor]:
         size = (setting.grid,) * 2 if rank == 2 else (setting.grid**2,)
-        kernel_size = tuple(2 * n - 1 for n in size)
-        problem = Problem(size, kernel_size, batch=setting.batch_size, channels=setting.dim, skip=False)
-        x, kernel, _ = problem.tensors(setting.dtype, setting.device)
-        return x, kernel
+        extents = [2 * n - 1 for n in size]
+        kernel = _draw(setting, setting.dim, *extents) / math.prod(extents) ** 0.5
+        return _draw(setting, setting.batch_size, setting.dim, *size), kernel
 
     return inputs
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import torch
+
 from hyena_vision.benchmark import report
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.models import ModelRow
@@ -37,9 +39,18 @@ if TYPE_CHECKING:
 OK, LEFT = "ok", "left"
 _SMALL = ("hyena2d_vit_small", "hyena_vit_small", "triton:hyena2d_vit_small", "vit_small_patch16_224")
 _BASE = ("hyena2d_vit_base", "vit_base_patch16_224")
-_PYRAMIDS = ("hpx_former_s18", "convnext_small", "swin_small_patch4_window7_224", "vit_small_patch16_224")
+_VIT = "vit_small_patch16_224"
+_PYRAMIDS = (("hpx_former_s18", _VIT), ("convnext_small", "swin_small_patch4_window7_224", _VIT))
 # Contenders of an operator's part, against what memory can do and against attention; without a table ours are `fft`
 _OPS = ("copy", "sdpa", "gated2d", "triton:gated2d", "gated1d", "triton:gated1d", "long_conv2d", "subquadratic_ops")
+# With the marks of tests of the fused kernels, the most telling first
+_TESTS = (
+    "ops/test_long_conv_triton.py",
+    "ops/test_short_filter.py",
+    "ops/test_table.py",
+    "layers/test_kept_kernels.py",
+    "benchmark/test_tune.py",
+)
 _GRIDS = (14, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _OP_TOKENS = 2**18  # of a batch, enough to fill a large GPU's memory bus
 _SECONDS_TO_START = 20  # with less of a part's time no step begins
@@ -167,7 +178,7 @@ def run(args: argparse.Namespace) -> list[StepRow]:
     lines = [_state(number, part, rows) for number, part in enumerate(parts, 1)]
     print(*lines, sep="\n")
     if rows:
-        text = ["# GPU report", "", describe_machine(), ""]
+        text = ["# GPU report", "", *dict.fromkeys(row.machine for row in rows if row.machine), ""]
         written = [part.name for part in parts if (folder / part.name / "README.md").exists()]
         text += [*[f"- [{name}]({name}/README.md)" for name in written], "", *[f"    {line}" for line in lines], ""]
         text += [report.markdown_table(rows, ("part", "step", "status", "seconds")), ""]
@@ -178,10 +189,11 @@ def run(args: argparse.Namespace) -> list[StepRow]:
 def _run_part(number: int, part: Part, folder: Path, seconds: float) -> None:
     """Do the steps that are not done, write their rows, and the tables and figure of all."""
     start = time.monotonic()
-    for step in part.steps:
+    status = {row.step: row.status for row in _read_rows(folder) if row.part == number}
+    todo = [step for step in part.steps if status.get(step.name) != OK]
+    # Those that failed come last: they may take all the time again
+    for step in sorted(todo, key=lambda step: status.get(step.name, LEFT) != LEFT):
         rows = _read_rows(folder)
-        if any((row.part, row.step, row.status) == (number, step.name, OK) for row in rows):
-            continue
         print(f"{part.name}/{step.name} ...", flush=True)
         row = _run_step(number, step, folder / part.name / step.name, folder, seconds - (time.monotonic() - start))
         print(f"{part.name}/{step.name}: {row.status}, {row.seconds:.0f} s", flush=True)
@@ -218,21 +230,23 @@ def _run_step(part: int, step: Step, folder: Path, root: Path, left: float) -> S
     start, folder = time.monotonic(), folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if left < _SECONDS_TO_START:
-        return StepRow(part, step.name, LEFT, 0.0, describe_machine())
+        return StepRow(part, step.name, LEFT, 0.0, "")
     table = root.resolve() / "table.json"
     switch = str(table) if step.table and table.exists() else "0"
-    # A clean process that has imported what steps need forks them: no seconds of imports, and no CUDA before the fork
+    # A clean process that has imported most of what steps need forks them, which saves seconds of each. What counts
+    # devices when it is imported (torch.utils.benchmark) is not preloaded: after it a fork has no CUDA
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hyena_vision.benchmark.__main__"])
+    context.set_forkserver_preload(["timm", "hyena_vision.models"])
     process = context.Process(target=_work, args=(step.argv, str(folder), switch))
     process.start()
     process.join(min(step.seconds, left))
     log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace") if (folder / "log.txt").exists() else ""
+    machine = (folder / "machine.txt").read_text(encoding="utf-8") if (folder / "machine.txt").exists() else ""
     status = OK if process.exitcode == 0 else f"failed: {last_line(log)} (exit code {process.exitcode})"
     if process.is_alive():
         end(process.pid, process.join, 5)
         status = f"failed: took longer than {step.seconds} s" if step.seconds <= left else LEFT
-    return StepRow(part, step.name, status, round(time.monotonic() - start, 1), describe_machine())
+    return StepRow(part, step.name, status, round(time.monotonic() - start, 1), machine)
 
 
 def _work(argv: Sequence[str], folder: str, switch: str) -> None:
@@ -242,6 +256,9 @@ def _work(argv: Sequence[str], folder: str, switch: str) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     print("$", " ".join(argv), flush=True)
+    if torch.cuda._is_in_bad_fork():
+        raise RuntimeError("something counted devices before this process was forked, so CUDA cannot start in it")
+    Path(folder, "machine.txt").write_text(describe_machine(), encoding="utf-8")
     if argv[0] == "pytest":
         code = subprocess.call([sys.executable, "-m", *argv, f"--junitxml={folder}/tests.xml"])
         sys.exit(code if code != 1 else 0)  # tests that failed are what the step is to find
@@ -285,27 +302,37 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
 
     compiled = ("--compile",) if not dry else ()
     graphs = ("--compile", "reduce-overhead", "--reparam") if not dry else ("--reparam",)
-    # Tests of one kernel each are many small compilations: eight processes share the cores and the GPU
-    tests = ["tests/ops", "tests/layers", "tests/benchmark", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
-    tests += ["-k", "test_zeros_give_zeros"] if dry else ["-n", "8"] if _has("xdist") else []
-    tune = ["tune", "--output", str(folder / "table.json"), "--go-on", *device]
+    # Tests of one kernel each are many small compilations: eight processes share the cores and the GPU. One that hangs
+    # is ended with its process, and xdist starts another
+    flags = ["-m", "gpu", "-q", "-p", "no:cacheprovider", *(["-k", "test_zeros_give_zeros"] if dry else [])]
+    flags += ["-n", "8"] if _has("xdist") and not dry else []
+    flags += ["--timeout", "60", "--timeout-method", "thread"] if _has("pytest_timeout") and not dry else []
+    tests = ["ops/test_long_conv_triton.py"] if dry else _TESTS
+    steps = [Step(Path(test).stem, ("pytest", f"tests/{test}", *flags)) for test in tests]
+    tune = ["tune", "--output", str(folder / "table.json"), "--go-on", "--time-limit", "380", *device]
     if dry:
         tune += "--dtype float32 --dim 2 --tokens 1 --rounds 1 --repeats 1 --img-sizes 32 --models".split()
         tune += ["hyena2d_vit_tiny", "hyena_vit_tiny"]
     runs = ["runs", *device, *("--cases float32 --data folder --epochs 1".split() if dry else ["--go-on"])]
     profile = ["profile", "--models", *(("hyena2d_vit_tiny",) if dry else _SMALL), *device, *dtype, "--train"]
     profile += ["--img-sizes", *map(str, sizes), *(["-b", "1", "--rounds", "1"] if dry else [])]
-    base, pyramids = (small, small) if dry else (_BASE, _PYRAMIDS)
-    both = (*compiled, "--reparam", "--train")
+    ways = {"infer": (*compiled, "--reparam"), "train": (*compiled, "--train-only")}
+    base = [step for mode, way in ways.items() for step in models(f"compiled-{mode}", small if dry else _BASE, *way)]
+    pyramids = [
+        step
+        for names in ((small,) if dry else _PYRAMIDS)
+        for mode, way in ways.items()
+        for step in models(f"{names[0]}-{mode}", names, *way, sizes=sizes[:3])
+    ]
     return [
-        Part("1-tests", (Step("gpu", ("pytest", *tests)),), _gather_tests),
+        Part("1-tests", tuple(steps), _gather_tests),
         Part("2-tune", (Step("tune", tuple(tune)),), _gather_table),
         Part("3-operators", tuple(operators()), _gather_operators),
         Part("4-inference", tuple(models("compiled", small, *compiled, "--reparam")), _gather_models),
         Part("5-training", tuple(models("compiled", small, *compiled, "--train-only")), _gather_models),
         Part("6-eager", tuple(models("eager", small, "--reparam", "--train")), _gather_models),
-        Part("7-base", tuple(models("compiled", base, *both)), _gather_models),
-        Part("8-pyramids", tuple(models("compiled", pyramids, *both, sizes=sizes[:3])), _gather_models),
+        Part("7-base", tuple(base), _gather_models),
+        Part("8-pyramids", tuple(pyramids), _gather_models),
         Part("9-cuda-graphs", tuple(models("graphs", small, *graphs, sizes=sizes[:2])), _gather_models),
         Part("10-runs", (Step("runs", tuple(runs)),), _copy_outputs),
         Part("11-profiles", (Step("profile", tuple(profile)),), _copy_outputs),
@@ -364,7 +391,8 @@ def _gather(folder: Path, name: str, row_type: type) -> list[Any]:
 def _gather_tests(folder: Path) -> None:
     kernels: dict[str, list[int]] = {}
     failures = []
-    for case in ElementTree.parse(folder / "gpu" / "tests.xml").iter("testcase"):
+    cases = (case for path in sorted(folder.glob("*/tests.xml")) for case in ElementTree.parse(path).iter("testcase"))
+    for case in cases:
         launched = [item.get("value") or "" for item in case.iter("property") if item.get("name") == "kernels"]
         names = launched[0].split() if launched and launched[0] else ["no kernel"]
         error = next((case.find(kind) for kind in ("failure", "error") if case.find(kind) is not None), None)

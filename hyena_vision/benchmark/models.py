@@ -19,7 +19,7 @@ from hyena_vision.benchmark.arguments import add_measurement_arguments, apply_ar
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.memory import peak_memory
 from hyena_vision.benchmark.step import CEILING, choose_batch_size, count_tokens, create_model, make_step
-from hyena_vision.benchmark.timing import Timing, attempt, speed_ratio, time_interleaved
+from hyena_vision.benchmark.timing import FAILED, Timing, attempt, speed_ratio, time_interleaved
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 
@@ -139,6 +139,8 @@ def run(args: argparse.Namespace) -> list[ModelRow]:
     print(report.table(done))
     if args.output is not None:
         report.save_figure(report.plot_models(done), args.output, "models.png")
+    if failed := [row.model for row in done if row.status.startswith(FAILED)]:
+        raise UserError(f"failed, as their rows say: {', '.join(dict.fromkeys(failed))}")
     return done
 
 

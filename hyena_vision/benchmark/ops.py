@@ -17,7 +17,7 @@ from hyena_vision.benchmark.check import find_errors
 from hyena_vision.benchmark.contenders import CONTENDERS, Setting, make_call
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.memory import peak_memory
-from hyena_vision.benchmark.timing import Timing, attempt, speed_ratio, time_interleaved, unless_out_of_memory
+from hyena_vision.benchmark.timing import FAILED, Timing, attempt, speed_ratio, time_interleaved, unless_out_of_memory
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 
@@ -123,6 +123,8 @@ def run(args: argparse.Namespace) -> list[OpRow]:
     print(report.table(done))
     if args.output is not None:
         report.save_figure(report.plot_ops(done), args.output, "ops.png")
+    if failed := [row.op for row in done if row.status.startswith(FAILED)]:
+        raise UserError(f"failed, as their rows say: {', '.join(dict.fromkeys(failed))}")
     return done
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def end(pid: int, wait: Callable[[float | None], object], seconds: float) -> None:
+def end(pid: int, wait: Callable[[float], object], seconds: float) -> None:
     """Ask a process to end, and after some seconds end it and all that it started.
 
     torchrun puts its processes into sessions of their own, and one that waits for a GPU does not hear a question.
@@ -23,10 +23,11 @@ def end(pid: int, wait: Callable[[float | None], object], seconds: float) -> Non
         os.kill(pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         wait(seconds)
-    for member in family:
+    for member in {*family, *_family(pid)}:
         with suppress(ProcessLookupError):
             os.kill(member, signal.SIGKILL)
-    wait(None)
+    with suppress(subprocess.TimeoutExpired):
+        wait(seconds)  # not for ever: a driver may hold it
 
 
 def _family(pid: int) -> list[int]:

@@ -116,9 +116,9 @@ def make_step(
     if mode == "infer":
         if reparam and compile != "no":
             infer()  # makes what is kept, which a captured graph must not
-        model = model if compile == "no" else torch.compile(model, mode=compile)
+        model = model if compile == "no" else torch.compile(model, mode=compile, dynamic=False)
         return infer
-    model = model if compile == "no" else torch.compile(model, mode=compile)
+    model = model if compile == "no" else torch.compile(model, mode=compile, dynamic=False)
     targets = torch.arange(batch_size, device=device) % model.num_classes
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 

@@ -124,7 +124,7 @@ def attempt(call: Callable[[], Result]) -> tuple[Result | None, str]:
         Its result and `OK`; or None and why: `OUT_OF_MEMORY`, or `FAILED` with the error in one line.
 
     Raises:
-        UserError: As the function does.
+        UserError: As the function does; or it broke the GPU's context, after which every call fails.
     """
     try:
         result = unless_out_of_memory(lambda: (call(),))
@@ -134,6 +134,11 @@ def attempt(call: Callable[[], Result]) -> tuple[Result | None, str]:
     except Exception as error:  # of a compiler, a driver, or the contender
         outcome = f"{FAILED}: {type(error).__name__}: {one_line(error)}"[:300]
     release_memory()
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise UserError(f"{outcome}; that broke the GPU's context, and this process can do nothing more") from error
     return None, outcome
 
 

@@ -7,10 +7,13 @@ in training, in inference, and in inference with kept kernels (a reparameterized
 
 import argparse
 import math
+import os
 import statistics
+import subprocess
 import sys
 import time
 import timeit
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,9 +27,16 @@ import torch
 from torch import Tensor
 
 from hyena_vision.benchmark.arguments import DTYPES
-from hyena_vision.benchmark.timing import OK, attempt, release_memory
+from hyena_vision.benchmark.timing import FAILED, OK, OUT_OF_MEMORY, attempt, release_memory
 from hyena_vision.layers import Hyena1d, Hyena2d
-from hyena_vision.ops import available_backends, gated_short_filter, long_conv1d, long_conv2d
+from hyena_vision.ops import (
+    available_backends,
+    gated_short_filter,
+    long_conv1d,
+    long_conv2d,
+    prepare_kernel1d,
+    prepare_kernel2d,
+)
 from hyena_vision.ops.half_frequency import LONGEST
 from hyena_vision.ops.table import (
     USES,
@@ -45,6 +55,7 @@ from hyena_vision.training.errors import UserError
 IMG_SIZES = (224, 384, 512, 768, 1024, 2048)
 _MAX_BATCH, _TRUTH_CHANNELS = 64, 32  # channels whose float64 truth is computed at once
 _READING_MS = 20
+UNFINISHED = "it was not finished"
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,8 @@ def add_command(commands: Any) -> None:
         "--output", metavar="FILE", help="table to write (default: in the user's cache, where it counts)"
     )
     parser.add_argument("--go-on", action="store_true", help="leave out what the table has already")
+    parser.add_argument("--workers", type=positive_int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--compile-only", type=int, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 
@@ -101,7 +114,8 @@ def run(args: argparse.Namespace) -> BackendTable:
         The table.
 
     Raises:
-        UserError: There is no GPU or no Triton to measure, no place for the table, or a kernel broke the GPU's context.
+        UserError: There is no GPU or no Triton to measure, no place for the table, a kernel broke the GPU's context, or
+            time was up before all was measured; what was measured is in the table.
     """
     missing = available_backends(reasons=True)["triton"]
     card = None if missing else card_of(args.device)
@@ -116,34 +130,72 @@ def run(args: argparse.Namespace) -> BackendTable:
         rows = {(row.size, row.dtype, row.use): row for row in read_table(path, card).rows}
     except (OSError, ValueError):
         rows = {}
-    sizes = sizes_of(args.models, args.img_sizes)
-    shapes = [Shape(size, dtype, args.dim, args.tokens) for dtype, size in product(args.dtype, sizes)]
-    if args.go_on:
-        shapes = [shape for shape in shapes if not all((shape.size, shape.dtype, use) in rows for use in USES)]
-    start = time.monotonic()
+
+    def keep(found: Sequence[Row]) -> None:
+        rows.update({(row.size, row.dtype, row.use): row for row in found})
+        ordered = sorted(rows.values(), key=lambda row: (row.dtype, len(row.size), row.size, USES.index(row.use)))
+        write_table(BackendTable(card, tuple(ordered), tuple(current_versions().items())), path)
+
+    def is_done(shape: Shape) -> bool:
+        found = [rows.get((shape.size, shape.dtype, use)) for use in USES]
+        return all(row is not None and not row.wrong.startswith((FAILED, OUT_OF_MEMORY)) for row in found)
+
+    sizes, start = sizes_of(args.models, args.img_sizes), time.monotonic()
+    shapes = [Shape(size, dtype, args.dim, args.tokens) for size, dtype in product(sizes, args.dtype)]
+    shapes = [shape for shape in shapes if not (args.go_on and is_done(shape))]
+    if args.compile_only is not None:
+        _compile(shapes[args.compile_only :: args.workers], args.device)
+        return BackendTable(card)
+    compilers = _start_compilers(args) if len(shapes) > 1 else []
+    left = []
     for index, shape in enumerate(shapes):
         elapsed = time.monotonic() - start
         if elapsed > args.time_limit:
-            left = ", ".join(map(str, shapes[index:]))
-            print(f"time is up: not measured, so fft there: {left}; --go-on measures them", file=sys.stderr)
+            left = shapes[index:]
             break
-        found = measure(shape, args.device, args.rounds, args.repeats)
-        rows |= {(row.size, row.dtype, row.use): row for row in found}
-        ordered = sorted(rows.values(), key=lambda row: (row.dtype, len(row.size), row.size, USES.index(row.use)))
-        write_table(BackendTable(card, tuple(ordered), tuple(current_versions().items())), path)
+        keep([Row(shape.size, shape.dtype, use, None, None, UNFINISHED) for use in USES])  # if it never comes back
+        found = measure(shape, args.device, args.rounds, args.repeats, compilers)
+        keep(found)
         print(f"[{index + 1}/{len(shapes)}, {elapsed:.0f} s] {shape}: {_said(found)}", file=sys.stderr, flush=True)
         _check_context(shape, args.device)
-    if not rows:
+    for process in compilers:
+        process.kill()
+    if not sizes:
         raise UserError("none of these models has tokens that the fused kernels take")
-    table = read_table(path, card)
-    print(table)
-    taken = sum(row.backend == "triton" for row in table.rows)
-    print(f"triton is taken for {taken} of {len(table.rows)}; processes that start from now on follow it")
+    table = BackendTable(card, tuple(rows.values()))
+    if rows:
+        table = read_table(path, card)
+        print(table)
+        taken = sum(row.backend == "triton" for row in table.rows)
+        print(f"triton is taken for {taken} of {len(table.rows)}; processes that start from now on follow it")
+    if left:
+        raise UserError(f"time is up: fft stays at {', '.join(map(str, left))}; --go-on measures them")
     return table
 
 
+def _start_compilers(args: argparse.Namespace) -> list[subprocess.Popen]:
+    """Processes that compile the kernels of all shapes into Triton's cache: alone, that takes most of the time."""
+    if torch.device(args.device).type != "cuda":
+        return []
+    free = torch.cuda.mem_get_info(args.device)[0] // (4 * 2**30)
+    count = min(8, (os.cpu_count() or 1) // 2, free - 1)
+    command = [sys.executable, "-m", "hyena_vision.benchmark", "tune", "--img-sizes", *map(str, args.img_sizes)]
+    command += ["--models", *args.models] if args.models else []
+    command += ["--dtype", *args.dtype, "--device", args.device, "--dim", str(args.dim), "--tokens", str(args.tokens)]
+    command += ["--output", os.devnull, "--workers", str(count), "--compile-only"]
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return [subprocess.Popen([*command, str(index)], **quiet) for index in range(count)]
+
+
+def _compile(shapes: Sequence[Shape], device: str) -> None:
+    """Launch all kernels of some shapes; what fails here fails again where it is measured."""
+    for shape in shapes:
+        for case in _cases(shape, device):
+            attempt(partial(case.values, case.inputs, case.dy, "triton"))
+
+
 def sizes_of(models: Sequence[str] | None, img_sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Sizes of the long convolutions of models, the smallest first, as far as the fused kernels take them.
+    """Sizes of the long convolutions of models, as far as the fused kernels take them; what most models have first.
 
     Args:
         models: Names of timm's registry, None for all of this package.
@@ -152,7 +204,7 @@ def sizes_of(models: Sequence[str] | None, img_sizes: Sequence[int]) -> list[tup
     Raises:
         UserError: A model is unknown or has no Hyena mixer.
     """
-    sizes = set()
+    sizes: Counter[tuple[int, ...]] = Counter()
     for name in models or timm.list_models(module="hyena_vit") + timm.list_models(module="hyena_former"):
         if not timm.is_model(name):
             raise UserError(f"timm knows no model {name!r}")
@@ -169,12 +221,14 @@ def sizes_of(models: Sequence[str] | None, img_sizes: Sequence[int]) -> list[tup
             raise UserError(f"{name} has no Hyena mixer")
         for (rank, reduction), img_size in product(found, img_sizes):
             grid = max(1, img_size // reduction)
-            sizes.add((grid, grid) if rank == 2 else (grid * grid,))
+            sizes[(grid, grid) if rank == 2 else (grid * grid,)] += 1
     taken = [size for size in sizes if math.prod(size) <= LONGEST**2]
-    return sorted(taken, key=lambda size: (math.prod(size), len(size)))
+    return sorted(taken, key=lambda size: (-sizes[size], math.prod(size), len(size)))
 
 
-def measure(shape: Shape, device: str, rounds: int, repeats: int) -> list[Row]:
+def measure(
+    shape: Shape, device: str, rounds: int, repeats: int, compilers: Sequence[subprocess.Popen] = ()
+) -> list[Row]:
     """Compare and time one shape.
 
     Args:
@@ -182,6 +236,7 @@ def measure(shape: Shape, device: str, rounds: int, repeats: int) -> list[Row]:
         device: Where.
         rounds: Readings of each backend.
         repeats: Calls that must give equal bits.
+        compilers: Processes that use the GPU as well: nothing is timed before they end.
 
     Returns:
         A row for each of `USES`. An error of a kernel is what is wrong in them.
@@ -189,6 +244,8 @@ def measure(shape: Shape, device: str, rounds: int, repeats: int) -> list[Row]:
     wrong, outcome = attempt(partial(find_wrong, shape, device, repeats))
     times = None
     if outcome == OK and not wrong:
+        for process in compilers:
+            process.wait()
         times, outcome = attempt(partial(time_uses, shape, device, rounds))
     wrong = outcome if outcome != OK else wrong
     release_memory()
@@ -208,6 +265,7 @@ def find_wrong(shape: Shape, device: str, repeats: int) -> str:
     Returns:
         What is wrong, with figures; empty if all is right.
     """
+    dtype = DTYPES[shape.dtype]
     for case in _cases(shape, device):
         values = case.values(case.inputs, case.dy, "triton")
         for start in range(0, shape.dim, _TRUTH_CHANNELS):
@@ -218,12 +276,18 @@ def find_wrong(shape: Shape, device: str, repeats: int) -> str:
             for name, value, truth, axis, count in zip(case.names, values, truths, case.axes, counts, strict=True):
                 if truth is None:
                     continue
-                errors, bounds = relative_errors(_channels(value, axis, count, start), truth), TOLERANCES[case.dy.dtype]
+                errors, (rms, worst) = relative_errors(_channels(value, axis, count, start), truth), TOLERANCES[dtype]
+                # Of millions of products the largest is rounded by more than that of a test's thousand
+                bounds = rms, 5 * worst
                 if not all(error <= bound for error, bound in zip(errors, bounds, strict=True)):
                     return (
                         f"{case.what}, {name}: relative RMS {errors[0]:.1e} (at most {bounds[0]:.0e}), "
                         f"worst / RMS {errors[1]:.1e} (at most {bounds[1]:.0e})"
                     )
+        if case.prepared is not None:
+            errors = relative_errors(case.prepared(), values[0].double())
+            if not errors[0] <= TOLERANCES[dtype][0]:
+                return f"{case.what}, y with a prepared kernel: relative RMS {errors[0]:.1e} to y without"
         for repeat in range(1, repeats):
             again = case.values(case.inputs, case.dy, "triton")
             if not all(a is b is None or torch.equal(a, b) for a, b in zip(values, again, strict=True)):
@@ -244,6 +308,7 @@ class _Case:
         dy: Gradient of its result.
         axes: Of the channels in the result and the inputs.
         signals: How many signals the channels of an input are of.
+        prepared: The same result with a prepared kernel, None where there is none.
     """
 
     what: str
@@ -254,6 +319,7 @@ class _Case:
     dy: Tensor
     axes: Sequence[int]
     signals: int = 1
+    prepared: Callable[[], Tensor] | None = None
 
     def values(self, inputs: Sequence[Tensor | None], dy: Tensor, backend: str) -> list[Tensor | None]:
         """Result and gradients, None where an input is."""
@@ -292,7 +358,14 @@ def _cases(shape: Shape, device: str) -> Iterator[_Case]:
     names, weights = ("y", "dx", "dgate", "dout_gate", "dkernel", "dskip"), [draw(shape.dim, *extents), draw(shape.dim)]
     weights[0] /= math.prod(extents) ** 0.5
     (x, out_gate), dy, axes = signals(0, 1), draw(*signal, dtype=dtype), (1, 1, 1, 1, 0, 0)
-    yield _Case("long convolution", convolve, "fft", names, [x, None, out_gate, *weights], dy, axes)
+    prepare = prepare_kernel2d if rank == 2 else prepare_kernel1d
+
+    def prepared() -> Tensor:
+        with torch.no_grad():
+            return convolve(x, None, out_gate, prepare(x, *weights, backend="triton"), None, "triton")
+
+    inputs = [x, None, out_gate, *weights]
+    yield _Case("long convolution", convolve, "fft", names, inputs, dy, axes, prepared=prepared)
     # Signals as norms between the filter and the convolution leave them
     last = [t.movedim(1, -1).contiguous().movedim(-1, 1) for t in signals(0, 1, 1)]
     yield _Case("long convolution, channels last", convolve, "fft", names, [*last, *weights], dy, axes)

@@ -57,9 +57,13 @@ _DEVICES = _devices()
 LARGE_SHARED_MEMORY = 152 * 1024
 
 
+# Found out once: torch 2.11 cannot trace a question about a kernel's type
+_INTERPRETED = not isinstance(kernels._long_conv_fwd_kernel, triton.JITFunction)
+
+
 def interpreted() -> bool:
     """Whether Triton runs kernels on the CPU, one operation after the other (TRITON_INTERPRET=1)."""
-    return not isinstance(kernels._long_conv_fwd_kernel, triton.JITFunction)
+    return _INTERPRETED
 
 
 def is_exact(x: Tensor, gate: Tensor | None) -> bool:

@@ -99,15 +99,16 @@ class BackendTable:
 
     @property
     def choices(self) -> str:
-        """Which sizes run what, in a word that is equal for equal choices: "fft" where all do."""
-        choices = sorted((row.size, row.dtype, row.use) for row in self.rows if row.backend == "triton")
+        """Which sizes run what in training, in a word that is equal for equal choices: "fft" where all do."""
+        chosen = (row for row in self.rows if row.use == "training" and row.backend == "triton")
+        choices = sorted((row.size, row.dtype) for row in chosen)
         return f"triton-{hashlib.sha256(repr(choices).encode()).hexdigest()[:8]}" if choices else "fft"
 
     def covers(self, rank: int, dtype: str, use: str) -> tuple[tuple[tuple[tuple[int, int], ...], bool], ...]:
         """Ranges of sizes, in the order in which they are to be tried, each with whether Triton is taken there.
 
-        A row stands for the sizes of its tile up to its own that a smaller row does not stand for, the largest row of a
-        tile for all of it. What is in no range is not known.
+        A row stands for the sizes of its tile that have at least half its tokens and no smaller row; the largest row of
+        a tile also for larger sizes. What is in no range is not known.
 
         Args:
             rank: Number of axes.
@@ -119,13 +120,16 @@ class BackendTable:
         """
         rows = [row for row in self.rows if (len(row.size), row.dtype, row.use) == (rank, dtype, use)]
         rows.sort(key=lambda row: (math.prod(row.size), row.size))
-        covers, tiles = [], {}
+        own, above = [], {}
         for row in rows:
             tile = tuple(tile_of(n, rank) for n in row.size)
-            own = tuple((low, n) for (low, _), n in zip(tile, row.size, strict=True))
-            covers.append((own, row.backend == "triton"))
-            tiles[tile] = row.backend == "triton"
-        return (*covers, *tiles.items())
+            lowest = [
+                max(low, math.ceil(n * 0.5 ** (1 / rank)) - 1) for (low, _), n in zip(tile, row.size, strict=True)
+            ]
+            own.append((tuple(zip(lowest, row.size, strict=True)), row.backend == "triton"))
+            highest = [high for _, high in tile]
+            above[tile] = tuple(zip(lowest, highest, strict=True)), row.backend == "triton"
+        return (*own, *above.values())
 
     def __str__(self) -> str:
         if self.card is None:

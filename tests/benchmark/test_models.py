@@ -108,9 +108,9 @@ def test_dtype_is_that_of_autocast():
 
 def test_model_is_compiled_in_the_mode_asked_for(monkeypatch):
     modes = []
-    monkeypatch.setattr(torch, "compile", lambda model, mode: modes.append(mode) or model)
+    monkeypatch.setattr(torch, "compile", lambda model, mode, dynamic: modes.append((mode, dynamic)) or model)
     (row,) = measure_models([VIT], compile="reduce-overhead", **TINY)
-    assert modes == ["reduce-overhead"] and row.compile == "reduce-overhead"
+    assert modes == [("reduce-overhead", False)] and row.compile == "reduce-overhead"
 
 
 @pytest.mark.parametrize("reparam", [True, False])
