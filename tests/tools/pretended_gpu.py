@@ -1,0 +1,69 @@
+# ruff: noqa: E402  what is replaced must be before others read it
+"""Compiles mixers for a GPU that is not there: signals that say they are on it, and questions to it answered by hand.
+
+Nothing is computed: what a compiler makes of the calls is printed, as one line of JSON for each mixer.
+"""
+
+import json
+from types import SimpleNamespace
+
+import torch
+import torch._dynamo
+import torch.utils._triton
+from torch._dynamo.device_interface import CudaInterface
+from torch._subclasses import fake_tensor
+from torch.nn import init
+
+H100 = SimpleNamespace(name="H100", major=9, minor=0, shared_memory_per_block_optin=232448)
+fake_tensor.init_gpu_context = lambda *args: None
+torch.accelerator.is_available = lambda: False  # its streams
+torch.cuda.device_count = lambda: 1
+torch.cuda.current_device = CudaInterface.current_device = lambda: 0
+torch.cuda.get_device_properties = lambda *args: H100
+torch.cuda.get_device_capability = lambda *args: (9, 0)
+torch.cuda.get_rng_state = lambda *args, **kwargs: torch.empty(0, dtype=torch.uint8)
+torch.cuda.set_rng_state = lambda *args, **kwargs: None
+torch.cuda.is_current_stream_capturing = lambda: False
+torch.utils._triton.has_triton = lambda *args, **kwargs: True
+for name in ("trunc_normal_", "normal_", "uniform_", "kaiming_uniform_"):
+    setattr(init, name, lambda tensor, *args, **kwargs: tensor)
+torch.Tensor.uniform_ = torch.Tensor.normal_ = lambda self, *args, **kwargs: self
+
+from hyena_vision.layers import Hyena1d, Hyena2d
+from hyena_vision.ops import long_conv_triton, table
+
+rows = [table.Row(size, "float32", use, 1.0, 2.0) for size in ((14, 14), (196,)) for use in table.USES]
+table._load = lambda card: table.BackendTable(card, tuple(rows))
+long_conv_triton._tables = long_conv_triton.make_kernel_tables = lambda *args: None
+
+
+def main() -> None:
+    """Compile in training and inference, for a fixed size and for free ones, with the backend by name and chosen."""
+    for layer, backend, training, dynamic in (
+        (Hyena2d, None, True, True),
+        (Hyena2d, None, False, False),
+        (Hyena1d, None, False, True),
+        (Hyena1d, "triton", True, False),
+    ):
+        graphs = []
+
+        def keep(graph, inputs, graphs=graphs):
+            graphs.append(graph)
+            return graph
+
+        torch.compiler.reset()
+        torch.cuda.is_available = lambda: False
+        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            mixer = layer(32, backend=backend, device="cuda").train(training)
+            x = torch.empty(2, 14, 14, 32, device="cuda")
+        torch.cuda.is_available = lambda: True
+        with mode, torch.set_grad_enabled(training):
+            y = torch.compile(mixer, backend=keep, fullgraph=True, dynamic=dynamic)(x)
+        assert y.shape == x.shape and y.device == x.device
+        (graph,) = graphs
+        targets = [str(node.target) for node in graph.graph.nodes]
+        print(json.dumps([target for target in targets if target.startswith("hyena_vision")]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
