@@ -15,7 +15,7 @@ import time
 import timeit
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -54,7 +54,7 @@ from hyena_vision.training.errors import UserError
 
 IMG_SIZES = (224, 384, 512, 768, 1024, 2048)
 _MAX_BATCH, _TRUTH_CHANNELS = 64, 32  # channels whose float64 truth is computed at once
-_READING_MS = 20
+_READING_MS, _COMPILE_SECONDS = 20, 200
 UNFINISHED = "it was not finished"
 
 
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> BackendTable:
         print(f"[{index + 1}/{len(shapes)}, {elapsed:.0f} s] {shape}: {_said(found)}", file=sys.stderr, flush=True)
         _check_context(shape, args.device)
     for process in compilers:
-        process.kill()
+        process.kill()  # where nothing was timed
     if not sizes:
         raise UserError("none of these models has tokens that the fused kernels take")
     table = BackendTable(card, tuple(rows.values()))
@@ -245,7 +245,9 @@ def measure(
     times = None
     if outcome == OK and not wrong:
         for process in compilers:
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_COMPILE_SECONDS)
+            process.kill()
         times, outcome = attempt(partial(time_uses, shape, device, rounds))
     wrong = outcome if outcome != OK else wrong
     release_memory()

@@ -1,5 +1,6 @@
 """Tuning: what is measured, that no wrong or slower kernel is taken, and that nothing measured is lost."""
 
+import argparse
 import functools
 import json
 
@@ -95,6 +96,37 @@ def test_what_was_measured_is_kept(measured):
     assert [shape.size for shape in measured.shapes][3:] == [(2, 2), (16, 16), (16, 16)]
     measured.ratios[(4, 4)] = 0.5
     assert {row.size: row.backend for row in run(*models, "64").rows}[(4, 4)] == "fft"
+
+
+def test_kernels_are_compiled_in_parallel_by_commands_that_are_ours(monkeypatch, capsys):
+    """As on a GPU with 40 GB: each launches its share of the shapes and writes nothing."""
+    commands = []
+    monkeypatch.setattr(tune.torch.cuda, "mem_get_info", lambda device: (40 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(tune.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(tune.subprocess, "Popen", lambda command, **kwargs: commands.append(command))
+    argv = [
+        "--models",
+        "hyena2d_vit_tiny",
+        "--img-sizes",
+        "64",
+        "128",
+        "--dtype",
+        "float32",
+        "--dim",
+        "2",
+        "--tokens",
+        "1",
+    ]
+    parser = argparse.ArgumentParser()
+    tune.add_command(parser.add_subparsers())
+    tune._start_compilers(parser.parse_args(["tune", "--device", "cuda", *argv]))
+    assert len(commands) == 3 and tune._start_compilers(parser.parse_args(["tune", "--device", "cpu", *argv])) == []
+    launched = []
+    monkeypatch.setattr(tune._Case, "values", lambda self, inputs, dy, backend: launched.append((self.what, backend)))
+    for command in commands[1:]:
+        main([DEVICE if word == "cuda" else word for word in command[3:]])
+    assert [what for what, _ in launched] == ["long convolution", "long convolution, channels last", "short filter"]
+    assert {backend for _, backend in launched} == {"triton"} and not table.cache_path(card_of(DEVICE)).exists()
 
 
 def test_a_kernel_that_never_comes_back_is_not_taken(measured, monkeypatch):
