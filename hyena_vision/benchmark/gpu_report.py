@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from hyena_vision.benchmark import report
+from hyena_vision.benchmark import profile, report
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.models import ModelRow
 from hyena_vision.benchmark.ops import OpRow
@@ -240,11 +240,13 @@ def _run_step(part: int, step: Step, folder: Path, root: Path, left: float) -> S
     process = context.Process(target=_work, args=(step.argv, str(folder), switch))
     process.start()
     process.join(min(step.seconds, left))
+    late = process.is_alive()
+    if late:
+        end(process.pid, process.join, 5)
     log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace") if (folder / "log.txt").exists() else ""
     machine = (folder / "machine.txt").read_text(encoding="utf-8") if (folder / "machine.txt").exists() else ""
     status = OK if process.exitcode == 0 else f"failed: {last_line(log)} (exit code {process.exitcode})"
-    if process.is_alive():
-        end(process.pid, process.join, 5)
+    if late:
         status = f"failed: took longer than {step.seconds} s" if step.seconds <= left else LEFT
     return StepRow(part, step.name, status, round(time.monotonic() - start, 1), machine)
 
@@ -306,7 +308,7 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
     # is ended with its process, and xdist starts another
     flags = ["-m", "gpu", "-q", "-p", "no:cacheprovider", *(["-k", "test_zeros_give_zeros"] if dry else [])]
     flags += ["-n", "8"] if _has("xdist") and not dry else []
-    flags += ["--timeout", "60", "--timeout-method", "thread"] if _has("pytest_timeout") and not dry else []
+    flags += ["--timeout", "120", "--timeout-method", "thread"] if _has("pytest_timeout") and not dry else []
     tests = ["ops/test_long_conv_triton.py"] if dry else _TESTS
     steps = [Step(Path(test).stem, ("pytest", f"tests/{test}", *flags)) for test in tests]
     tune = ["tune", "--output", str(folder / "table.json"), "--go-on", "--time-limit", "380", *device]
@@ -314,8 +316,9 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
         tune += "--dtype float32 --dim 2 --tokens 1 --rounds 1 --repeats 1 --img-sizes 32 --models".split()
         tune += ["hyena2d_vit_tiny", "hyena_vit_tiny"]
     runs = ["runs", *device, *("--cases float32 --data folder --epochs 1".split() if dry else ["--go-on"])]
-    profile = ["profile", "--models", *(("hyena2d_vit_tiny",) if dry else _SMALL), *device, *dtype, "--train"]
-    profile += ["--img-sizes", *map(str, sizes), *(["-b", "1", "--rounds", "1"] if dry else [])]
+    blocks = (*device, *dtype, "--train", *(("-b", "1", "--rounds", "1") if dry else ()))
+    names = ("hyena2d_vit_tiny",) if dry else _SMALL
+    profiles = [Step(f"blocks-{n}", ("profile", "--models", *names, "--img-sizes", str(n), *blocks)) for n in sizes]
     ways = {"infer": (*compiled, "--reparam"), "train": (*compiled, "--train-only")}
     base = [step for mode, way in ways.items() for step in models(f"compiled-{mode}", small if dry else _BASE, *way)]
     pyramids = [
@@ -335,7 +338,7 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
         Part("8-pyramids", tuple(pyramids), _gather_models),
         Part("9-cuda-graphs", tuple(models("graphs", small, *graphs, sizes=sizes[:2])), _gather_models),
         Part("10-runs", (Step("runs", tuple(runs)),), _copy_outputs),
-        Part("11-profiles", (Step("profile", tuple(profile)),), _copy_outputs),
+        Part("11-profiles", tuple(profiles), _gather_profiles),
     ]
 
 
@@ -488,6 +491,14 @@ def _gather_models(folder: Path) -> None:
     panels[0].legend(fontsize="small")
     columns = ("model", "img_size", "batch_size", "mode", "compile", "images_per_s", "ratio", "peak_mb", "status")
     _write(folder, "models", [("models", rows, columns)], figure)
+
+
+def _gather_profiles(folder: Path) -> None:
+    rows = _gather(folder, "profile.csv", profile.ProfileRow)
+    report.write_csv(rows, str(folder), "profile.csv")
+    report.save_figure(profile.plot(rows), str(folder), "profile.png")
+    text = f"# {folder.name}\n\n![profile](profile.png)\n\n{profile.markdown(rows)}"
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _copy_outputs(folder: Path) -> None:
