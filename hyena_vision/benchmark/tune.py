@@ -134,7 +134,10 @@ def run(args: argparse.Namespace) -> BackendTable:
     def keep(found: Sequence[Row]) -> None:
         rows.update({(row.size, row.dtype, row.use): row for row in found})
         ordered = sorted(rows.values(), key=lambda row: (row.dtype, len(row.size), row.size, USES.index(row.use)))
-        write_table(BackendTable(card, tuple(ordered), tuple(current_versions().items())), path)
+        try:
+            write_table(BackendTable(card, tuple(ordered), tuple(current_versions().items())), path)
+        except OSError as error:
+            raise UserError(f"the table cannot be written to {path}: {error.strerror}; --output FILE") from error
 
     def is_done(shape: Shape) -> bool:
         found = [rows.get((shape.size, shape.dtype, use)) for use in USES]

@@ -164,6 +164,14 @@ def test_models_that_cannot_be_tuned_are_one_line(argv, expected, capsys):
     assert expected in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_folder_that_cannot_be_written_is_one_line_before_anything_is_measured(measured, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        run("--models", "hyena2d_vit_tiny", "--img-sizes", "64", "--output", str(tmp_path / "file" / "table.json"))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be written" in error and "table.json" in error and not measured.shapes
+
+
 def test_no_gpu_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(tune, "card_of", lambda device: None)
     with pytest.raises(SystemExit):
