@@ -156,8 +156,15 @@ def run(args: argparse.Namespace) -> BackendTable:
         if elapsed > args.time_limit:
             left = shapes[index:]
             break
+        before = {key: rows[key] for use in USES if (key := (shape.size, shape.dtype, use)) in rows}
         keep([Row(shape.size, shape.dtype, use, None, None, UNFINISHED) for use in USES])  # if it never comes back
-        found = measure(shape, args.device, args.rounds, args.repeats, compilers)
+        try:
+            found = measure(shape, args.device, args.rounds, args.repeats, compilers)
+        except KeyboardInterrupt:
+            for use in USES:
+                del rows[shape.size, shape.dtype, use]
+            keep(list(before.values()))  # it is no fault of a kernel
+            raise
         keep(found)
         print(f"[{index + 1}/{len(shapes)}, {elapsed:.0f} s] {shape}: {_said(found)}", file=sys.stderr, flush=True)
         _check_context(shape, args.device)
@@ -247,9 +254,10 @@ def measure(
     wrong, outcome = attempt(partial(find_wrong, shape, device, repeats))
     times = None
     if outcome == OK and not wrong:
+        deadline = time.monotonic() + _COMPILE_SECONDS
         for process in compilers:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_COMPILE_SECONDS)
+                process.wait(max(0.0, deadline - time.monotonic()))
             process.kill()
         times, outcome = attempt(partial(time_uses, shape, device, rounds))
     wrong = outcome if outcome != OK else wrong

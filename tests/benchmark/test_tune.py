@@ -130,14 +130,27 @@ def test_kernels_are_compiled_in_parallel_by_commands_that_are_ours(monkeypatch,
 
 
 def test_a_kernel_that_never_comes_back_is_not_taken(measured, monkeypatch):
-    def hang(shape, *args):
-        raise KeyboardInterrupt
+    def end(shape, *args):
+        raise error
 
-    monkeypatch.setattr(tune, "measure", hang)
-    with pytest.raises(KeyboardInterrupt):
-        run("--models", "hyena2d_vit_tiny", "--img-sizes", "64")
-    made = read_table(table.cache_path(card_of(DEVICE)), card_of(DEVICE))
-    assert {row.wrong for row in made.rows} == {tune.UNFINISHED} and {row.backend for row in made.rows} == {"fft"}
+    def wrong():
+        return {row.wrong for row in read_table(table.cache_path(card_of(DEVICE)), card_of(DEVICE)).rows}
+
+    monkeypatch.setattr(tune, "measure", end)
+    argv = ["--models", "hyena2d_vit_tiny", "--img-sizes", "64"]
+    error = SystemExit(137)  # as if it was killed
+    with pytest.raises(SystemExit):
+        run(*argv)
+    assert wrong() == {tune.UNFINISHED}
+    # What a person breaks off is as it was before
+    error = KeyboardInterrupt()
+    monkeypatch.setattr(tune, "measure", measured)
+    run(*argv)
+    monkeypatch.setattr(tune, "measure", end)
+    for size in ("64", "128"):
+        with pytest.raises(KeyboardInterrupt):
+            run("--models", "hyena2d_vit_tiny", "--img-sizes", size)
+        assert wrong() == {""}
 
 
 def test_a_damaged_table_is_made_anew(measured):
