@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_vision.ops.library import is_batched, without_autocast
+from hyena_vision.ops.tensors import without_autocast
+from hyena_vision.ops.watchers import is_batched
 
 # Numbers of a kernel that are computed at a time: what one step writes, the next finds in the cache.
 _BLOCK = 2**19

@@ -296,15 +296,8 @@ def current_versions() -> dict[str, str]:
 
 @cache
 def _kernels_version() -> str:
-    names = (
-        "half_frequency",
-        "long_conv_kernels",
-        "long_conv_parts_kernels",
-        "long_conv_triton",
-        "short_filter_triton",
-    )
-    sources = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in names)
-    return hashlib.sha256(sources).hexdigest()[:12]
+    sources = sorted(Path(__file__).with_name("triton").glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
 def _release(text: str) -> str:

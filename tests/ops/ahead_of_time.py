@@ -22,8 +22,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hyena_vision.ops import long_conv_kernels, long_conv_parts_kernels, long_conv_triton, short_filter_triton
-from hyena_vision.ops.half_frequency import make_plan
+from hyena_vision.ops.triton import long_conv as long_conv_triton
+from hyena_vision.ops.triton import long_conv_kernels, long_conv_parts_kernels
+from hyena_vision.ops.triton import short_filter as short_filter_triton
+from hyena_vision.ops.triton.half_frequency import make_plan
 
 SIZES = ((256, 256), (128, 128), (16384,), (64, 64), (4096,), (32, 32), (16, 16))
 KERNELS = {

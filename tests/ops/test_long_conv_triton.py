@@ -11,7 +11,8 @@ from hyena_vision.testing import Problem, assert_within_tolerance, lay_out, rela
 pytest.importorskip("triton")
 import triton
 
-from hyena_vision.ops import half_frequency, long_conv_triton
+from hyena_vision.ops.triton import half_frequency
+from hyena_vision.ops.triton import long_conv as long_conv_triton
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("nan_filled_empties")]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -194,8 +195,8 @@ def test_settings_of_the_caller_change_no_number(setting):
 def test_backward_operator_is_registered_as_torch_asks():
     x, gate, out_gate, kernel, skip = arguments(Problem((3, 4), (5, 7), 1, 2, layout="channels_last"), torch.float32)
     torch.library.opcheck(
-        torch.ops.hyena_vision.triton_conv_backward,
-        (x, x, kernel, skip, gate, out_gate, [2, 3], False),
+        torch.ops.hyena_vision.long_conv_backward,
+        (x, x, kernel, skip, gate, out_gate, [2, 3], False, "triton"),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -286,7 +287,7 @@ def test_operator_is_registered_as_torch_asks(problem, gates):
         None if t is None else t.requires_grad_() for t in arguments(problem, torch.float32, gates)
     )
     centre = [taps // 2 for taps in problem.kernel_size]
-    torch.library.opcheck(torch.ops.hyena_vision.triton_conv, (x, kernel, skip, gate, out_gate, centre, False))
+    torch.library.opcheck(torch.ops.hyena_vision.long_conv, (x, kernel, skip, gate, out_gate, centre, False, "triton"))
 
 
 def test_compiles_to_one_graph_for_all_sizes():
@@ -321,7 +322,7 @@ def test_a_compiler_makes_the_tables(size):
     with FakeTensorMode() as mode:
         x, gate, out_gate, kernel, skip = (mode.from_tensor(t) for t in tensors)
         centre = [n - 1 for n in size]
-        torch.ops.hyena_vision.triton_conv(x, kernel, skip, gate, out_gate, centre, False)
+        torch.ops.hyena_vision.long_conv(x, kernel, skip, gate, out_gate, centre, False, "triton")
     assert {cache.cache_info().currsize for cache in caches} == {1}
     values_and_gradients("linear" if len(size) == 2 else "centred", tensors, "triton")
     assert {cache.cache_info().misses for cache in caches} == {1}

@@ -7,7 +7,7 @@ kernels: rows, lines in place, rows back.
 import triton
 import triton.language as tl
 
-from hyena_vision.ops.long_conv_kernels import (
+from hyena_vision.ops.triton.long_conv_kernels import (
     _dot,
     _inside,
     _largest,

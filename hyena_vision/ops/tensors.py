@@ -1,26 +1,56 @@
-"""What the operators share: registering with PyTorch as one operator, checks, and precision of sums."""
+"""What the operators share: checks of arguments, memory of results, and precision of sums."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn import Parameter
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
+
+# Of x, kernel, skip, gate and out_gate, None for those that are not there
+Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
-def empty_result(x: Tensor, keep_layout: bool, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory for a result of the shape of x: contiguous, or channels last if x is and `keep_layout` is set."""
-    if keep_layout and x.stride(1) == 1:
+class Taps(NamedTuple):
+    """Where the taps of a kernel lie.
+
+    Attributes:
+        extents: Of the kernel, (K,) or (Kh, Kw).
+        centre: Index of displacement 0.
+        circular: Whether displacements are taken modulo the size of the signal.
+    """
+
+    extents: tuple[int, ...]
+    centre: tuple[int, ...]
+    circular: bool
+
+
+def empty_result(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for a result of the shape of x: channels last if x is, else contiguous."""
+    if x.stride(1) == 1:
         return x.new_empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=dtype).movedim(-1, 1)
     return x.new_empty(x.shape, dtype=dtype)
 
 
+def result_dtype(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> torch.dtype:
+    """Dtype of a gated convolution: promoted from all three."""
+    dtype = x.dtype
+    for tensor in (gate, out_gate):
+        dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def empty_gated_result(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
+    """Memory for a gated convolution: channels last if x is."""
+    return empty_result(x, result_dtype(x, gate, out_gate))
+
+
 def sum_dtype(*tensors: Tensor | None) -> torch.dtype:
     """Dtype of transforms and sums: float64 if any of these is, else float32."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def laid_out_like(tensor: Tensor, result: Tensor) -> Tensor:
@@ -65,49 +95,6 @@ def _full_products(device_type: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def is_compiling() -> bool:
-    """Whether this call is traced by torch.compile or torch.export; torch's own flag is up in all threads meanwhile."""
-    if torch.compiler.is_dynamo_compiling():
-        return True
-    return (torch.compiler.is_compiling() or torch.compiler.is_exporting()) and torch._C._len_torch_dispatch_stack() > 0
-
-
-def is_batched(tensor: Tensor) -> bool:
-    """Whether it stands for several, as gradients do under `is_grads_batched` and in vectorised jacobians."""
-    return torch._C._functorch.is_legacy_batchedtensor(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(
-        tensor
-    )
-
-
-def is_watched(*tensors: Tensor | None) -> bool:
-    """Whether somebody sees through torch's own calls only; torch.compile takes operators as they are.
-
-    True for tensor subclasses, and in torch.export, torch.onnx.export, torch.jit.trace, torch.func and forward-mode
-    differentiation.
-    """
-    if torch.compiler.is_dynamo_compiling():
-        return False
-    traced = is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    plain = all(tensor is None or type(tensor) in (Tensor, Parameter) for tensor in tensors)
-    return traced or transformed or not plain
-
-
-# Why an operator that shows nothing of its inside does not run.
-WATCHED = "exporters, torch.func, forward derivatives and tensor subclasses see through torch's own calls only"
-
-
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether these are nothing but numbers, and nobody at all sees the operations on them.
-
-    False where `is_watched` is true, in torch.compile, and in dispatch and function modes (make_fx, FlopCounterMode)
-    but for a default device.
-    """
-    if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack() or is_watched(*tensors):
-        return False
-    return all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
-
-
 def check_tensors(x: Tensor, **others: Tensor | None) -> None:
     """Refuse dtypes that operators do not take (TypeError) and other devices than that of x (ValueError)."""
     for name, tensor in {"x": x, **others}.items():
@@ -117,3 +104,11 @@ def check_tensors(x: Tensor, **others: Tensor | None) -> None:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
         if tensor.device != x.device:
             raise ValueError(f"{name} must be on the device of x: x is on {x.device}, {name} on {tensor.device}")
+
+
+def check_gates(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> None:
+    """Refuse gates that do not fit."""
+    check_tensors(x, gate=gate, out_gate=out_gate)
+    for name, tensor in (("gate", gate), ("out_gate", out_gate)):
+        if tensor is not None and tensor.shape != x.shape:
+            raise ValueError(f"{name} must have the shape of x: x has {tuple(x.shape)}, {name} {tuple(tensor.shape)}")

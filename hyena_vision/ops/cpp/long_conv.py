@@ -29,10 +29,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyena_vision.ops.cpp_library import Array, Kernel, address, library, why_not
+from hyena_vision.ops.cpp.library import Array, Kernel, address, library, why_not
 from hyena_vision.ops.fft import fold, transform_size
-from hyena_vision.ops.gated_op import empty_gated_result, gated_op
-from hyena_vision.ops.library import WATCHED, empty_result, is_watched
+from hyena_vision.ops.tensors import Gradients, Taps, empty_gated_result, empty_result
+from hyena_vision.ops.watchers import WATCHED, is_watched
 
 # Pieces that a backward pass should have for threads to share, as long as its spectra are not larger than this.
 _TASKS = 16
@@ -53,7 +53,7 @@ class _Plan:
         missing = why_not()
         if missing is not None:
             raise RuntimeError(f"backend 'cpp' is not available on this machine: {missing}")
-        self.size = size
+        self.reaches = reaches
         least = [-(-(n + max(before, after - 1)) // 2) for n, (before, after) in zip(size, reaches, strict=True)]
         if len(size) == 2:
             self.line_size, self.row_size = (transform_size(m) for m in least)
@@ -71,7 +71,7 @@ class _Plan:
 
     def spectrum_shape(self, samples: int, channels: int) -> tuple[int, int, int]:
         """Of the spectra of so many samples: real and imaginary parts of vectors of channels."""
-        return samples, -(-channels // self.lanes), 2 * self.lanes * len(self.size) * self.line_size * self.row_size
+        return samples, -(-channels // self.lanes), 2 * self.lanes * len(self.reaches) * self.line_size * self.row_size
 
 
 @lru_cache(maxsize=64)
@@ -79,22 +79,41 @@ def _plan(size: tuple[int, ...], reaches: tuple[_Reach, ...]) -> _Plan:
     return _Plan(size, reaches)
 
 
-def _reaches(size: Sequence[int], extents: Sequence[int], centre: Sequence[int]) -> tuple[_Reach, ...]:
+@lru_cache(maxsize=256)
+def _plan_for(size: tuple[int, ...], taps: Taps) -> _Plan:
+    """The plan of signals of a size and kernels with these taps."""
+    taps = _linear_taps(size, taps)
+    return _plan(size, _reaches(size, taps))
+
+
+def forget_plans() -> None:
+    """After the library was made anew."""
+    _plan.cache_clear()
+    _plan_for.cache_clear()
+
+
+def _reaches(size: Sequence[int], taps: Taps) -> tuple[_Reach, ...]:
     return tuple(
-        _Reach(min(middle, n - 1), min(taps - middle, n)) for n, taps, middle in zip(size, extents, centre, strict=True)
+        _Reach(min(middle, n - 1), min(extent - middle, n))
+        for n, extent, middle in zip(size, taps.extents, taps.centre, strict=True)
     )
 
 
-def _numbers(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As they are in memory: a view may have its sign beside it."""
+def _linear_taps(size: Sequence[int], taps: Taps) -> Taps:
+    """Taps of the linear convolution that equals this one: if circular, displacements 1 - n to n - 1 of each axis."""
+    if not taps.circular:
+        return taps
+    return Taps(tuple(2 * n - 1 for n in size), tuple(n - 1 for n in size), False)
+
+
+def _resolved(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As it is in memory: a view may have its sign beside it."""
     return tensor.detach().resolve_neg().to(dtype)
 
 
-def _kernel(
-    kernel: Tensor, batch_channels: tuple[int, int], centre: Sequence[int], reaches: Sequence[_Reach]
-) -> Kernel:
+def _kernel(kernel: Tensor, batch_channels: tuple[int, int], taps: Taps, reaches: Sequence[_Reach]) -> Kernel:
     """As C++ takes a kernel ([B,] C, *K) for signals of B samples and C channels, float32."""
-    rank = len(centre)
+    rank, centre = len(taps.centre), taps.centre
     shape = batch_channels[2 + rank - kernel.ndim :] if kernel.ndim in (rank + 1, rank + 2) else batch_channels
     first = address(kernel, torch.float32, (*shape, *kernel.shape[-rank:]), "strided")
     if not all(0 <= middle < extent for middle, extent in zip(centre, kernel.shape[-rank:], strict=True)):
@@ -113,17 +132,19 @@ def _kernel(
     )
 
 
-def _repeated(kernel: Tensor, size: Sequence[int], centre: Sequence[int]) -> Tensor:
-    """The kernel of a linear convolution that equals a circular one: displacements 1 - n to n - 1 of each axis."""
-    for axis, n, middle in zip(range(-len(size), 0), size, centre, strict=True):
-        kernel = fold(kernel, axis, n, middle)
-        kernel = torch.cat([kernel.narrow(axis, 1, n - 1), kernel], axis)
+def _linear_kernel(kernel: Tensor, size: Sequence[int], taps: Taps) -> Tensor:
+    """The kernel with `_linear_taps`, float32."""
+    kernel = _resolved(kernel, torch.float32)
+    if taps.circular:
+        for axis, n, middle in zip(range(-len(size), 0), size, taps.centre, strict=True):
+            kernel = fold(kernel, axis, n, middle)
+            kernel = torch.cat([kernel.narrow(axis, 1, n - 1), kernel], axis)
     return kernel
 
 
-def _unrepeated(grad: Tensor, extents: Sequence[int], size: Sequence[int], centre: Sequence[int]) -> Tensor:
-    """Adjoint of `_repeated`."""
-    for axis, extent, n, middle in zip(range(-len(size), 0), extents, size, centre, strict=True):
+def _circular_gradient(grad: Tensor, size: Sequence[int], taps: Taps) -> Tensor:
+    """That of a circular kernel from that of its linear one."""
+    for axis, extent, n, middle in zip(range(-len(size), 0), taps.extents, size, taps.centre, strict=True):
         folded = grad.narrow(axis, n - 1, n).clone()
         folded.narrow(axis, 1, n - 1).add_(grad.narrow(axis, 0, n - 1))
         index = torch.arange(extent, dtype=torch.int64, device="cpu")
@@ -131,36 +152,23 @@ def _unrepeated(grad: Tensor, extents: Sequence[int], size: Sequence[int], centr
     return grad
 
 
-def _linear(
-    kernel: Tensor, size: Sequence[int], centre: Sequence[int], circular: bool
-) -> tuple[Tensor, tuple[int, ...], tuple[_Reach, ...]]:
-    """Kernel of the linear convolution, float32, where its centre is, and what of it reaches a signal."""
-    kernel = _numbers(kernel, torch.float32)
-    if circular:
-        kernel, centre = _repeated(kernel, size, centre), [n - 1 for n in size]
-    return kernel, tuple(centre), _reaches(size, kernel.shape[-len(size) :], centre)
-
-
-def _spectrum(
-    kernel: Tensor, skip: Tensor | None, shape: Sequence[int], centre: Sequence[int], circular: bool
-) -> tuple[_Plan, Tensor]:
-    """Spectrum of a kernel for signals (B, C, *size): (B or 1, blocks of channels, 2 * lanes * numbers), float32."""
-    batch, channels, *size = shape
-    per_sample = kernel.ndim == len(shape)
-    kernel, centre, reaches = _linear(kernel, size, centre, circular)
-    plan, samples = _plan(tuple(size), reaches), batch if per_sample else 1
-    values = torch.empty(plan.spectrum_shape(samples, channels), dtype=torch.float32, device="cpu")
-    skip = None if skip is None else _numbers(skip, torch.float32).contiguous()
+def prepare(x: Tensor, kernel: Tensor, skip: Tensor | None, taps: Taps) -> tuple[Tensor, ...]:
+    """Spectrum of a kernel for signals like x: (B or 1, blocks of channels, 2 * lanes * numbers), float32."""
+    (batch, channels), size = x.shape[:2], tuple(x.shape[2:])
+    samples = batch if kernel.ndim == x.ndim else 1
+    plan, linear_taps, kernel = _plan_for(size, taps), _linear_taps(size, taps), _linear_kernel(kernel, size, taps)
+    spectrum = torch.empty(plan.spectrum_shape(samples, channels), dtype=torch.float32, device="cpu")
+    skip = None if skip is None else _resolved(skip, torch.float32).contiguous()
     plan.library.hyena_spectrum(
         plan.handle,
         samples,
         channels,
-        ctypes.byref(_kernel(kernel, (batch, channels), centre, reaches)),
+        ctypes.byref(_kernel(kernel, (batch, channels), linear_taps, plan.reaches)),
         None if skip is None else address(skip, torch.float32, (channels,)),
-        address(values, torch.float32, values.shape),
+        address(spectrum, torch.float32, spectrum.shape),
         torch.get_num_threads(),
     )
-    return plan, values
+    return (spectrum,)
 
 
 def _arrays(plan: _Plan, dtype: torch.dtype, shape: tuple[int, ...], *signals: Tensor | None) -> ctypes.Array:
@@ -174,12 +182,12 @@ def _arrays(plan: _Plan, dtype: torch.dtype, shape: tuple[int, ...], *signals: T
     return result
 
 
-def _as_read(dtype: torch.dtype, *signals: Tensor | None) -> list[Tensor | None]:
+def _channels_last(dtype: torch.dtype, *signals: Tensor | None) -> list[Tensor | None]:
     """Signals of a dtype, with neighbouring channels."""
-    result = []
+    result: list[Tensor | None] = []
     for signal in signals:
         if signal is not None:
-            signal = _numbers(signal, dtype)
+            signal = _resolved(signal, dtype)
             if signal.stride(1) != 1 and signal.shape[1] > 1:
                 signal = signal.movedim(1, -1).contiguous().movedim(-1, 1)
         result.append(signal)
@@ -188,49 +196,46 @@ def _as_read(dtype: torch.dtype, *signals: Tensor | None) -> list[Tensor | None]
 
 def _read_dtype(*signals: Tensor | None) -> torch.dtype:
     """What C++ reads: bfloat16 if all are, else float32."""
-    dtypes = {signal.dtype for signal in signals if signal is not None}
-    return torch.bfloat16 if dtypes == {torch.bfloat16} else torch.float32
+    for signal in signals:
+        if signal is not None and signal.dtype != torch.bfloat16:
+            return torch.float32
+    return torch.bfloat16
 
 
-def _like(signal: Tensor, dtype: torch.dtype) -> Tensor:
+def _empty_channels_last(signal: Tensor, dtype: torch.dtype) -> Tensor:
     """Memory for a result that C++ writes."""
     shape = signal.shape[0], *signal.shape[2:], signal.shape[1]
     return torch.empty(shape, dtype=dtype, device="cpu").movedim(-1, 1)
 
 
-def _given(result: Tensor, out: Tensor) -> Tensor:
+def _in_layout_of(out: Tensor, result: Tensor) -> Tensor:
     """What C++ wrote, in the layout and dtype of `out`."""
     return result if result.dtype == out.dtype and result.stride() == out.stride() else out.copy_(result)
 
 
-def _convolve(plan: _Plan, values: Tensor, x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
-    """The convolution with a spectrum."""
+def convolve(x: Tensor, prepared: Sequence[Tensor], gate: Tensor | None, out_gate: Tensor | None, taps: Taps) -> Tensor:
+    """The convolution with what `prepare` made."""
+    plan, (spectrum,) = _plan_for(x.shape[2:], taps), prepared
+    expected = plan.spectrum_shape(spectrum.shape[0], x.shape[1])
+    if spectrum.shape != expected:
+        raise RuntimeError(
+            f"the kernel was prepared for vectors of another length: spectrum {tuple(spectrum.shape)}, here {expected}"
+        )
     out, dtype = empty_gated_result(x, gate, out_gate), _read_dtype(x, gate, out_gate)
-    signals, y = _as_read(dtype, x, gate, out_gate), _like(x, dtype)
-    (samples, channels), per_sample = x.shape[:2], len(values) > 1
+    y, (samples, channels) = _empty_channels_last(x, dtype), x.shape[:2]
+    per_sample = spectrum.shape[0] > 1
+    signals = _channels_last(dtype, x, gate, out_gate)
     plan.library.hyena_convolve(
         plan.handle,
         dtype == torch.bfloat16,
         samples,
         channels,
         _arrays(plan, dtype, x.shape, *signals, y),
-        address(values, torch.float32, plan.spectrum_shape(samples if per_sample else 1, channels)),
+        address(spectrum, torch.float32, (samples if per_sample else 1, *expected[1:])),
         per_sample,
         torch.get_num_threads(),
     )
-    return _given(y, out)
-
-
-def _forward(
-    x: Tensor,
-    kernel: Tensor,
-    skip: Tensor | None,
-    gate: Tensor | None,
-    out_gate: Tensor | None,
-    centre: Sequence[int],
-    circular: bool,
-) -> Tensor:
-    return _convolve(*_spectrum(kernel, skip, x.shape, centre, circular), x, gate, out_gate)
+    return _in_layout_of(out, y)
 
 
 def gradients(
@@ -240,59 +245,54 @@ def gradients(
     skip: Tensor | None,
     gate: Tensor | None,
     out_gate: Tensor | None,
-    centre: Sequence[int],
-    circular: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, kernel, skip, gate and out_gate, empty for None."""
-    size, (samples, channels) = x.shape[2:], x.shape[:2]
-    plan, values = _spectrum(kernel, skip, x.shape, centre, circular)
+    taps: Taps,
+) -> Gradients:
+    """Gradients of x, kernel, skip, gate and out_gate, None for None."""
+    size, (samples, channels) = tuple(x.shape[2:]), x.shape[:2]
+    plan, linear_taps, (spectrum,) = _plan_for(size, taps), _linear_taps(size, taps), prepare(x, kernel, skip, taps)
     per_sample = kernel.ndim == x.ndim
     inputs = x, gate, out_gate
     dtype = _read_dtype(dy, *inputs)
-    dy, *signals = _as_read(dtype, dy, *inputs)
-    results = [None if signal is None else _like(signal, dtype) for signal in signals]
-    threads, blocks = torch.get_num_threads(), values.shape[1]
+    signals = _channels_last(dtype, dy, *inputs)
+    results = [None if signal is None else _empty_channels_last(signal, dtype) for signal in signals[1:]]
+    threads, blocks = torch.get_num_threads(), spectrum.shape[1]
     # A shared kernel's gradient is summed in parts where there are few blocks of channels, whatever the threads
-    most = min(samples, -(-_TASKS // blocks), _PARTS_BYTES // values.nbytes)
+    most = min(samples, -(-_TASKS // blocks), _PARTS_BYTES // spectrum.nbytes)
     parts = samples if per_sample else max(1, most)
-    dvalues = torch.empty(plan.spectrum_shape(parts, channels), dtype=torch.float32, device="cpu")
+    dspectrum = torch.empty(plan.spectrum_shape(parts, channels), dtype=torch.float32, device="cpu")
     plan.library.hyena_gradients(
         plan.handle,
         dtype == torch.bfloat16,
         samples,
         channels,
-        _arrays(plan, dtype, x.shape, dy, *signals, *results),
-        address(values, torch.float32, plan.spectrum_shape(samples if per_sample else 1, channels)),
+        _arrays(plan, dtype, x.shape, *signals, *results),
+        address(spectrum, torch.float32, plan.spectrum_shape(samples if per_sample else 1, channels)),
         per_sample,
-        address(dvalues, torch.float32, plan.spectrum_shape(parts, channels)),
+        address(dspectrum, torch.float32, plan.spectrum_shape(parts, channels)),
         parts,
         threads,
     )
-    dvalues = dvalues if per_sample or parts == 1 else dvalues.sum(0, keepdim=True)
-    taps, middle, reaches = _linear(kernel, size, centre, circular)
-    dtaps = torch.zeros_like(taps)
+    dspectrum = dspectrum if per_sample or parts == 1 else dspectrum.sum(0, keepdim=True)
+    dkernel = torch.zeros_like(_linear_kernel(kernel, size, taps))
     plan.library.hyena_kernel_gradient(
         plan.handle,
-        len(dvalues),
+        len(dspectrum),
         channels,
-        ctypes.byref(_kernel(dtaps, (samples, channels), middle, reaches)),
-        address(dvalues, torch.float32, plan.spectrum_shape(len(dvalues), channels)),
+        ctypes.byref(_kernel(dkernel, (samples, channels), linear_taps, plan.reaches)),
+        address(dspectrum, torch.float32, plan.spectrum_shape(len(dspectrum), channels)),
         threads,
     )
-    dskip = x.new_empty(0)
+    dskip = None
     if skip is not None:
-        dskip = dtaps[(..., *middle)]
+        dskip = dkernel[(..., *linear_taps.centre)]
         dskip = (dskip.sum(0) if per_sample else dskip).to(skip.dtype, copy=True)
-    if circular:
-        dtaps = _unrepeated(dtaps, kernel.shape[-len(size) :], size, centre)
+    if taps.circular:
+        dkernel = _circular_gradient(dkernel, size, taps)
     dx, dgate, dout_gate = (
-        x.new_empty(0) if signal is None else _given(result, empty_result(signal, keep_layout=True))
+        None if signal is None else _in_layout_of(empty_result(signal), result)
         for result, signal in zip(results, inputs, strict=True)
     )
-    return dx, dtaps.to(kernel.dtype), dskip, dgate, dout_gate
-
-
-long_conv = gated_op("cpp_conv", _forward, gradients)
+    return dx, dkernel.to(kernel.dtype), dskip, dgate, dout_gate
 
 
 def reason_not(x: Tensor, kernel: Tensor) -> str | None:
@@ -304,32 +304,3 @@ def reason_not(x: Tensor, kernel: Tensor) -> str | None:
     if is_watched(x, kernel):
         return WATCHED
     return None
-
-
-def prepare(
-    x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
-) -> tuple[Tensor, ...]:
-    """Spectrum of a kernel for signals like x."""
-    return _spectrum(kernel, skip, x.shape, centre, circular)[1:]
-
-
-def convolve_prepared(
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    gate: Tensor | None,
-    out_gate: Tensor | None,
-    extents: Sequence[int],
-    centre: Sequence[int],
-    circular: bool,
-) -> Tensor:
-    """The convolution with what `prepare` made."""
-    size = tuple(x.shape[2:])
-    if circular:
-        extents, centre = [2 * n - 1 for n in size], [n - 1 for n in size]
-    plan, (values,) = _plan(size, _reaches(size, extents, centre)), tensors
-    expected = plan.spectrum_shape(len(values), x.shape[1])
-    if values.shape != expected:
-        raise RuntimeError(
-            f"the kernel was prepared for vectors of another length: spectrum {tuple(values.shape)}, here {expected}"
-        )
-    return _convolve(plan, values, x, gate, out_gate)

@@ -17,10 +17,10 @@ import triton
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from hyena_vision.ops import long_conv_kernels as kernels
-from hyena_vision.ops import long_conv_parts_kernels as parts_kernels
-from hyena_vision.ops.gated_op import empty_gated_result, gated_op
-from hyena_vision.ops.half_frequency import (
+from hyena_vision.ops.tensors import Gradients, Taps, empty_gated_result, empty_result, full_precision
+from hyena_vision.ops.triton import long_conv_kernels as kernels
+from hyena_vision.ops.triton import long_conv_parts_kernels as parts_kernels
+from hyena_vision.ops.triton.half_frequency import (
     LONGEST,
     Plan,
     Reach,
@@ -32,7 +32,7 @@ from hyena_vision.ops.half_frequency import (
     spectrum_gradients,
     tables,
 )
-from hyena_vision.ops.library import WATCHED, empty_result, full_precision, is_watched
+from hyena_vision.ops.watchers import WATCHED, is_watched
 
 # Longest axis of a tile that one program convolves, in bfloat16 twice as long.
 _WHOLE = 64
@@ -112,7 +112,7 @@ class _Kernel(NamedTuple):
         return constants_of(self.plan, self.exact)
 
 
-def _prepared(kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach, exact: bool) -> _Kernel:
+def _scaled_spectrum(kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach, exact: bool) -> _Kernel:
     with full_precision(kernel.device.type):
         values = spectrum(kernel, skip, plan, reach)
     # At most 1 / n for n x n tokens. With signals below 2, products are below 4 n and, by Parseval's equation, rows'
@@ -173,20 +173,6 @@ def shared_memory(size: Sequence[int], exact: bool) -> int:
 def _samples(batch: int, programs: int, warps: int) -> int:
     """For each program, as long as there are enough of them; of one sample there are `programs` of `warps` warps."""
     return -(-batch // min(batch, -(-_WARPS // (programs * warps))))
-
-
-def _convolve(x: Tensor, kernel: _Kernel, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
-    y = empty_gated_result(x, gate, out_gate)
-    if not y.numel():
-        return y
-    plan = kernel.plan
-    if not is_whole(plan, kernel.exact, x.device):
-        workspace = _rows(x, gate, plan, kernel.exact)
-        _lines(workspace, x, kernel, conjugate=False)
-        _rows_back(workspace, kernel, out_gate, y)
-        return y
-    _launch_whole(kernels._long_conv_fwd_kernel, kernel, x, gate, out_gate, y)
-    return y
 
 
 def _launch_whole(function: Callable, kernel: _Kernel, x: Tensor, *signals: Tensor | None) -> None:
@@ -263,31 +249,6 @@ def _rows_back(
         **kernel.constants,
         **blocks,
     )
-
-
-def _gradients(
-    dy: Tensor,
-    x: Tensor,
-    kernel: Tensor,
-    skip: Tensor | None,
-    gate: Tensor | None,
-    out_gate: Tensor | None,
-    centre: Sequence[int],
-    circular: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, kernel, skip, gate and out_gate (empty for None)."""
-    plan, exact = make_plan(x.shape[2:], circular), is_exact(x, gate)
-    reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
-    dx = empty_result(x, keep_layout=True)
-    dgate, dout_gate = (None if t is None else empty_result(t, keep_layout=True) for t in (gate, out_gate))
-    if x.numel():
-        prepared = _prepared(kernel, skip, plan, reach, exact)
-        dspectrum = _signal_gradients(dy, x, prepared, gate, out_gate, dx, dgate, dout_gate)
-        with full_precision(x.device.type):
-            dkernel, dskip = spectrum_gradients(dspectrum, kernel, skip, plan, reach)
-    else:
-        dkernel, dskip = torch.zeros_like(kernel), None if skip is None else torch.zeros_like(skip)
-    return dx, dkernel.contiguous(), *(x.new_empty(0) if t is None else t for t in (dskip, dgate, dout_gate))
 
 
 def _signal_gradients(
@@ -368,32 +329,13 @@ def on_device_of_x(function: Callable) -> Callable:
     return run
 
 
-@on_device_of_x
-def _forward(
-    x: Tensor,
-    kernel: Tensor,
-    skip: Tensor | None,
-    gate: Tensor | None,
-    out_gate: Tensor | None,
-    centre: Sequence[int],
-    circular: bool,
-) -> Tensor:
-    plan = make_plan(x.shape[2:], circular)
-    reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
-    return _convolve(x, _prepared(kernel, skip, plan, reach, is_exact(x, gate)), gate, out_gate)
-
-
-def _make_tables(x: Tensor, circular: bool) -> None:
+def make_tables(x: Tensor, circular: bool) -> None:
     """Where a compiler traces a fixed size: what it captures as a CUDA graph may not make tables that stay."""
     if all(isinstance(n, int) for n in x.shape[2:]) and (x.device.type == "cpu" or torch.cuda.is_available()):
         with unset_fake_temporarily():
             plan = make_plan(x.shape[2:], circular)
             _tables(plan.table_key, x.device)
             make_kernel_tables(plan, x.device)
-
-
-gradients = on_device_of_x(_gradients)
-long_conv = gated_op("triton_conv", _forward, gradients, _make_tables)
 
 
 def reason_not(x: Tensor, kernel: Tensor) -> str | None:
@@ -420,27 +362,46 @@ def reason_not(x: Tensor, kernel: Tensor) -> str | None:
     return None
 
 
-def prepare(
-    x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
-) -> tuple[Tensor, ...]:
-    """Spectrum of a kernel for signals like x, in float32 and in float16, and its scales."""
-    plan = make_plan(x.shape[2:], circular)
-    reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
-    made = _prepared(kernel, skip, plan, reach, True)
-    return made.spectrum, made.spectrum.half(), made.scales
+@on_device_of_x
+def prepare(x: Tensor, kernel: Tensor, skip: Tensor | None, taps: Taps) -> tuple[Tensor, ...]:
+    """Spectrum of a kernel for signals like x, and its scales; the spectrum in float16 as well where that is enough."""
+    plan = make_plan(x.shape[2:], taps.circular)
+    made = _scaled_spectrum(kernel, skip, plan, reach_of(plan, taps.extents, taps.centre), True)
+    return (made.spectrum, made.scales) if is_exact(x, None) else (made.spectrum, made.scales, made.spectrum.half())
 
 
 @on_device_of_x
-def convolve_prepared(
+def convolve(x: Tensor, prepared: Sequence[Tensor], gate: Tensor | None, out_gate: Tensor | None, taps: Taps) -> Tensor:
+    """The convolution with what `prepare` made."""
+    exact = is_exact(x, gate)
+    kernel = _Kernel(make_plan(x.shape[2:], taps.circular), exact, prepared[0] if exact else prepared[2], prepared[1])
+    y = empty_gated_result(x, gate, out_gate)
+    if is_whole(kernel.plan, exact, x.device):
+        _launch_whole(kernels._long_conv_fwd_kernel, kernel, x, gate, out_gate, y)
+    else:
+        workspace = _rows(x, gate, kernel.plan, exact)
+        _lines(workspace, x, kernel, conjugate=False)
+        _rows_back(workspace, kernel, out_gate, y)
+    return y
+
+
+@on_device_of_x
+def gradients(
+    dy: Tensor,
     x: Tensor,
-    tensors: Sequence[Tensor],
+    kernel: Tensor,
+    skip: Tensor | None,
     gate: Tensor | None,
     out_gate: Tensor | None,
-    extents: Sequence[int],
-    centre: Sequence[int],
-    circular: bool,
-) -> Tensor:
-    """The convolution with what `prepare` made."""
-    (spectrum, half, scales), exact = tensors, is_exact(x, gate)
-    kernel = _Kernel(make_plan(x.shape[2:], circular), exact, spectrum if exact else half, scales)
-    return _convolve(x, kernel, gate, out_gate)
+    taps: Taps,
+) -> Gradients:
+    """Gradients of x, kernel, skip, gate and out_gate, None for None."""
+    plan, exact = make_plan(x.shape[2:], taps.circular), is_exact(x, gate)
+    reach = reach_of(plan, taps.extents, taps.centre)
+    dx = empty_result(x)
+    dgate, dout_gate = (None if t is None else empty_result(t) for t in (gate, out_gate))
+    of_signals = _scaled_spectrum(kernel, skip, plan, reach, exact)
+    dspectrum = _signal_gradients(dy, x, of_signals, gate, out_gate, dx, dgate, dout_gate)
+    with full_precision(x.device.type):
+        dkernel, dskip = spectrum_gradients(dspectrum, kernel, skip, plan, reach)
+    return dx, dkernel.contiguous(), dskip, dgate, dout_gate

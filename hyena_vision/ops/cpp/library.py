@@ -1,4 +1,4 @@
-"""Compiles the kernels in cpp/ with the machine's C++ compiler on first use, loads them, and hands them memory.
+"""Compiles the C++ in this folder with the machine's C++ compiler on first use, loads them, and hands them memory.
 
 The result is kept in `HYENA_VISION_CACHE`, by default `hyena_vision` in `XDG_CACHE_HOME` or ~/.cache, under a name that
 follows from source, compiler and flags, with a checksum at its end. It is loaded from there if the checksum holds and
@@ -23,7 +23,7 @@ from torch.nn import Parameter
 
 from hyena_vision.ops.cache import cache_folder
 
-_FOLDER = Path(__file__).with_name("cpp")
+_FOLDER = Path(__file__).parent
 # Vector instructions are those that torch uses: it knows what this CPU has, and ATEN_CPU_CAPABILITY bounds both.
 _VECTORS = {
     "AVX512": ["-DLANES=16", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],

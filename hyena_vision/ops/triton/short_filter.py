@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyena_vision.ops.library import is_compiling
-from hyena_vision.ops.short_filter import filter_by_torch
+from hyena_vision.ops.register import register_operator
+from hyena_vision.ops.short_filter_torch import filter_by_torch
+from hyena_vision.ops.watchers import is_compiling
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # what the kernels below are made for, CPU tensors if true
 
@@ -248,8 +249,7 @@ def backward_block(taps: int) -> int:
     return 16 if taps <= 9 else 8 if taps <= 25 else 4
 
 
-@torch.library.custom_op("hyena_vision::gated_short_filter", mutates_args=())
-def _op(
+def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Optional[Tensor],  # noqa: UP045  torch reads the schema from this spelling
@@ -271,13 +271,11 @@ def _op(
     return out.to(x.dtype)
 
 
-@_op.register_fake
-def _(x, weight, bias, signals, causal):
+def _result_like(x, weight, bias, signals, causal):
     return _empty_result(x, signals, x.dtype)
 
 
-@torch.library.custom_op("hyena_vision::gated_short_filter_backward", mutates_args=())
-def _backward_op(
+def _gradients(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -311,10 +309,12 @@ def _backward_op(
     return dx.to(x.dtype), dweight, dbias.to(x.dtype if bias is None else bias.dtype, copy=True)
 
 
-@_backward_op.register_fake
-def _(grad, x, weight, bias, signals, causal):
+def _gradients_like(grad, x, weight, bias, signals, causal):
     dbias = x.new_empty(weight.shape[0]) if bias is None else bias.new_empty(bias.shape)
     return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias
+
+
+_backward_operator = register_operator("gated_short_filter_backward", _gradients, _gradients_like)
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -330,12 +330,11 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         y = filter_by_torch(x, weight, bias, ctx.signals, ctx.causal)
         found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
         return *[next(found) if needed else None for needed in ctx.needs_input_grad[:3]], None, None
-    dx, dweight, dbias = _backward_op(grad, x, weight, bias, ctx.signals, ctx.causal)
+    dx, dweight, dbias = _backward_operator(grad, x, weight, bias, ctx.signals, ctx.causal)
     return dx, dweight, None if bias is None else dbias, None, None
 
 
-_op.register_autograd(_backward, setup_context=_keep)
-gated_short_filter = _op
+gated_short_filter = register_operator("gated_short_filter", _forward, _result_like, keep=_keep, backward=_backward)
 
 
 def _stored(dtype: torch.dtype) -> torch.dtype:
