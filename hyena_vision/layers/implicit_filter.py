@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from hyena_vision.layers.untouched import fast_weights, saves_plainly
 from hyena_vision.ops.implicit_filter import hidden_layers, implicit_kernel, window
-from hyena_vision.ops.library import without_autocast
+from hyena_vision.ops.tensors import without_autocast
 
 FEATURES = ("fourier", "sinusoid", "coords")
 WINDOWS = ("exponential", "radial", "gaussian", "none")
@@ -83,7 +83,6 @@ class ImplicitFilter(nn.Module):
     r"""Base of `ImplicitFilter1d` and `ImplicitFilter2d`, which differ in the number of axes and in defaults.
 
     Args:
-        rank: Number of axes of the signal.
         dim: Channels of the signal, C.
         num_filters: Kernels per channel, >= 1; they share the MLP up to its last layer.
         causal: Whether the kernel covers displacements 0..n-1 instead of -(n-1)..n-1 on each axis.
@@ -102,12 +101,13 @@ class ImplicitFilter(nn.Module):
         table_size: Tokens per axis whose displacements a learnt table covers on the base grid; None is `base_size`. A
             kernel ends where its table does.
         window: "exponential": $\exp(-\delta_c \sum_a |u_a|)$. "radial": $\exp(-\delta_c \lVert u \rVert_2)$.
-            "gaussian": $\exp(-\sum_a u_a^2 / 2 \sigma_{c,a}^2)$. "none": 1.
+            "gaussian": $\exp(-\sum_a u_a^2 / 2 \sigma_{c,a}^2)$. "none": 1. None is exponential in 1D, radial in 2D.
         learn_window: Whether $\delta$ and the shift s, or $\log \sigma$, are parameters. None does as the papers do:
             fixed for "exponential", learnt for "radial" and "gaussian".
         window_shift: Initial shift s of the exponential and radial windows, a constant unless they are learnt.
-        slow_decay: Distance in units of u at which the exponential of the first channel reaches 0.01.
-        fast_decay: The same for the last channel; those between are spaced linearly in $\delta$.
+        slow_decay: Distance in units of u at which the exponential of the first channel reaches 0.01. None is 1.5 in 1D
+            and 3 in 2D, where HyenaPixel counts in kernel extents.
+        fast_decay: The same for the last channel, 0.3 and 0.6; those between are spaced linearly in $\delta$.
         coords: "relative" or "absolute", see the module's text.
         base_size: Tokens per axis (one number, or one per axis) of the base grid, usually that of the training
             images. It sets no shape unless `learn_features`, and like all settings it is not in the state dict: weights
@@ -120,9 +120,12 @@ class ImplicitFilter(nn.Module):
         ValueError: An argument is out of its range; the message has both.
     """
 
+    rank: int  # number of axes of the signal
+    default_window: str
+    default_decay: tuple[float, float]
+
     def __init__(
         self,
-        rank: int,
         dim: int,
         *,
         num_filters: int = 1,
@@ -134,11 +137,11 @@ class ImplicitFilter(nn.Module):
         features: str = "fourier",
         learn_features: bool = False,
         table_size: int | tuple[int, ...] | None = None,
-        window: str = "exponential",
+        window: str | None = None,
         learn_window: bool | None = None,
         window_shift: float = 0.0,
-        slow_decay: float = 1.5,
-        fast_decay: float = 0.3,
+        slow_decay: float | None = None,
+        fast_decay: float | None = None,
         coords: str = "relative",
         base_size: int | tuple[int, ...] = 14,
         cond_dim: int = 0,
@@ -146,6 +149,9 @@ class ImplicitFilter(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
+        window = self.default_window if window is None else window
+        slow_decay = self.default_decay[0] if slow_decay is None else slow_decay
+        fast_decay = self.default_decay[1] if fast_decay is None else fast_decay
         for name, value, known in (("features", features, FEATURES), ("window", window, WINDOWS)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
@@ -159,7 +165,6 @@ class ImplicitFilter(nn.Module):
         if min(slow_decay, fast_decay) <= 0:
             raise ValueError(f"slow_decay and fast_decay must be positive, got {slow_decay} and {fast_decay}")
         dd = {"device": device, "dtype": dtype}
-        self.rank = rank
         self.dim = dim
         self.num_filters = num_filters
         self.causal = causal
@@ -193,7 +198,7 @@ class ImplicitFilter(nn.Module):
 
         exponential = window in ("exponential", "radial")
         self.decay = window_tensor((channels,)) if exponential else None
-        self.log_sigma = window_tensor((rank, channels)) if window == "gaussian" else None
+        self.log_sigma = window_tensor((self.rank, channels)) if window == "gaussian" else None
         self.shift = nn.Parameter(torch.empty(channels, **dd)) if exponential and learn_window else None
         self.register_load_state_dict_pre_hook(_rename_omega)
         self.reset_parameters()
@@ -531,38 +536,31 @@ def _along(of_axis: Tensor, axis: int, rank: int) -> Tensor:
 class ImplicitFilter1d(ImplicitFilter):
     """Implicit filter of a sequence; by default Hyena's: 33 Fourier features, two inner layers, fixed exponential.
 
-    Args:
-        dim: Channels of the signal.
-        **kwargs: As for `ImplicitFilter`.
+    Arguments are those of `ImplicitFilter`.
 
     Source:
         Hyena (arXiv:2302.10866), section 3.3 and appendix D.3; two inner layers are its authors' correction to the
         released ImageNet recipe.
     """
 
-    def __init__(self, dim: int, **kwargs) -> None:
-        super().__init__(1, dim, **kwargs)
+    rank = 1
+    default_window = "exponential"
+    default_decay = (1.5, 0.3)
 
 
 class ImplicitFilter2d(ImplicitFilter):
     """Implicit filter of an image; by default a learnt radial window (HyenaPixel) on Fourier features of each axis.
 
-    Args:
-        dim: Channels of the signal.
-        window: As for `ImplicitFilter`.
-        slow_decay: As for `ImplicitFilter`; the default is HyenaPixel's, which counts in kernel extents.
-        fast_decay: As `slow_decay`.
-        **kwargs: As for `ImplicitFilter`.
+    Arguments are those of `ImplicitFilter`.
 
     Source:
         HyenaPixel (arXiv:2402.19305), section 3.2.
     """
 
-    def __init__(
-        self, dim: int, *, window: str = "radial", slow_decay: float = 3.0, fast_decay: float = 0.6, **kwargs
-    ) -> None:
-        super().__init__(2, dim, window=window, slow_decay=slow_decay, fast_decay=fast_decay, **kwargs)
+    rank = 2
+    default_window = "radial"
+    default_decay = (3.0, 0.6)
 
 
 # Modules whose arithmetic `implicit_kernel` knows
-FILTER_TYPES = (ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d, FilterLinear, Sine)
+FILTER_TYPES = (ImplicitFilter1d, ImplicitFilter2d, FilterLinear, Sine)
