@@ -10,12 +10,13 @@ This is the recurrence of the released code: order 2 has two gates and one long 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import get_act_layer, get_norm_layer, to_2tuple, trunc_normal_
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from hyena_vision.layers.implicit_filter import FILTER_TYPES, ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d
@@ -165,7 +166,7 @@ class _Hyena(nn.Module):
         if short_kernel_size < 1 or (short_kernel_size % 2 == 0 and not causal):
             expected = "at least 1" if causal else "odd and at least 1"
             raise ValueError(f"short_kernel_size must be {expected}, got {short_kernel_size}")
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         make_norm = partial(named_layer(get_norm_layer, "norm_layer", norm_layer), dim, **dd)
         self.dim = dim
         self.order = order
@@ -310,14 +311,15 @@ class _Hyena(nn.Module):
                 )
                 return value.view(*value.shape[:2], *grid).permute(0, 2, 3, 1)
         if self._fuses_first_gate(signals, cond):
-            *gates, value = self._gated_short(signals).unbind(1)
-            gates = [*gates, None]  # torch 2.11 compiles no append to what was unpacked
+            *unfused, value = self._gated_short(signals).unbind(1)
+            gates: list[Tensor | None] = [*unfused, None]  # torch 2.11 compiles no append to what was unpacked
         else:
-            *gates, value = self._short(signals).chunk(self.order + 1, dim=1)
+            *unfused, value = self._short(signals).chunk(self.order + 1, dim=1)
+            gates = [*unfused]
         del signals  # as large as what the short filter gave; without gradients its memory can be used again
         if not _is_identity(self.value_norm):
             value = self.value_norm(value.movedim(1, -1)).movedim(-1, 1)
-        last = self.out_gate_act(gates[0])
+        last = self.out_gate_act(unfused[0])
         long_conv = long_conv1d if self.rank == 1 else long_conv2d
         kernels, skips = self._kernels_for(value, cond)
         for step, norm in enumerate(self.gate_norms):
@@ -392,7 +394,7 @@ class _Hyena(nn.Module):
 
     def _kernels_for(
         self, value: Tensor, cond: Tensor | None
-    ) -> tuple[Sequence[Tensor | PreparedKernel] | None, Sequence[Tensor | None]]:
+    ) -> tuple[Tensor | list[Tensor] | list[PreparedKernel] | None, Tensor | list[None]]:
         """Kernels and skips of all steps; None for kernels that are made in groups of channels."""
         if not self.training and not torch.is_grad_enabled():
             prepared = self._kept_kernels_in_graph(value) if is_compiling() else self._kept_kernels(value)
@@ -458,17 +460,18 @@ class _Hyena(nn.Module):
         groups = [slice(start, min(start + count, self.dim)) for start in range(0, self.dim, count)]
         y, settings = None, self._op_settings()
         for group, kernel in self.filter.channels_in_turn(size, groups, step):
-            gates = (None if t is None else t[:, group] for t in (gate, out_gate))
             part = long_conv(
                 value[:, group],
                 kernel,
                 self.skip[step, group],
-                **dict(zip(("gate", "out_gate"), gates, strict=True)),
+                gate=None if gate is None else gate[:, group],
+                out_gate=None if out_gate is None else out_gate[:, group],
                 **settings,
             )
             if y is None:
                 y = torch.empty((value.shape[0], *size, self.dim), dtype=part.dtype, device=part.device).movedim(-1, 1)
             y[:, group] = part
+        assert y is not None
         return y
 
 
@@ -523,3 +526,10 @@ class Hyena2d(_Hyena):
     """
 
     rank = 2
+
+
+# What models take by name. Filters and operators read shapes as numbers; fx takes each mixer as one node.
+MIXERS: dict[str, type[nn.Module]] = {
+    "hyena1d": register_notrace_module(Hyena1d),
+    "hyena2d": register_notrace_module(Hyena2d),
+}

@@ -16,8 +16,9 @@ larger images continue it. Both are equal on the base grid.
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -157,11 +158,12 @@ class ImplicitFilter(nn.Module):
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
         if coords not in COORDS:
             raise ValueError(f"coords must be one of {COORDS}, got {coords!r}")
-        at_least = dict(dim=(dim, 1), num_filters=(num_filters, 1), filter_dim=(filter_dim, 1), cond_dim=(cond_dim, 0))
-        at_least["num_inner_layers"] = (num_inner_layers, 0)
-        for name, (value, least) in at_least.items():
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        at_least_1 = dict(dim=dim, num_filters=num_filters, filter_dim=filter_dim)
+        at_least_0 = dict(cond_dim=cond_dim, num_inner_layers=num_inner_layers)
+        for least, numbers in ((1, at_least_1), (0, at_least_0)):
+            for name, number in numbers.items():
+                if number < least:
+                    raise ValueError(f"{name} must be at least {least}, got {number}")
         if min(slow_decay, fast_decay) <= 0:
             raise ValueError(f"slow_decay and fast_decay must be positive, got {slow_decay} and {fast_decay}")
         dd = {"device": device, "dtype": dtype}
@@ -229,7 +231,7 @@ class ImplicitFilter(nn.Module):
 
         Hidden layers follow SIREN (Sitzmann et al. 2020, arXiv:2006.09661): activations keep their spread with depth.
         """
-        for index, (linear, sine) in enumerate(zip(self.hidden, self.sine, strict=True)):
+        for index, (linear, sine) in enumerate(self._network()):
             raw_coordinates = index == 0 and self.features == "coords"
             bound = 2 * math.pi / self.rank if raw_coordinates else math.sqrt(6 / linear.in_features)
             nn.init.uniform_(linear.weight, -bound, bound)
@@ -288,7 +290,7 @@ class ImplicitFilter(nn.Module):
         with without_autocast(device.type):
             features, distances, extents = self._positions(size, device)
             if self.fast_weights() is not None and (not torch.is_grad_enabled() or saves_plainly()):
-                kernel = implicit_kernel(features, distances, self._layers(), **self._of_channels(size, slice(None)))
+                kernel = self._kernel(features, distances, self._layers(), size, slice(None))
             else:
                 kernel = self._plain(features, distances, size, cond)
         kernel = kernel.unflatten(-1, (self.num_filters, self.dim)).unflatten(-3, extents)
@@ -302,12 +304,12 @@ class ImplicitFilter(nn.Module):
 
     def _plain(self, features: Tensor, distances: Tensor, size: tuple[int, ...], cond: Tensor | None) -> Tensor:
         """Kernels (P, num_filters * C) or (B, P, num_filters * C), by calls of the layers."""
-        dtype, hidden = features.dtype, features
-        if cond is not None:
+        dtype, hidden, modulation = features.dtype, features, None
+        if cond is not None and self.film is not None:
             modulation = self.film(cond.to(dtype)).unflatten(-1, (len(self.hidden), 2, 1, -1))
-        for index, (linear, sine) in enumerate(zip(self.hidden, self.sine, strict=True)):
+        for index, (linear, sine) in enumerate(self._network()):
             hidden = sine(linear(hidden))
-            if cond is not None:
+            if modulation is not None:
                 hidden = (1 + modulation[:, index, 0]) * hidden + modulation[:, index, 1]
         kernel, factor = self.out(hidden) * self._gain(size), self._window(distances, dtype)
         return kernel if factor is None else kernel * factor
@@ -335,41 +337,52 @@ class ImplicitFilter(nn.Module):
         for group in groups:
             rows = slice(index * self.dim + group.start, index * self.dim + group.stop)
             with without_autocast(self._device.type):
-                kernel = implicit_kernel(hidden, distances, (), **self._of_channels(size, rows))
+                kernel = self._kernel(hidden, distances, [], size, rows)
             yield group, kernel.unflatten(0, extents).movedim(-1, 0)
 
-    def _layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _network(self) -> list[tuple[FilterLinear, Sine]]:
+        """The hidden layers; tools may have put others in their place."""
+        return list(zip(cast(list[FilterLinear], self.hidden), cast(list[Sine], self.sine), strict=True))
+
+    def _layers(self) -> list[tuple[Tensor, Tensor | None, Tensor]]:
         """What `implicit_kernel` calls so."""
         dtype = self._dtype
         return [
             (linear.weight.to(dtype), None if linear.bias is None else linear.bias.to(dtype), sine.omega.to(dtype))
-            for linear, sine in zip(self.hidden, self.sine, strict=True)
+            for linear, sine in self._network()
         ]
 
-    def _of_channels(self, size: tuple[int, ...], rows: slice) -> dict[str, Tensor | None]:
-        """Other arguments of `implicit_kernel`, of some channels."""
+    def _kernel(
+        self,
+        features: Tensor,
+        distances: Tensor,
+        layers: list[tuple[Tensor, Tensor | None, Tensor]],
+        size: tuple[int, ...],
+        channels: slice,
+    ) -> Tensor:
+        """`implicit_kernel` of some of num_filters * C channels."""
         dtype, gain = self._dtype, self._gain(size)
-        out = self.out.weight[rows].to(dtype)
-        arguments = dict(out=out if gain == 1 else out * gain)
-        return arguments | {name: None if t is None else t[..., rows] for name, t in self._of_window(dtype).items()}
+        out = self.out.weight[channels].to(dtype)
+        out = out if gain == 1 else out * gain
+        decay, log_sigma, shift = (None if t is None else t[..., channels] for t in self._window_weights(dtype))
+        return implicit_kernel(features, distances, layers, out, decay=decay, log_sigma=log_sigma, shift=shift)
 
     def _gain(self, size: tuple[int, ...]) -> float:
         if self.coords == "absolute":
             return 1.0
         return math.prod([base / n for base, n in zip(self.base_size, size, strict=True)])
 
-    def _of_window(self, dtype: torch.dtype) -> dict[str, Tensor | None]:
-        if self.window in ("exponential", "radial"):
-            shift = self.shift
-            if shift is None and self.window_shift:
-                shift = torch.full_like(self.decay, self.window_shift)
-            return dict(decay=self.decay.to(dtype), log_sigma=None, shift=None if shift is None else shift.to(dtype))
-        log_sigma = self.log_sigma.to(dtype) if self.window == "gaussian" else None
-        return dict(decay=None, log_sigma=log_sigma, shift=None)
+    def _window_weights(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Arguments `decay`, `log_sigma` and `shift` of `implicit_kernel`."""
+        given: Tensor | None = self.shift
+        if self.decay is not None and given is None and self.window_shift:
+            given = torch.full_like(self.decay, self.window_shift)
+        decay, log_sigma, shift = (None if t is None else t.to(dtype) for t in (self.decay, self.log_sigma, given))
+        return decay, log_sigma, shift
 
     def _window(self, distances: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Window plus shift, (P, num_filters * C), None for none."""
-        return window(distances, **self._of_window(dtype))
+        return window(distances, *self._window_weights(dtype))
 
     def set_table_size(self, table_size: int | tuple[int, ...]) -> None:
         """Make room for a learnt table of another size; the parameter stays, its values are left to be loaded.
@@ -467,11 +480,12 @@ class ImplicitFilter(nn.Module):
         """What the window falls off with, (P, 1), or (P, rank) for "gaussian"."""
         axes = self._axes(covered, size, device)
         if self.window == "exponential":
-            return sum(_along(axis.abs()[:, None], a, self.rank) for a, axis in enumerate(axes)).view(-1, 1)
+            lengths = [_along(axis.abs()[:, None], a, self.rank) for a, axis in enumerate(axes)]
+            return reduce(torch.add, lengths).view(-1, 1)
         squares = [_along(axis.square()[:, None], a, self.rank) for a, axis in enumerate(axes)]
         if self.window == "gaussian":
             return torch.cat(torch.broadcast_tensors(*squares), -1).flatten(0, -2)
-        return sum(squares).sqrt().view(-1, 1)
+        return reduce(torch.add, squares).sqrt().view(-1, 1)
 
     def _axis_features(self, axes: list[Tensor]) -> list[Tensor]:
         """Features of the displacements along each axis, (n, filter_emb_dim / rank)."""
@@ -508,6 +522,7 @@ class ImplicitFilter(nn.Module):
 
     def _table_features(self, size: tuple[int, ...]) -> Tensor:
         """Learnt features (P, filter_emb_dim) of a kernel's taps."""
+        assert self.z is not None
         table = self.z.to(self._dtype)
         if self.rank == 1 and self.coords == "relative" and size != self.base_size:
             return self._sample_table(table, self._axes(self._covered(size), size, table.device)[0]).T

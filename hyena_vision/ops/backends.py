@@ -50,7 +50,7 @@ def _direct_sum(
     x: Tensor, prepared: Sequence[Tensor], gate: Tensor | None, out_gate: Tensor | None, taps: Taps
 ) -> Tensor:
     """The reference between two gates, with products in the dtype of the sums: half precision would overflow."""
-    kernel, skip = prepared if len(prepared) == 2 else (*prepared, None)
+    kernel, skip = prepared[0], prepared[1] if len(prepared) == 2 else None
     if gate is None and out_gate is None:
         return reference.long_conv(x, kernel, skip, taps.centre, taps.circular)
     dtype = sum_dtype(x, gate, out_gate)
@@ -135,8 +135,8 @@ def select(name: str | None, x: Tensor, kernel: Tensor, *, use: str | None = Non
     """
     if name is None:
         # What a table has was proven for shared kernels and zeros outside the signal
-        listed = can_have_table(x.device) and use is not None and kernel.ndim < x.ndim and not circular
-        if listed and not is_watched(x, kernel) and picks_triton(x.device, x.shape[2:], x.dtype, use):
+        listed = can_have_table(x.device) and kernel.ndim < x.ndim and not circular and not is_watched(x, kernel)
+        if listed and use is not None and picks_triton(x.device, x.shape[2:], x.dtype, use):
             backend = BACKENDS["triton"]
             if backend.missing() is None and backend.reason(x, kernel) is None:
                 return backend

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_vision.ops.tensors import Gradients, Taps, empty_gated_result, empty_result, result_dtype, sum_dtype
+from hyena_vision.ops.tensors import Gradients, Taps, empty_gated_result, empty_result, result_dtype, sum_dtype, tap_at
 from hyena_vision.ops.watchers import is_compiling
 
 # Numbers that are transformed at a time on the CPU, as long as that is not less than so many channels: less would read
@@ -117,8 +117,8 @@ def prepare(x: Tensor, kernel: Tensor, skip: Tensor | None, taps: Taps) -> tuple
         reaching = _reaching_taps(_narrow(kernel, block, axis).to(dtype), axes, taps)
         if skip is not None:
             reaching = reaching.clone()
-            middle = tuple(0 if taps.circular else a.start for a in axes)  # displacement 0
-            reaching[(..., *middle)] += skip[block].to(dtype)
+            middle = [0 if taps.circular else a.start for a in axes]  # displacement 0
+            tap_at(reaching, middle).add_(skip[block].to(dtype))
         blocks.append(_forward(reaching, axes))
     return (torch.cat(blocks, axis) if len(blocks) > 1 else blocks[0],)
 
@@ -155,18 +155,24 @@ def gradients(
     taps: Taps,
 ) -> Gradients:
     """Gradients of x, kernel, skip, gate and out_gate, None for none."""
-    arguments, channel_axes = (x, kernel, skip, gate, out_gate), (1, -len(taps.centre) - 1, 0, 1, 1)
-    results = tuple(
-        t if t is None else empty_result(t) if axis == 1 else torch.empty_like(t)
-        for t, axis in zip(arguments, channel_axes, strict=True)
-    )
+    dx, dkernel, channel = empty_result(x), torch.empty_like(kernel), -len(taps.centre) - 1
+    dskip = None if skip is None else torch.empty_like(skip)
+    dgate, dout_gate = (None if t is None else empty_result(t) for t in (gate, out_gate))
     for block in _channel_blocks(x, _plan(x, taps)):
-        of_block = (_narrow(t, block, axis) for t, axis in zip(arguments, channel_axes, strict=True))
-        found = gradients_openly(dy[:, block], *of_block, taps)
-        for result, axis, value in zip(results, channel_axes, found, strict=True):
-            if result is not None:
+        found = gradients_openly(
+            dy[:, block],
+            x[:, block],
+            _narrow(kernel, block, channel),
+            None if skip is None else skip[block],
+            None if gate is None else gate[:, block],
+            None if out_gate is None else out_gate[:, block],
+            taps,
+        )
+        results = (dx, 1), (dkernel, channel), (dskip, 0), (dgate, 1), (dout_gate, 1)
+        for (result, axis), value in zip(results, found, strict=True):
+            if result is not None and value is not None:
                 _narrow(result, block, axis).copy_(value)
-    return results
+    return dx, dkernel, dskip, dgate, dout_gate
 
 
 def _channel_blocks(x: Tensor, axes: list[_Axis]) -> list[slice]:
@@ -179,8 +185,8 @@ def _channel_blocks(x: Tensor, axes: list[_Axis]) -> list[slice]:
     return [slice(first, min(first + step, channels)) for first in range(0, channels, step)]
 
 
-def _narrow(tensor: Tensor | None, block: slice, axis: int) -> Tensor | None:
-    return None if tensor is None else tensor.narrow(axis, block.start, block.stop - block.start)
+def _narrow(tensor: Tensor, block: slice, axis: int) -> Tensor:
+    return tensor.narrow(axis, block.start, block.stop - block.start)
 
 
 def _with_skip(y: Tensor, skip: Tensor | None, u: Tensor) -> Tensor:

@@ -143,31 +143,31 @@ class _Hyena(torch.autograd.Function):
         leaves = [None if t is None else t.view_as(t) if again else t.detach() for t in ctx.saved_tensors]
         if not again:
             leaves = [t if t is None else t.requires_grad_(need) for t, need in zip(leaves, needed, strict=True)]
-        *of_filter, kernel, skip = leaves
+        tokens, weight, bias, kernel, skip = leaves
+        assert tokens is not None and weight is not None and kernel is not None and skip is not None
         compute = BACKENDS[backend].gradients
-        plainly = again or is_batched(dy) or compute is None or not dy.numel()
         with torch.enable_grad(), ctx.autocast():
-            value, gate, out_gate, filtered = _signals(*of_filter, causal, backend)
-            if plainly:
+            value, gate, out_gate, filtered = _signals(tokens, weight, bias, causal, backend)
+            if again or is_batched(dy) or compute is None or not dy.numel():
                 y = long_conv(value, kernel, skip, gate, out_gate, taps, backend)
                 return *_gradients(y, leaves, needed, dy, create_graph=again), None, None, None
-        value, gate, out_gate = (None if t is None else t.detach() for t in (value, gate, out_gate))
+        signals = value.detach(), None if gate is None else gate.detach(), out_gate.detach()
         dvalue, dkernel, dskip, dgate, dout_gate = compute(
-            dy, value, kernel.detach(), skip.detach(), gate, out_gate, taps
+            dy, signals[0], kernel.detach(), skip.detach(), *signals[1:], taps
         )
         parts = [t for t in (dout_gate, dgate, dvalue) if t is not None]
         if filtered.stride(2) == 1:  # neighbouring channels, which the short filter goes on with
             dfiltered = torch.stack([t.movedim(1, -1) for t in parts], -2).movedim((-2, -1), (1, 2))
         else:
             dfiltered = torch.stack(parts, 1)
-        del dvalue, dgate, dout_gate, parts, value, gate, out_gate
-        found = _gradients(filtered, of_filter, needed[:3], dfiltered)
+        del dvalue, dgate, dout_gate, parts, value, gate, out_gate, signals
+        found = _gradients(filtered, [tokens, weight, bias], needed[:3], dfiltered)
         return *found, dkernel if needed[3] else None, dskip if needed[4] else None, None, None, None
 
 
 def _gradients(
     y: Tensor, inputs: Sequence[Tensor | None], needed: Sequence[bool], dy: Tensor, create_graph: bool = False
 ) -> list[Tensor | None]:
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+    wanted = [t for t, need in zip(inputs, needed, strict=True) if t is not None and need]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph) if wanted else ())
     return [next(found) if need else None for need in needed]

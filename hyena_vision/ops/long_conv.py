@@ -23,7 +23,7 @@ from hyena_vision.ops.tensors import (
     laid_out_like,
     sum_dtype,
 )
-from hyena_vision.ops.watchers import is_compiling, is_watched
+from hyena_vision.ops.watchers import is_compiling, is_plain
 
 
 def long_conv1d(
@@ -207,8 +207,10 @@ def long_conv(
     backend = select(name, x, kernel, use=_use(x, kernel, skip, gate, out_gate), circular=taps.circular)
     if backend.gradients is None:
         return backend.convolve(x, backend.prepare(x, kernel, skip, taps), gate, out_gate, taps)
-    if is_watched(x, kernel, skip, gate, out_gate):  # then it is fft: all others have refused
-        return fft.convolve_openly(x, kernel, skip, gate, out_gate, taps)
+    if backend.name == "fft" and not torch.compiler.is_dynamo_compiling():
+        # Whoever looks on sees transforms, and counts them; other backends have nothing to show, or have refused
+        if not is_plain(x, kernel, skip, gate, out_gate):
+            return fft.convolve_openly(x, kernel, skip, gate, out_gate, taps)
     return _operator(x, kernel, skip, gate, out_gate, taps.centre, taps.circular, backend.name)
 
 
@@ -261,8 +263,9 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     compute = BACKENDS[backend].gradients
     if compute is None or not x.numel():
-        found = _gradients_like(dy, x, kernel, skip, gate, out_gate, centre, circular, backend)
-        return tuple(torch.zeros_like(t) for t in found)
+        empty = _gradients_like(dy, x, kernel, skip, gate, out_gate, centre, circular, backend)
+        dx, dkernel, dskip, dgate, dout_gate = (t.zero_() for t in empty)
+        return dx, dkernel, dskip, dgate, dout_gate
     dx, dkernel, *rest = compute(dy, x, kernel, skip, gate, out_gate, _taps(kernel, centre, circular))
     # Empty for None: an operator returns tensors
     dskip, dgate, dout_gate = (x.new_empty(0) if t is None else t for t in rest)
@@ -284,9 +287,10 @@ def _keep_arguments(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
+    tensors = x, kernel, skip, gate, out_gate = ctx.saved_tensors
     if torch.is_grad_enabled() and not is_compiling():
-        found = fft.gradients_openly(dy, *tensors, _taps(tensors[1], ctx.centre, ctx.circular))
+        taps = _taps(kernel, ctx.centre, ctx.circular)
+        found = fft.gradients_openly(dy, x, kernel, skip, gate, out_gate, taps)
     else:
         found = _backward_operator(dy, *tensors, ctx.centre, ctx.circular, ctx.backend)
     return *(None if t is None else grad for t, grad in zip(tensors, found, strict=True)), None, None, None

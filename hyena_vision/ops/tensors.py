@@ -1,6 +1,6 @@
 """What the operators share: checks of arguments, memory of results, and precision of sums."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple, TypeAlias
 
@@ -23,6 +23,13 @@ class Taps(NamedTuple):
     extents: tuple[int, ...]
     centre: tuple[int, ...]
     circular: bool
+
+
+def tap_at(kernel: Tensor, index: Sequence[int]) -> Tensor:
+    """A view (...) of one tap of kernels (..., *K)."""
+    for n in reversed(index):
+        kernel = kernel.select(-1, n)
+    return kernel
 
 
 def empty_result(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -78,7 +85,7 @@ def _full_products(device_type: str) -> Iterator[None]:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:
         # Somebody uses torch 2.9's settings, one per backend, which this one does not go with
-        products = torch.backends.cuda.matmul if device_type == "cuda" else torch.backends.mkldnn.matmul
+        products = torch.backends.cuda.matmul if device_type == "cuda" else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
         precision, products.fp32_precision = products.fp32_precision, "ieee"
         try:
             yield

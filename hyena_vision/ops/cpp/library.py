@@ -33,8 +33,15 @@ _FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fopenm
 
 
 def library() -> ctypes.CDLL:
-    """The compiled library; `why_not` must have said None."""
-    return _load()[0]
+    """The compiled library.
+
+    Raises:
+        RuntimeError: There is none; the message says what is missing.
+    """
+    loaded, missing = _load()
+    if loaded is None:
+        raise RuntimeError(f"backend 'cpp' is not available on this machine: {missing}")
+    return loaded
 
 
 @torch.compiler.assume_constant_result
@@ -99,8 +106,8 @@ def _built(command: list[str]) -> ctypes.CDLL:
             return _declared(ctypes.CDLL(str(path)))
     except (OSError, AttributeError):
         pass  # nothing can be kept there, or be run from there
-    with tempfile.TemporaryDirectory() as folder:
-        return _declared(ctypes.CDLL(str(build(folder))))
+    with tempfile.TemporaryDirectory() as other:
+        return _declared(ctypes.CDLL(str(build(other))))
 
 
 def _is_private(path: Path) -> bool:

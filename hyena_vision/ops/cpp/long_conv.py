@@ -29,9 +29,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyena_vision.ops.cpp.library import Array, Kernel, address, library, why_not
+from hyena_vision.ops.cpp.library import Array, Kernel, address, library
 from hyena_vision.ops.fft import fold, transform_size
-from hyena_vision.ops.tensors import Gradients, Taps, empty_gated_result, empty_result
+from hyena_vision.ops.tensors import Gradients, Taps, empty_gated_result, empty_result, tap_at
 from hyena_vision.ops.watchers import WATCHED, is_watched
 
 # Pieces that a backward pass should have for threads to share, as long as its spectra are not larger than this.
@@ -50,9 +50,7 @@ class _Plan:
     """Transforms of signals of one size, with their tables, which live as long as this."""
 
     def __init__(self, size: tuple[int, ...], reaches: tuple[_Reach, ...]) -> None:
-        missing = why_not()
-        if missing is not None:
-            raise RuntimeError(f"backend 'cpp' is not available on this machine: {missing}")
+        self.library = library()
         self.reaches = reaches
         least = [-(-(n + max(before, after - 1)) // 2) for n, (before, after) in zip(size, reaches, strict=True)]
         if len(size) == 2:
@@ -61,7 +59,6 @@ class _Plan:
             total = transform_size(least[0])
             self.line_size = max(n for n in range(1, math.isqrt(total) + 1) if total % n == 0)
             self.row_size = total // self.line_size
-        self.library = library()
         self.lanes = self.library.hyena_lanes()
         self.handle = self.library.hyena_new_plan(len(size) == 2, size[0], size[-1], self.line_size, self.row_size)
 
@@ -284,14 +281,15 @@ def gradients(
     )
     dskip = None
     if skip is not None:
-        dskip = dkernel[(..., *linear_taps.centre)]
+        dskip = tap_at(dkernel, linear_taps.centre)
         dskip = (dskip.sum(0) if per_sample else dskip).to(skip.dtype, copy=True)
     if taps.circular:
         dkernel = _circular_gradient(dkernel, size, taps)
     dx, dgate, dout_gate = (
-        None if signal is None else _in_layout_of(empty_result(signal), result)
-        for result, signal in zip(results, inputs, strict=True)
+        None if signal is None or result is None else _in_layout_of(empty_result(signal), result)
+        for signal, result in zip(inputs, results, strict=True)
     )
+    assert dx is not None
     return dx, dkernel.to(kernel.dtype), dskip, dgate, dout_gate
 
 

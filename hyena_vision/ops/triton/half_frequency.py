@@ -78,7 +78,7 @@ class Plan(NamedTuple):
         """Period of the convolution along lines (of a sequence, of the whole) and rows."""
         if self.rank == 1:
             return 2 * self.lines * self.rows, 2 * self.rows
-        return self.size if self.circular else (2 * self.lines, 2 * self.rows)
+        return (self.size[0], self.size[1]) if self.circular else (2 * self.lines, 2 * self.rows)
 
 
 def make_plan(size: Sequence[int], circular: bool) -> Plan:
@@ -93,8 +93,8 @@ def make_plan(size: Sequence[int], circular: bool) -> Plan:
         plan = Plan(tuple(size), lines, rows, lines, rows, False)
     else:
         lines, rows = _tile(size[0]), _tile(size[1])
-        frequencies = [_tile(n // 2 + 1) for n in size] if circular else [lines, rows]
-        plan = Plan(tuple(size), lines, rows, *frequencies, circular)
+        of_lines, of_rows = (_tile(size[0] // 2 + 1), _tile(size[1] // 2 + 1)) if circular else (lines, rows)
+        plan = Plan(tuple(size), lines, rows, of_lines, of_rows, circular)
     if max(plan.lines, plan.rows) > LONGEST:
         most = LONGEST**2 if len(size) == 1 else LONGEST
         raise ValueError(f"at most {most} tokens on each axis, got {tuple(size)}")
@@ -287,8 +287,9 @@ def spectrum_gradients(
 def _sequence_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of a whole period (2 rows, 2 row_frequencies), lines and twiddle factors, float32."""
     row = _waves(_range(2 * plan.rows), _row_frequencies(plan), plan.periods[1]).movedim(0, 1).flatten(1)
-    _, line, twiddle = tables(plan)
-    return tuple(table.float().to(device) for table in (row, line, twiddle))
+    _, line, _ = tables(plan)
+    twiddle = _waves(_range(plan.lines), _row_frequencies(plan), plan.periods[0])
+    return row.float().to(device), line.float().to(device), twiddle.float().to(device)
 
 
 def _lay_periodically(taps: Tensor, plan: Plan, first: int) -> Tensor:

@@ -10,7 +10,7 @@ docs/gpu.md has the formulas, and what the compiler makes of them.
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -49,7 +49,8 @@ class Device(NamedTuple):
 
 def _devices() -> list[Device]:
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return [Device(10 * p.major + p.minor, p.shared_memory_per_block_optin) for p in found]
+    memory = [p.shared_memory_per_block_optin for p in found]  # type: ignore[attr-defined]
+    return [Device(10 * p.major + p.minor, bytes_) for p, bytes_ in zip(found, memory, strict=True)]
 
 
 _DEVICES = _devices()
@@ -135,11 +136,9 @@ def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor | 
     numbers = [wave.half() for wave in waves]
     rests = [((wave - n.double()) * kernels.REST.value).half() for wave, n in zip(waves, numbers, strict=True)]
     row, line = (torch.stack(pair).to(device) for pair in zip(numbers, rests, strict=True))
-    return (
-        row,
-        line,
-        *(None if twiddle is None else twiddle.to(device, dtype) for dtype in (torch.float32, torch.float16)),
-    )
+    if twiddle is None:
+        return row, line, None, None
+    return row, line, twiddle.to(device, torch.float32), twiddle.to(device, torch.float16)
 
 
 def _signal(tensor: Tensor | None, plan: Plan) -> tuple[Tensor, tuple[int, ...]] | None:
@@ -175,13 +174,13 @@ def _samples(batch: int, programs: int, warps: int) -> int:
     return -(-batch // min(batch, -(-_WARPS // (programs * warps))))
 
 
-def _launch_whole(function: Callable, kernel: _Kernel, x: Tensor, *signals: Tensor | None) -> None:
+def _launch_whole(program: Any, kernel: _Kernel, x: Tensor, *signals: Tensor | None) -> None:
     plan, (batch, channels) = kernel.plan, x.shape[:2]
     per_sample, blocks = kernel.scales.ndim == 2, blocks_of("whole", kernel.plan, kernel.exact)
     # Of several samples what they share is kept, as far as registers go
     keep = blocks["CHUNK"] == plan.line_frequencies
     samples = _samples(batch, channels, blocks["num_warps"]) if keep and not per_sample else 1
-    function[(-(-batch // samples) * channels,)](
+    program[(-(-batch // samples) * channels,)](
         *(_signal(t, plan) for t in (x, *signals)),
         _tables(plan.table_key, x.device),
         kernel.spectrum,
@@ -278,7 +277,7 @@ def _signal_gradients(
         rows, dy_rows = _rows(x, gate, plan, exact), _rows(dy, out_gate, plan, exact)
         dspectrum = _dspectrum("spectrum_rows", x, plan, exact, per_sample, [rows, dy_rows])
         if not is_whole(plan, exact, x.device):
-            if out_gate is not None:
+            if dout_gate is not None:
                 _lines(rows, x, kernel, conjugate=False)
                 _rows_back(rows, kernel, dy, dout_gate)
             _lines(dy_rows, x, kernel, conjugate=True)
