@@ -79,8 +79,8 @@ FAULTS = [
     Fault(
         "cpp: half-frequencies with the other sign",
         CPP,
-        "row_twist.push_back(root(-j, 4.0 * row_size))",
-        "row_twist.push_back(root(j, 4.0 * row_size))",
+        "twist_w.push_back(root(-j, 4.0 * size_w))",
+        "twist_w.push_back(root(j, 4.0 * size_w))",
         ("ops/test_long_conv_cpp.py::test_sizes",),
     ),
     Fault(
@@ -100,8 +100,8 @@ FAULTS = [
     Fault(
         "cpp: lines of a sequence lose their last token",
         CPP,
-        "(length - a - 1) / line_size() + 1",
-        "length / line_size()",
+        "(length - a - 1) / size_h() + 1",
+        "length / size_h()",
         ("ops/test_long_conv_cpp.py::test_sizes",),
     ),
     Fault(
@@ -121,8 +121,8 @@ FAULTS = [
     Fault(
         "cpp: gradient of the last gate without that gate's cotangent",
         CPP,
-        "work.rows_back<T>(0, dy, dout_gate, {}, {})",
-        "work.rows_back<T>(0, out_gate, dout_gate, {}, {})",
+        "work.all_back_w<T>(0, dy, dout_gate, {}, {})",
+        "work.all_back_w<T>(0, out_gate, dout_gate, {}, {})",
         ("ops/test_long_conv_cpp.py::test_gates_in_every_dtype",),
     ),
     Fault(
@@ -328,8 +328,8 @@ FAULTS = [
     Fault(
         "triton: one token more than the sequence has",
         KERNELS,
-        "mask = lines + TILE[0] * rows < size[0]",
-        "mask = lines + TILE[0] * rows <= size[0]",
+        "mask = h + TILE[0] * w < size[0]",
+        "mask = h + TILE[0] * w <= size[0]",
         ("ops/test_long_conv_triton.py::test_matches_direct_sum",),
     ),
     Fault(
@@ -342,15 +342,15 @@ FAULTS = [
     Fault(
         "triton: spectra are too large for float16",
         BY_TRITON,
-        ".clamp_min(1e-30) * (plan.lines * plan.rows) ** 0.5",
+        ".clamp_min(1e-30) * (plan.tile_h * plan.tile_w) ** 0.5",
         ".clamp_min(1e-30)",
         ("ops/test_long_conv_triton.py::test_constant_images_and_kernels_stay_in_range",),
     ),
     Fault(
         "triton: gradient of the last gate of tiles in parts",
         BY_TRITON,
-        "_rows_back(rows, kernel, dy, dout_gate)",
-        "_rows_back(rows, kernel, out_gate, dout_gate)",
+        "_transform_w_back(x_w, kernel, dy, dout_gate)",
+        "_transform_w_back(x_w, kernel, out_gate, dout_gate)",
         ("ops/test_long_conv_triton.py::test_tiles_in_parts_match_direct_sum",),
     ),
     # ---- ops: implicit kernel, and the operator of a mixer

@@ -96,7 +96,7 @@ def use_blocks(size, monkeypatch):
     """Launch kernels with blocks of that size where tiles are as large."""
 
     def blocks_of(name, plan, exact):
-        most = dict(LINE_BLOCK=plan.lines, ROW_BLOCK=plan.rows, BLOCK=plan.row_frequencies, CHUNK=plan.line_frequencies)
+        most = dict(BLOCK_H=plan.tile_h, BLOCK_W=plan.tile_w, BLOCK=plan.frequencies_w, CHUNK=plan.frequencies_h)
         return {key: min(size, most[key]) if key in most else n for key, n in usual(name, plan, exact).items()}
 
     usual = long_conv_triton.blocks_of
@@ -134,7 +134,7 @@ def test_tiles_in_parts_match_direct_sum(name, problem, dtype, monkeypatch):
 def test_large_tiles_match_float64_transforms(name, problem, dtype):
     plan = half_frequency.make_plan(problem.size, name == "circular")
     assert long_conv_triton.is_whole(plan, dtype == torch.float32, torch.device(DEVICE, 0))
-    assert long_conv_triton.blocks_of("whole", plan, dtype == torch.float32)["CHUNK"] < plan.line_frequencies
+    assert long_conv_triton.blocks_of("whole", plan, dtype == torch.float32)["CHUNK"] < plan.frequencies_h
     check(name, arguments(problem, dtype), "fft")
 
 

@@ -154,18 +154,18 @@ def address(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], layout: 
 
 
 class Array(ctypes.Structure):
-    """A signal, or nothing: address, and strides of sample, line and row in numbers."""
+    """A signal, or nothing: address, and strides of sample, H and W in numbers."""
 
     _fields_ = [("data", ctypes.c_void_p), ("strides", ctypes.c_long * 3)]
 
 
 class Kernel(ctypes.Structure):
-    """A kernel: address of displacement 0, strides of sample, channel, line and row, and the taps that count."""
+    """A kernel: address of displacement 0, strides of sample, channel, H and W, and the taps that count."""
 
     _fields_ = [
         ("data", ctypes.c_void_p),
         ("strides", ctypes.c_long * 4),
-        *((name, ctypes.c_int) for name in ("line_before", "line_after", "row_before", "row_after")),
+        *((name, ctypes.c_int) for name in ("before_h", "after_h", "before_w", "after_w")),
     ]
 
 

@@ -2,17 +2,16 @@ r"""The `cpp` backend: long convolutions with their gates on the CPU, in C++ tha
 
 A vector of the CPU holds 4 to 16 neighbouring channels, so tokens are read and written as they lie, channels last, and
 no transform moves numbers within a vector. A block of channels of one image stays in the cache from the first gate to
-the last. A signal is read as lines and rows: the axes of an image, or of a sequence remainder and quotient of the index
-by the number of lines.
+the last. A sequence is read as an image: its index is split into remainder and quotient by H.
 
-1. Rows, real, are transformed at odd half-frequencies of a period $2 m \ge W + r$, r the reach of the kernel:
+1. Along W, real numbers are transformed at odd half-frequencies of a period $2 m \ge W + r$, r the reach of the kernel:
 
     $$R_f = \sum_{j=0}^{m-1} (u_j + i\, u_{j+m})\, \rho^j\, e^{-2 \pi i f j / m}, \quad \rho = e^{i \pi / (2 m)},
     \quad f = 0..m-1$$
 
     One complex FFT of length m, which is W for a kernel as large as the image, has neither padding nor a half spectrum
     to be put together: modulo $t^{2m} + 1$, $t^m$ is i. What crosses the end of the period changes its sign.
-2. Lines, complex now, have a period of $2 m_a$: even frequencies are an FFT of $u_a + u_{a + m_a}$, odd ones of
+2. Along H, complex numbers now, the period is $2 m_a$: even frequencies are an FFT of $u_a + u_{a + m_a}$, odd ones of
    $(u_a - u_{a + m_a})\, e^{-i \pi a / m_a}$. In a sequence, Cooley and Tukey's second half takes their place.
 
 FFTs are Stockham's, with radices 2, 3, 4, 5, 7 and 8. The backward pass has the same transforms, with the conjugate
@@ -54,13 +53,13 @@ class _Plan:
         self.reaches = reaches
         least = [-(-(n + max(before, after - 1)) // 2) for n, (before, after) in zip(size, reaches, strict=True)]
         if len(size) == 2:
-            self.line_size, self.row_size = (transform_size(m) for m in least)
+            self.size_h, self.size_w = (transform_size(m) for m in least)
         else:
             total = transform_size(least[0])
-            self.line_size = max(n for n in range(1, math.isqrt(total) + 1) if total % n == 0)
-            self.row_size = total // self.line_size
+            self.size_h = max(n for n in range(1, math.isqrt(total) + 1) if total % n == 0)
+            self.size_w = total // self.size_h
         self.lanes = self.library.hyena_lanes()
-        self.handle = self.library.hyena_new_plan(len(size) == 2, size[0], size[-1], self.line_size, self.row_size)
+        self.handle = self.library.hyena_new_plan(len(size) == 2, size[0], size[-1], self.size_h, self.size_w)
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
@@ -68,7 +67,7 @@ class _Plan:
 
     def spectrum_shape(self, samples: int, channels: int) -> tuple[int, int, int]:
         """Of the spectra of so many samples: real and imaginary parts of vectors of channels."""
-        return samples, -(-channels // self.lanes), 2 * self.lanes * len(self.reaches) * self.line_size * self.row_size
+        return samples, -(-channels // self.lanes), 2 * self.lanes * len(self.reaches) * self.size_h * self.size_w
 
 
 @lru_cache(maxsize=64)
@@ -120,11 +119,11 @@ def _kernel(kernel: Tensor, batch_channels: tuple[int, int], taps: Taps, reaches
     strides = kernel.stride()[-rank:]
     offset = sum(stride * middle for stride, middle in zip(strides, centre, strict=True))
     sample = kernel.stride(0) if kernel.ndim > rank + 1 else 0
-    line = strides[0] if rank == 2 else 0
+    stride_h = strides[0] if rank == 2 else 0
     before_after = reaches if rank == 2 else (_Reach(0, 1), *reaches)
     return Kernel(
         first + 4 * offset,
-        (sample, kernel.stride(-rank - 1), line, strides[-1]),
+        (sample, kernel.stride(-rank - 1), stride_h, strides[-1]),
         *(n for reach in before_after for n in reach),
     )
 
@@ -174,8 +173,8 @@ def _arrays(plan: _Plan, dtype: torch.dtype, shape: tuple[int, ...], *signals: T
     for array, signal in zip(result, signals, strict=True):
         if signal is not None:
             strides = signal.stride()
-            line, row = strides[2:] if len(strides) == 4 else (strides[2], plan.line_size * strides[2])
-            array.data, array.strides = address(signal, dtype, shape, "channels_last"), (strides[0], line, row)
+            stride_h, stride_w = strides[2:] if len(strides) == 4 else (strides[2], plan.size_h * strides[2])
+            array.data, array.strides = address(signal, dtype, shape, "channels_last"), (strides[0], stride_h, stride_w)
     return result
 
 

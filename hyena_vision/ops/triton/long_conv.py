@@ -1,11 +1,11 @@
 """The `triton` backend: long convolutions with their gates in fused kernels, for NVIDIA's GPUs from sm_80 on.
 
 Signals of up to 128 x 128 tokens (16384 of a sequence; in float32 and float16 64 x 64, and 4096) are convolved in one
-kernel, which reads x and the gates once and writes y once; larger ones in three, with rows' transforms between them in
-float32. Products have float16 operands: one product for bfloat16 input, three (numbers and what float16 leaves of them)
-for float32 and float16; sums are float32. The backward pass keeps what came in and nothing else. There are no atomic
-sums: equal calls give equal bits.
-docs/gpu.md has the formulas, and what the compiler makes of them.
+kernel, which reads x and the gates once and writes y once; larger ones in three, with transforms along W between them
+in float32. Products have float16 operands: one product for bfloat16 input, three (numbers and what float16 leaves of
+them) for float32 and float16; sums are float32. The backward pass keeps what came in and nothing else. There are no
+atomic sums: equal calls give equal bits.
+docs/notes/gpu.md has the formulas, and what the compiler makes of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,27 +75,27 @@ def is_exact(x: Tensor, gate: Tensor | None) -> bool:
 def blocks_of(name: str, plan: Plan, exact: bool) -> dict[str, int]:
     """How a kernel is launched: what a program works on at a time, and warps.
 
-    As much as registers hold, by what the compiler reports for sm_80 and sm_90. Programs of whole tiles have 16 row
-    frequencies per warp and go through the line frequencies in chunks of `CHUNK`, whose cosines and sines are one
+    As much as registers hold, by what the compiler reports for sm_80 and sm_90. Programs of whole tiles have 16
+    frequencies of W per warp and go through the frequencies of H in chunks of `CHUNK`, whose cosines and sines are one
     operand if `STACKED`: products of 64 rows and more read it from shared memory on Hopper. Programs of other tiles
-    have `BLOCK` row frequencies. Loops are not pipelined (one stage): what they load, the tables, is in the caches.
+    have `BLOCK` frequencies of W. Loops are not pipelined (one stage): what they load, the tables, is in the caches.
     """
     if name in ("whole", "spectrum"):
-        chunk = 32 if name == "whole" and not exact and plan.lines <= 32 else 16
-        blocks = {"CHUNK": chunk, "STACKED": plan.row_frequencies >= 64, "num_warps": plan.row_frequencies // 16}
-        if name == "whole" and not exact and plan.rank == 2 and plan.row_frequencies == plan.lines == 64:
+        chunk = 32 if name == "whole" and not exact and plan.tile_h <= 32 else 16
+        blocks = {"CHUNK": chunk, "STACKED": plan.frequencies_w >= 64, "num_warps": plan.frequencies_w // 16}
+        if name == "whole" and not exact and plan.rank == 2 and plan.frequencies_w == plan.tile_h == 64:
             blocks["maxnreg"] = 168  # three programs for a multiprocessor
-    elif name == "spectrum_rows":
-        blocks = {"LINE_BLOCK": 64, "BLOCK": 32, "CHUNK": 16, "num_warps": 4}
-    elif name == "lines":
-        blocks = {"LINE_BLOCK": 64, "BLOCK": 16, "CHUNK": 16 if exact else 32, "num_warps": 8}
+    elif name == "spectrum_w":
+        blocks = {"BLOCK_H": 64, "BLOCK": 32, "CHUNK": 16, "num_warps": 4}
+    elif name == "convolve_h":
+        blocks = {"BLOCK_H": 64, "BLOCK": 16, "CHUNK": 16 if exact else 32, "num_warps": 8}
     else:
-        blocks = {"LINE_BLOCK": 64, "BLOCK": 32, "ROW_BLOCK": 64, "num_warps": 4}
+        blocks = {"BLOCK_H": 64, "BLOCK": 32, "BLOCK_W": 64, "num_warps": 4}
     most = {
-        "LINE_BLOCK": plan.lines,
-        "ROW_BLOCK": plan.rows,
-        "BLOCK": plan.row_frequencies,
-        "CHUNK": plan.line_frequencies,
+        "BLOCK_H": plan.tile_h,
+        "BLOCK_W": plan.tile_w,
+        "BLOCK": plan.frequencies_w,
+        "CHUNK": plan.frequencies_h,
     }
     return {key: min(size, most.get(key, size)) for key, size in blocks.items()} | {"num_stages": 1}
 
@@ -105,7 +105,7 @@ class _Kernel(NamedTuple):
 
     plan: Plan
     exact: bool
-    spectrum: Tensor  # ([B,] C, parts, line_frequencies, row_frequencies), divided by scales
+    spectrum: Tensor  # ([B,] C, parts, frequencies_h, frequencies_w), divided by scales
     scales: Tensor  # ([B,] C)
 
     @property
@@ -116,37 +116,37 @@ class _Kernel(NamedTuple):
 def _scaled_spectrum(kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach, exact: bool) -> _Kernel:
     with full_precision(kernel.device.type):
         values = spectrum(kernel, skip, plan, reach)
-    # At most 1 / n for n x n tokens. With signals below 2, products are below 4 n and, by Parseval's equation, rows'
-    # transforms of a result below 4 sqrt(2) n^1.5: both are in the range of float16
-    scales = values.abs().amax((-3, -2, -1)).clamp_min(1e-30) * (plan.lines * plan.rows) ** 0.5
+    # At most 1 / n for n x n tokens. With signals below 2, products are below 4 n and, by Parseval's equation,
+    # transforms along W of a result below 4 sqrt(2) n^1.5: both are in the range of float16
+    scales = values.abs().amax((-3, -2, -1)).clamp_min(1e-30) * (plan.tile_h * plan.tile_w) ** 0.5
     values /= scales[..., None, None, None]
     return _Kernel(plan, exact, values if exact else values.half(), scales)
 
 
 def constants_of(plan: Plan, exact: bool) -> dict:
     """What all kernels are compiled for."""
-    tile = (plan.lines, plan.rows, plan.line_frequencies, plan.row_frequencies)
+    tile = (plan.tile_h, plan.tile_w, plan.frequencies_h, plan.frequencies_w)
     return {"TILE": tile, "RANK": plan.rank, "EXACT": exact}
 
 
 @made_once
 def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Waves of rows and lines as float16 numbers and the rests they leave; twiddle factors in float32 and float16."""
+    """Waves of W and H as float16 numbers and the rests they leave; twiddle factors in float32 and float16."""
     *waves, twiddle = tables(plan)
     numbers = [wave.half() for wave in waves]
     rests = [((wave - n.double()) * kernels.REST.value).half() for wave, n in zip(waves, numbers, strict=True)]
-    row, line = (torch.stack(pair).to(device) for pair in zip(numbers, rests, strict=True))
+    wave_w, wave_h = (torch.stack(pair).to(device) for pair in zip(numbers, rests, strict=True))
     if twiddle is None:
-        return row, line, None, None
-    return row, line, twiddle.to(device, torch.float32), twiddle.to(device, torch.float16)
+        return wave_w, wave_h, None, None
+    return wave_w, wave_h, twiddle.to(device, torch.float32), twiddle.to(device, torch.float16)
 
 
 def _signal(tensor: Tensor | None, plan: Plan) -> tuple[Tensor, tuple[int, ...]] | None:
-    """As kernels take it: with its strides of sample, channel, line and row."""
+    """As kernels take it: with its strides of sample, channel, H and W."""
     if tensor is None:
         return None
     strides = tensor.stride()
-    return tensor, strides if plan.rank == 2 else (*strides, plan.lines * strides[-1])
+    return tensor, strides if plan.rank == 2 else (*strides, plan.tile_h * strides[-1])
 
 
 def _sizes(plan: Plan, x: Tensor) -> tuple[tuple[int, int], int, int]:
@@ -157,7 +157,7 @@ def _sizes(plan: Plan, x: Tensor) -> tuple[tuple[int, int], int, int]:
 def is_whole(plan: Plan, exact: bool, device: torch.device) -> bool:
     """Whether one program convolves a whole tile: as far as registers and shared memory go."""
     large = not exact and (device.type != "cuda" or _DEVICES[device.index].shared_memory >= LARGE_SHARED_MEMORY)
-    return max(plan.lines, plan.rows) <= (2 if large else 1) * _WHOLE
+    return max(plan.tile_h, plan.tile_w) <= (2 if large else 1) * _WHOLE
 
 
 def shared_memory(size: Sequence[int], exact: bool) -> int:
@@ -178,7 +178,7 @@ def _launch_whole(program: Any, kernel: _Kernel, x: Tensor, *signals: Tensor | N
     plan, (batch, channels) = kernel.plan, x.shape[:2]
     per_sample, blocks = kernel.scales.ndim == 2, blocks_of("whole", kernel.plan, kernel.exact)
     # Of several samples what they share is kept, as far as registers go
-    keep = blocks["CHUNK"] == plan.line_frequencies
+    keep = blocks["CHUNK"] == plan.frequencies_h
     samples = _samples(batch, channels, blocks["num_warps"]) if keep and not per_sample else 1
     program[(-(-batch // samples) * channels,)](
         *(_signal(t, plan) for t in (x, *signals)),
@@ -194,12 +194,12 @@ def _launch_whole(program: Any, kernel: _Kernel, x: Tensor, *signals: Tensor | N
     )
 
 
-def _rows(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Tensor:
-    """Rows' transforms of gate * x, (2, B * C, lines, row_frequencies), float32."""
-    images, blocks = x.shape[0] * x.shape[1], blocks_of("rows", plan, exact)
-    workspace = torch.empty((2, images, plan.lines, plan.row_frequencies), dtype=torch.float32, device=x.device)
-    parts_kernels._rows_fwd_kernel[
-        (images, plan.lines // blocks["LINE_BLOCK"], plan.row_frequencies // blocks["BLOCK"])
+def _transform_w(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Tensor:
+    """Transforms along W of gate * x, (2, B * C, H, frequencies_w), float32."""
+    images, blocks = x.shape[0] * x.shape[1], blocks_of("transform_w", plan, exact)
+    workspace = torch.empty((2, images, plan.tile_h, plan.frequencies_w), dtype=torch.float32, device=x.device)
+    parts_kernels._transform_w_kernel[
+        (images, plan.tile_h // blocks["BLOCK_H"], plan.frequencies_w // blocks["BLOCK"])
     ](
         _signal(x, plan),
         _signal(gate, plan),
@@ -212,10 +212,10 @@ def _rows(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Tensor:
     return workspace
 
 
-def _lines(workspace: Tensor, x: Tensor, kernel: _Kernel, conjugate: bool) -> None:
-    """Convolve rows' transforms of signals like x along lines, in place."""
-    plan, blocks = kernel.plan, blocks_of("lines", kernel.plan, kernel.exact)
-    parts_kernels._lines_kernel[(x.shape[0] * x.shape[1], plan.row_frequencies // blocks["BLOCK"])](
+def _convolve_h(workspace: Tensor, x: Tensor, kernel: _Kernel, conjugate: bool) -> None:
+    """Convolve transforms along W of signals like x along H, in place."""
+    plan, blocks = kernel.plan, blocks_of("convolve_h", kernel.plan, kernel.exact)
+    parts_kernels._convolve_h_kernel[(x.shape[0] * x.shape[1], plan.frequencies_w // blocks["BLOCK"])](
         workspace,
         _tables(plan.table_key, x.device),
         kernel.spectrum,
@@ -229,7 +229,7 @@ def _lines(workspace: Tensor, x: Tensor, kernel: _Kernel, conjugate: bool) -> No
     )
 
 
-def _rows_back(
+def _transform_w_back(
     workspace: Tensor,
     kernel: _Kernel,
     factor: Tensor | None,
@@ -237,10 +237,10 @@ def _rows_back(
     other_factor: Tensor | None = None,
     other_y: Tensor | None = None,
 ) -> None:
-    """Transform rows back: times `factor` into y, and times `other_factor` into other_y if given."""
-    plan, blocks = kernel.plan, blocks_of("rows", kernel.plan, kernel.exact)
-    grid = (y.shape[0] * y.shape[1], plan.lines // blocks["LINE_BLOCK"], plan.rows // blocks["ROW_BLOCK"])
-    parts_kernels._rows_back_kernel[grid](
+    """Transform back along W: times `factor` into y, and times `other_factor` into other_y if given."""
+    plan, blocks = kernel.plan, blocks_of("transform_w", kernel.plan, kernel.exact)
+    grid = (y.shape[0] * y.shape[1], plan.tile_h // blocks["BLOCK_H"], plan.tile_w // blocks["BLOCK_W"])
+    parts_kernels._transform_w_back_kernel[grid](
         workspace,
         *(_signal(t, plan) for t in (factor, y, other_factor, other_y)),
         _tables(plan.table_key, y.device),
@@ -262,7 +262,7 @@ def _signal_gradients(
 ) -> Tensor:
     """Fills dx, dgate and dout_gate; returns the gradient of the spectrum."""
     plan, exact, per_sample = kernel.plan, kernel.exact, kernel.scales.ndim == 2
-    large = max(plan.lines, plan.rows) > _WHOLE
+    large = max(plan.tile_h, plan.tile_w) > _WHOLE
     if is_whole(plan, exact, x.device):
         if large and out_gate is not None:
             # Two convolutions of large tiles in one program would need more registers than there are
@@ -274,28 +274,28 @@ def _signal_gradients(
             "spectrum", x, plan, exact, per_sample, [_signal(t, plan) for t in (dy, x, gate, out_gate)]
         )
     else:
-        rows, dy_rows = _rows(x, gate, plan, exact), _rows(dy, out_gate, plan, exact)
-        dspectrum = _dspectrum("spectrum_rows", x, plan, exact, per_sample, [rows, dy_rows])
+        x_w, dy_w = _transform_w(x, gate, plan, exact), _transform_w(dy, out_gate, plan, exact)
+        dspectrum = _dspectrum("spectrum_w", x, plan, exact, per_sample, [x_w, dy_w])
         if not is_whole(plan, exact, x.device):
             if dout_gate is not None:
-                _lines(rows, x, kernel, conjugate=False)
-                _rows_back(rows, kernel, dy, dout_gate)
-            _lines(dy_rows, x, kernel, conjugate=True)
-            _rows_back(dy_rows, kernel, gate, dx, None if gate is None else x, dgate)
+                _convolve_h(x_w, x, kernel, conjugate=False)
+                _transform_w_back(x_w, kernel, dy, dout_gate)
+            _convolve_h(dy_w, x, kernel, conjugate=True)
+            _transform_w_back(dy_w, kernel, gate, dx, None if gate is None else x, dgate)
     return dspectrum if per_sample else dspectrum.sum(0)
 
 
 def _dspectrum(name: str, x: Tensor, plan: Plan, exact: bool, per_sample: bool, inputs: list) -> Tensor:
-    """Gradient of the spectrum, ([B or groups of samples,] C, parts, line_frequencies, row_frequencies)."""
+    """Gradient of the spectrum, ([B or groups of samples,] C, parts, frequencies_h, frequencies_w)."""
     (batch, channels), blocks = x.shape[:2], blocks_of(name, plan, exact)
-    programs = channels * (plan.line_frequencies // blocks["CHUNK"])
-    programs *= plan.row_frequencies // blocks.get("BLOCK", plan.row_frequencies)
+    programs = channels * (plan.frequencies_h // blocks["CHUNK"])
+    programs *= plan.frequencies_w // blocks.get("BLOCK", plan.frequencies_w)
     samples = 1 if per_sample else _samples(batch, programs, blocks["num_warps"])
     groups = -(-batch // samples)
-    shape = (groups, channels, plan.parts, plan.line_frequencies, plan.row_frequencies)
+    shape = (groups, channels, plan.parts, plan.frequencies_h, plan.frequencies_w)
     dspectrum = torch.empty(shape, dtype=torch.float32, device=x.device)
     whole = name == "spectrum"
-    (kernels._spectrum_bwd_kernel if whole else parts_kernels._spectrum_rows_bwd_kernel)[(groups * programs,)](
+    (kernels._spectrum_bwd_kernel if whole else parts_kernels._spectrum_w_bwd_kernel)[(groups * programs,)](
         *inputs,
         dspectrum,
         _tables(plan.table_key, x.device),
@@ -378,9 +378,9 @@ def convolve(x: Tensor, prepared: Sequence[Tensor], gate: Tensor | None, out_gat
     if is_whole(kernel.plan, exact, x.device):
         _launch_whole(kernels._long_conv_fwd_kernel, kernel, x, gate, out_gate, y)
     else:
-        workspace = _rows(x, gate, kernel.plan, exact)
-        _lines(workspace, x, kernel, conjugate=False)
-        _rows_back(workspace, kernel, out_gate, y)
+        workspace = _transform_w(x, gate, kernel.plan, exact)
+        _convolve_h(workspace, x, kernel, conjugate=False)
+        _transform_w_back(workspace, kernel, out_gate, y)
     return y
 
 
