@@ -2,8 +2,7 @@
 
 import timm
 import torch
-
-from hyena_vision.benchmark.hyenapixel import HyenaPixelFormer
+from hyenapixel_original import HyenaPixelFormer
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(32, 32, 64, 64), filter_emb_dims=(4, 4, 8, 8), img_size=64, base_img_size=64)
 

@@ -3,11 +3,13 @@
 One entry of `CONTENDERS` is all that a next one needs.
 """
 
+import copy
 import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from hyena_vision.layers import Hyena1d, Hyena2d
 from hyena_vision.ops import PreparedKernel, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
 from hyena_vision.ops.table import INTERPRETED
+from hyena_vision.testing import TOLERANCES, relative_errors
 
 # Above so many tokens the direct sum takes minutes, and the FFT in float64 is the truth of a mixer
 _DIRECT_SUM_TOKENS = 100
@@ -59,7 +62,6 @@ class Contender:
         function: The operator.
         truth: The same on the arguments in float64 in a way known to be right, None for no check.
         roundings: How many times a value is rounded to the setting's dtype on its way.
-        package: What must be installed.
         numbers: That are read and written at least per token and channel, forward and backward; None if not known.
         reason: `setting -> None` if it can run, else a phrase that says why not.
     """
@@ -68,13 +70,61 @@ class Contender:
     function: Callable[..., Tensor]
     truth: Callable[..., Tensor] | None
     roundings: int = 1
-    package: str = "torch"
     numbers: tuple[int, int] | None = None
     reason: Callable[[Setting], str | None] = _no_reason
 
-    def installed(self) -> bool:
-        """Whether its package is."""
-        return importlib.util.find_spec(self.package) is not None
+
+def find_errors(contender: Contender, setting: Setting) -> list[str]:
+    """Compare a contender with its truth, by the tolerances of `hyena_vision.testing` for the setting's dtype.
+
+    Args:
+        contender: An entry of `CONTENDERS`.
+        setting: The problem; with `backward` the gradients of a convolution's inputs are compared too.
+
+    Returns:
+        What is wrong, with figures: nothing if all is right, or if the contender has no truth.
+    """
+    if contender.truth is None:
+        return []
+    inputs = contender.inputs(setting)
+    exact = tuple(_to_double(value) for value in inputs)
+    for value in (*inputs, *exact):
+        if isinstance(value, Tensor):
+            value.requires_grad_(setting.backward)
+    with torch.enable_grad() if setting.backward else torch.inference_mode():
+        contender.function(*inputs)
+        # The second call is like those that are timed: the first may have kept something for it
+        y, truth = contender.function(*inputs), contender.truth(*exact)
+    if y.shape != truth.shape:
+        return [f"result has shape {tuple(y.shape)} instead of {tuple(truth.shape)}"]
+    compared = [("result", y, truth)]
+    # Gradients of a mixer's many parameters are sums in its dtype, for which there is no bound to hold
+    if setting.backward and contender.roundings == 1:
+        weights = torch.randn_like(truth).to(y.dtype)
+        given = torch.autograd.grad(y, inputs, weights)
+        expected = torch.autograd.grad(truth, exact, weights.double())
+        compared += zip(("gradient of x", "gradient of kernel"), given, expected, strict=True)
+    # Independent roundings add up as the root of their number. In float32 the sums err more than they do
+    growth = math.sqrt(contender.roundings) if setting.dtype in (torch.float16, torch.bfloat16) else 1.0
+    wrong = []
+    for what, value, exact_value in compared:
+        errors = relative_errors(value, exact_value)
+        rms, worst = TOLERANCES[setting.dtype]
+        # A gate multiplies the error of its element, and the largest of millions of them are 5 times their RMS
+        bounds = growth * rms, growth * worst * (5.0 if contender.roundings > 1 else 1.0)
+        if not all(error <= bound for error, bound in zip(errors, bounds, strict=True)):
+            wrong.append(
+                f"{what} in {setting.dtype}: relative RMS {errors[0]:.2e} (at most {bounds[0]:.1e}), "
+                f"worst / RMS {errors[1]:.2e} (at most {bounds[1]:.1e})"
+            )
+    return wrong
+
+
+def _to_double(value: Any) -> Any:
+    """The same argument in float64, as a new leaf."""
+    if isinstance(value, Tensor):
+        return value.detach().double()
+    return copy.deepcopy(value).double() if isinstance(value, nn.Module) else value
 
 
 def make_call(name: str, setting: Setting) -> Callable[[], Tensor]:
@@ -197,25 +247,18 @@ def _gated(rank: int, backend: str | None) -> Contender:
     return Contender(_gated_inputs(rank, backend), convolve, None, numbers=(4, 7))
 
 
-def _needs_cuda(setting: Setting) -> str | None:
-    return None if torch.device(setting.device).type == "cuda" else "needs CUDA"
+def _needs(package: str, setting: Setting, anywhere: bool = False) -> str | None:
+    if importlib.util.find_spec(package) is None:
+        return f"package {package} is not installed"
+    return None if anywhere or torch.device(setting.device).type == "cuda" else "needs CUDA"
 
 
 def _needs_triton(setting: Setting) -> str | None:
-    return None if INTERPRETED else _needs_cuda(setting)
+    return _needs("triton", setting, anywhere=INTERPRETED)
 
 
-def _subquadratic_ops_reason(setting: Setting) -> str | None:
-    if _needs_cuda(setting):
-        return _needs_cuda(setting)
-    return "grids up to 64 only" if setting.grid > 64 else None
-
-
-def nvsubquadratic(x: Tensor, kernel: Tensor) -> Tensor:
-    """NVIDIA's convolution by torch.fft, which sums in float32."""
-    from nvsubquadratic.ops.fftconv import fftconv2d_fp32_bhl
-
-    return fftconv2d_fp32_bhl(x, kernel[None])
+def _needs_subquadratic_ops(setting: Setting) -> str | None:
+    return _needs("subquadratic_ops_torch", setting) or ("grids up to 64 only" if setting.grid > 64 else None)
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -234,18 +277,14 @@ CONTENDERS: dict[str, Contender] = {
         _convolution_inputs(2),
         subquadratic_ops,
         rfft2,
-        package="subquadratic_ops_torch",
         numbers=(2, 3),
-        reason=_subquadratic_ops_reason,
-    ),
-    "nvsubquadratic": Contender(
-        _convolution_inputs(2), nvsubquadratic, rfft2, package="nvsubquadratic", numbers=(2, 3)
+        reason=_needs_subquadratic_ops,
     ),
 }
 # Ours again with the fused kernels by name, which `backend=None` picks where a table says so
 TRITON = "triton:"
 CONTENDERS |= {
-    TRITON + name: replace(CONTENDERS[name], **{**changes, "package": "triton", "reason": _needs_triton})
+    TRITON + name: replace(CONTENDERS[name], **{**changes, "reason": _needs_triton})
     for name, changes in {
         "hyena2d": {"inputs": _mixer_inputs(Hyena2d, "triton")},
         "hyena1d": {"inputs": _mixer_inputs(Hyena1d, "triton")},

@@ -24,11 +24,12 @@ from xml.etree import ElementTree
 
 import torch
 
-from hyena_vision.benchmark import profile, report
-from hyena_vision.benchmark.machine import describe_machine
+from hyena_vision.benchmark import figures, models, ops, profile, runs, tables, tune
+from hyena_vision.benchmark.command import describe_machine
 from hyena_vision.benchmark.models import ModelRow
 from hyena_vision.benchmark.ops import OpRow
 from hyena_vision.benchmark.processes import end, last_line
+from hyena_vision.benchmark.program import main
 from hyena_vision.ops.table import SWITCH, USES, Row
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
@@ -42,6 +43,7 @@ _BASE = ("hyena2d_vit_base", "vit_base_patch16_224")
 _VIT = "vit_small_patch16_224"
 _PYRAMIDS = (("hpx_former_s18", _VIT), ("convnext_small", "swin_small_patch4_window7_224", _VIT))
 # Contenders of an operator's part, against what memory can do and against attention; without a table ours are `fft`
+_COMMANDS = ops, models, tune, profile, runs
 _OPS = ("copy", "sdpa", "gated2d", "triton:gated2d", "gated1d", "triton:gated1d", "long_conv2d", "subquadratic_ops")
 # With the marks of tests of the fused kernels, the most telling first
 _TESTS = (
@@ -163,7 +165,7 @@ def run(args: argparse.Namespace) -> list[StepRow]:
     Raises:
         UserError: There is no such part.
     """
-    report.require_matplotlib()
+    figures.require_matplotlib()
     folder = Path(args.output)
     parts = make_parts(args.dry, folder)
     if unknown := [number for number in args.part if number > len(parts)]:
@@ -181,7 +183,7 @@ def run(args: argparse.Namespace) -> list[StepRow]:
         text = ["# GPU report", "", *dict.fromkeys(row.machine for row in rows if row.machine), ""]
         written = [part.name for part in parts if (folder / part.name / "README.md").exists()]
         text += [*[f"- [{name}]({name}/README.md)" for name in written], "", *[f"    {line}" for line in lines], ""]
-        text += [report.markdown_table(rows, ("part", "step", "status", "seconds")), ""]
+        text += [tables.markdown_table(rows, ("part", "step", "status", "seconds")), ""]
         (folder / "README.md").write_text("\n".join(text), encoding="utf-8")
     return rows
 
@@ -198,7 +200,7 @@ def _run_part(number: int, part: Part, folder: Path, seconds: float) -> None:
         row = _run_step(number, step, folder / part.name / step.name, folder, seconds - (time.monotonic() - start))
         print(f"{part.name}/{step.name}: {row.status}, {row.seconds:.0f} s", flush=True)
         others = [other for other in rows if (other.part, other.step) != (row.part, row.step)]
-        report.write_csv(sorted([*others, row], key=lambda row: row.part), str(folder), "steps.csv")
+        tables.write_csv(sorted([*others, row], key=lambda row: row.part), str(folder), "steps.csv")
     try:
         part.gather(folder / part.name)
     except Exception as error:  # a figure that cannot be drawn must not hide what was measured
@@ -219,7 +221,7 @@ def _state(number: int, part: Part, rows: Sequence[StepRow]) -> str:
 
 def _read_rows(folder: Path) -> list[StepRow]:
     path = folder / "steps.csv"
-    return report.read_csv(str(path), StepRow) if path.exists() else []
+    return tables.read_csv(str(path), StepRow) if path.exists() else []
 
 
 # Processes
@@ -264,9 +266,7 @@ def _work(argv: Sequence[str], folder: str, switch: str) -> None:
     if argv[0] == "pytest":
         code = subprocess.call([sys.executable, "-m", *argv, f"--junitxml={folder}/tests.xml"])
         sys.exit(code if code != 1 else 0)  # tests that failed are what the step is to find
-    from hyena_vision.benchmark.__main__ import main
-
-    main([*argv, "--output", folder] if argv[0] != "tune" else argv)
+    main(_COMMANDS, [*argv, "--output", folder] if argv[0] != "tune" else argv)
 
 
 # What there is to do
@@ -350,16 +350,16 @@ def _has(package: str) -> bool:
 
 
 def _write(
-    folder: Path, name: str, tables: Sequence[tuple[str, Sequence[Any], Sequence[str]]], figure: "Figure"
+    folder: Path, name: str, parts: Sequence[tuple[str, Sequence[Any], Sequence[str]]], figure: "Figure"
 ) -> None:
     """Write rows as CSV and Markdown, the first under the part's name, and a figure."""
     text = [f"# {folder.name}", "", f"![{name}]({name}.png)", ""]
-    for kind, rows, columns in tables:
+    for kind, rows, columns in parts:
         if rows:
-            report.write_csv(rows, str(folder), f"{kind}.csv")
-            text += [f"{kind}:", "", report.markdown_table(rows, columns), ""]
+            tables.write_csv(rows, str(folder), f"{kind}.csv")
+            text += [f"{kind}:", "", tables.markdown_table(rows, columns), ""]
     (folder / "README.md").write_text("\n".join(text), encoding="utf-8")
-    report.save_figure(figure, str(folder), f"{name}.png")
+    figures.save_figure(figure, str(folder), f"{name}.png")
 
 
 def _figure(panels: int) -> tuple["Figure", Sequence[Any]]:
@@ -388,7 +388,7 @@ def _lines(axes: Any, rows: Sequence[Any], label: str, x: str, y: str, **text: s
 def _gather(folder: Path, name: str, row_type: type) -> list[Any]:
     """Rows of all steps."""
     paths = sorted(folder.glob(f"*/{name}"), key=lambda path: (len(path.parent.name), path.parent.name))
-    return [row for path in paths for row in report.read_csv(str(path), row_type)]
+    return [row for path in paths for row in tables.read_csv(str(path), row_type)]
 
 
 def _gather_tests(folder: Path) -> None:
@@ -415,8 +415,8 @@ def _gather_tests(folder: Path) -> None:
         left = [a + b for a, b in zip(left, counts, strict=True)]
     axes.set(xlabel="tests that launch the kernel")
     axes.legend(fontsize="small")
-    tables = [("kernels", rows, ("kernel", "passed", "failed", "skipped"))]
-    _write(folder, "kernels", [*tables, ("failures", failures, ("test", "kernels", "message"))], figure)
+    passed = ("kernels", rows, ("kernel", "passed", "failed", "skipped"))
+    _write(folder, "kernels", [passed, ("failures", failures, ("test", "kernels", "message"))], figure)
 
 
 @dataclass(frozen=True)
@@ -495,8 +495,8 @@ def _gather_models(folder: Path) -> None:
 
 def _gather_profiles(folder: Path) -> None:
     rows = _gather(folder, "profile.csv", profile.ProfileRow)
-    report.write_csv(rows, str(folder), "profile.csv")
-    report.save_figure(profile.plot(rows), str(folder), "profile.png")
+    tables.write_csv(rows, str(folder), "profile.csv")
+    figures.save_figure(profile.plot(rows), str(folder), "profile.png")
     text = f"# {folder.name}\n\n![profile](profile.png)\n\n{profile.markdown(rows)}"
     (folder / "README.md").write_text(text, encoding="utf-8")
 

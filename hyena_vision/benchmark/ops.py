@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from hyena_vision.benchmark import report
-from hyena_vision.benchmark.arguments import DTYPES, add_measurement_arguments, apply_arguments
-from hyena_vision.benchmark.check import find_errors
-from hyena_vision.benchmark.contenders import CONTENDERS, Setting, make_call
-from hyena_vision.benchmark.machine import describe_machine
-from hyena_vision.benchmark.memory import peak_memory
-from hyena_vision.benchmark.timing import FAILED, Timing, attempt, speed_ratio, time_interleaved, unless_out_of_memory
+from hyena_vision.benchmark import figures, tables
+from hyena_vision.benchmark.command import (
+    DTYPES,
+    add_measurement_arguments,
+    apply_arguments,
+    describe_machine,
+    finish,
+)
+from hyena_vision.benchmark.contenders import CONTENDERS, Setting, find_errors, make_call
+from hyena_vision.benchmark.measure import Measured, measure
+from hyena_vision.benchmark.timing import Timing, speed_ratios, unless_out_of_memory
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 
@@ -31,46 +35,27 @@ class WrongResultError(UserError):
 
 @dataclass(frozen=True)
 class OpRow:
-    """One operator on one grid. Numbers are None where there are none.
+    """One operator on one grid. Numbers are None where there are none; low and high are quartiles of the rounds."""
 
-    Attributes:
-        op: Name in `CONTENDERS`.
-        grid: Side of the square of tokens.
-        tokens: Their number.
-        dim: Channels.
-        heads: Heads of attention.
-        batch_size: Images per call.
-        mode: "forward" or "forward+backward".
-        dtype: Of the inputs.
-        device: Where it ran.
-        ms: Milliseconds of a call, median of the rounds.
-        ms_low: Lower quartile.
-        ms_high: Upper quartile.
-        ratio: Speed over that of `sdpa`, median of the rounds: 2 is twice as fast.
-        gb_per_s: Memory traffic of the least that must be read and written, in 10^9 bytes per second.
-        copy_share: That over the traffic of `copy` in the same run: 1 is as fast as memory goes.
-        peak_mb: Peak memory, inputs included, in 10^6 bytes.
-        status: "ok", "out of memory", "failed" and why, or why it cannot run.
-        machine: What it was measured on.
-    """
-
-    op: str
-    grid: int
+    op: str  # name in `CONTENDERS`
+    grid: int  # side of the square of tokens
     tokens: int
-    dim: int
-    heads: int
-    batch_size: int
-    mode: str
+    dim: int  # channels
+    heads: int  # of attention
+    batch_size: int  # images per call
+    mode: str  # "forward" or "forward+backward"
     dtype: str
     device: str
-    ms: float | None
+    ms: float | None  # of a call, median of the rounds
     ms_low: float | None
     ms_high: float | None
-    ratio: float | None
-    gb_per_s: float | None
-    copy_share: float | None
-    peak_mb: float | None
-    status: str
+    ratio: float | None  # speed over that of `sdpa` in the same round: 2 is twice as fast
+    ratio_low: float | None
+    ratio_high: float | None
+    gb_per_s: float | None  # traffic of the least that must be read and written, 10^9 bytes
+    copy_share: float | None  # that over the traffic of `copy` in the same run: 1 is as fast as memory goes
+    peak_mb: float | None  # inputs included, 10^6 bytes
+    status: str  # "ok", "out of memory", "failed" and why, or why it cannot run
     machine: str
 
 
@@ -82,21 +67,20 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--heads", type=positive_int, default=6, metavar="N", help="heads of attention")
     parser.add_argument("-b", "--batch-size", type=positive_int, default=1, metavar="N")
     parser.add_argument("--backward", action="store_true", help="backward pass too")
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of {', '.join(CONTENDERS)}")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CONTENDERS,
+        metavar="NAME",
+        help=f"of {', '.join(CONTENDERS)} (default: all that can run)",
+    )
     parser.add_argument("--check", action="store_true", help="compare all with float64 first; a wrong one ends it")
     add_measurement_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> list[OpRow]:
-    """Check, measure, print the table, and write CSV and figure.
-
-    Args:
-        args: Parsed arguments of the sub-command.
-
-    Returns:
-        The rows.
-    """
+    """Check, measure, print the table, and write CSV and figure."""
     apply_arguments(args)
     if args.dim % args.heads:
         raise UserError(f"--dim must be a multiple of --heads, got {args.dim} and {args.heads}")
@@ -104,27 +88,18 @@ def run(args: argparse.Namespace) -> list[OpRow]:
         Setting(grid, args.dim, args.heads, args.batch_size, DTYPES[args.dtype], args.device, args.backward)
         for grid in args.grids
     ]
-    names = args.only or list(CONTENDERS)
-    for name in names:
-        if not CONTENDERS[name].installed():
-            print(f"{name}: package {CONTENDERS[name].package} is not installed", file=sys.stderr)
+    names = args.only or [name for name in CONTENDERS if CONTENDERS[name].reason(settings[0]) is None]
     if args.check:
         check_ops(names, settings)
     done: list[OpRow] = []
 
     def keep(rows: list[OpRow]) -> None:
         done.extend(rows)
-        if args.output is not None and done:
-            report.write_csv(done, args.output, "ops.csv")
+        if args.output is not None:
+            tables.write_csv(done, args.output, "ops.csv")
 
     measure_ops(names, settings, rounds=args.rounds, memory=not args.no_memory, on_rows=keep)
-    if not done:
-        raise UserError("none of the operators asked for is installed")
-    print(report.table(done))
-    if args.output is not None:
-        report.save_figure(report.plot_ops(done), args.output, "ops.png")
-    if failed := [row.op for row in done if row.status.startswith(FAILED)]:
-        raise UserError(f"failed, as their rows say: {', '.join(dict.fromkeys(failed))}")
+    finish(done, "op", figures.plot_ops(done) if args.output else None, args.output, "ops.png")
     return done
 
 
@@ -133,16 +108,12 @@ def check_ops(names: Sequence[str], settings: Sequence[Setting]) -> None:
 
     What cannot run is left out, and said to be unchecked if it is for want of memory.
 
-    Args:
-        names: Keys of `CONTENDERS`.
-        settings: The problems.
-
     Raises:
         WrongResultError: With the name and the figures of every wrong one.
     """
     wrong = []
     for setting in settings:
-        for name in _runnable(names, setting):
+        for name in [name for name in names if CONTENDERS[name].reason(setting) is None]:
             errors = unless_out_of_memory(partial(find_errors, CONTENDERS[name], setting))
             if errors is None:
                 print(f"{name} at grid {setting.grid}: not checked, out of memory", file=sys.stderr)
@@ -162,7 +133,7 @@ def measure_ops(
     """Measure operators, all of a setting in turn.
 
     Args:
-        names: Keys of `CONTENDERS`; those that are not installed give no row.
+        names: Keys of `CONTENDERS`.
         settings: The problems.
         rounds: Readings of each operator.
         memory: Whether peak memory is measured.
@@ -171,61 +142,46 @@ def measure_ops(
     Returns:
         One row per operator and setting.
     """
-    rows = []
+    rows: list[OpRow] = []
     for setting in settings:
-        of_setting = _measure_setting(names, setting, rounds, memory)
-        rows += of_setting
+        reasons = {name: CONTENDERS[name].reason(setting) for name in names}
+        runnable = [name for name in names if reasons[name] is None]
+        measured = measure(make_call, runnable, setting, device=setting.device, rounds=rounds, memory=memory)
+        measured |= {name: Measured(Timing((), why), None) for name, why in reasons.items() if why is not None}
+        rows += [_row(name, setting, measured) for name in names]
         if on_rows is not None:
-            on_rows(of_setting)
+            on_rows(rows[-len(names) :])
     return rows
 
 
-def _runnable(names: Sequence[str], setting: Setting) -> list[str]:
-    return [name for name in names if CONTENDERS[name].installed() and CONTENDERS[name].reason(setting) is None]
-
-
-def _measure_setting(names: Sequence[str], setting: Setting, rounds: int, memory: bool) -> list[OpRow]:
-    runnable = _runnable(names, setting)
-    peaks: dict[str, float | None] = {}
-    calls = {}
-
-    def prepare(name: str) -> None:
-        if memory:
-            peaks[name] = peak_memory(make_call, name, setting, device=setting.device)
-        calls[name] = make_call(name, setting)
-
-    timings = {name: Timing((), attempt(partial(prepare, name))[1]) for name in runnable}
-    timings |= time_interleaved(calls, rounds)
-    traffic = {name: _gb_per_s(name, setting, timing) for name, timing in timings.items()}
-    rows = []
-    for name in names:
-        if not CONTENDERS[name].installed():
-            continue
-        timing = timings.get(name, Timing((), CONTENDERS[name].reason(setting) or ""))
-        low, middle, high = timing.quartiles(lambda seconds: 1000 * seconds)
-        rows.append(
-            OpRow(
-                op=name,
-                grid=setting.grid,
-                tokens=setting.grid**2,
-                dim=setting.dim,
-                heads=setting.heads,
-                batch_size=setting.batch_size,
-                mode="forward+backward" if setting.backward else "forward",
-                dtype=str(setting.dtype).removeprefix("torch."),
-                device=setting.device,
-                ms=middle,
-                ms_low=low,
-                ms_high=high,
-                ratio=speed_ratio(timing, timings[BASE]) if BASE in timings else None,
-                gb_per_s=traffic.get(name),
-                copy_share=traffic[name] / traffic[COPY] if traffic.get(name) and traffic.get(COPY) else None,
-                peak_mb=peaks.get(name),
-                status=timing.status,
-                machine=describe_machine(),
-            )
-        )
-    return rows
+def _row(name: str, setting: Setting, measured: dict[str, Measured]) -> OpRow:
+    timing, peak_mb = measured[name]
+    low, middle, high = timing.quartiles(lambda seconds: 1000 * seconds)
+    nothing = Measured(Timing(()), None)
+    ratio_low, ratio, ratio_high = speed_ratios(timing, measured.get(BASE, nothing).timing)
+    traffic, of_copy = (_gb_per_s(key, setting, measured.get(key, nothing).timing) for key in (name, COPY))
+    return OpRow(
+        op=name,
+        grid=setting.grid,
+        tokens=setting.grid**2,
+        dim=setting.dim,
+        heads=setting.heads,
+        batch_size=setting.batch_size,
+        mode="forward+backward" if setting.backward else "forward",
+        dtype=str(setting.dtype).removeprefix("torch."),
+        device=setting.device,
+        ms=middle,
+        ms_low=low,
+        ms_high=high,
+        ratio=ratio,
+        ratio_low=ratio_low,
+        ratio_high=ratio_high,
+        gb_per_s=traffic,
+        copy_share=traffic / of_copy if traffic and of_copy else None,
+        peak_mb=peak_mb,
+        status=timing.status,
+        machine=describe_machine(),
+    )
 
 
 def _gb_per_s(name: str, setting: Setting, timing: Timing) -> float | None:

@@ -19,8 +19,8 @@ import numpy
 import torch
 from PIL import Image
 
-from hyena_vision.benchmark import report
-from hyena_vision.benchmark.machine import describe_machine
+from hyena_vision.benchmark import figures, tables
+from hyena_vision.benchmark.command import describe_machine
 from hyena_vision.benchmark.processes import end, last_line
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
@@ -112,12 +112,12 @@ def run(args: argparse.Namespace) -> list[RunRow]:
     Raises:
         UserError: The training program is not there, or matplotlib is missing.
     """
-    report.require_matplotlib()
+    figures.require_matplotlib()
     if not Path(args.program).is_file():
         raise UserError(f"there is no training program {args.program}: call this where it is, or give --program FILE")
     output = Path(args.output)
     path = output / "runs.csv"
-    done = report.read_csv(str(path), RunRow) if args.go_on and path.exists() else []
+    done = tables.read_csv(str(path), RunRow) if args.go_on and path.exists() else []
     rows = [row for row in done if row.status == "ok"]
     for data in args.data:
         if data == "folder":
@@ -126,11 +126,11 @@ def run(args: argparse.Namespace) -> list[RunRow]:
         for case in sorted(args.cases, key=lambda case: case != BASE):
             if not any((row.data, row.case) == (data, case) for row in rows):
                 rows.append(_compared(train(data, case, args), rows, output))
-                report.write_csv(rows, str(output), "runs.csv")
+                tables.write_csv(rows, str(output), "runs.csv")
     columns = [name for name in vars(rows[0]) if name not in ("machine", "device")]
-    text = report.markdown_table(rows, columns)
+    text = tables.markdown_table(rows, columns)
     (output / "runs.md").write_text(f"{rows[0].machine}, on {rows[0].device}\n\n{text}\n", encoding="utf-8")
-    report.save_figure(plot(rows, output), str(output), "runs.png")
+    figures.save_figure(plot(rows, output), str(output), "runs.png")
     print(text)
     return rows
 

@@ -11,13 +11,11 @@ from timm.layers import Attention
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from hyena_vision.benchmark.arguments import DTYPES
-from hyena_vision.benchmark.hyenapixel import HyenaPixelFormer
+from hyena_vision.benchmark.command import DTYPES
 from hyena_vision.models import HyenaFormer, HyenaViT
 from hyena_vision.training.errors import UserError
 
 CEILING = "ceiling:"
-ORIGINAL = "original:"
 TRITON = "triton:"
 MAX_BATCH = 64
 
@@ -40,14 +38,14 @@ def create_model(name: str, img_size: int, **hyena_kwargs: Any) -> nn.Module:
     """Make a model for images of `img_size` pixels.
 
     Args:
-        name: Of a model of timm, `ceiling:` and that of a ViT, `triton:` and that of a Hyena model, which then runs
-            the fused kernels, or `original:` and that of HyenaPixel's family, for its authors' arithmetic.
+        name: Of a model of timm; `ceiling:` and that of a ViT; or `triton:` and that of a Hyena model, which then runs
+            the fused kernels.
         img_size: Side of the image. ViTs have position embeddings of this size, so that none are resampled.
         **hyena_kwargs: More arguments for Hyena models; others do not get them.
 
     Raises:
         UserError: timm knows no model of that name, the model of a ceiling has no plain attention, or that of `triton:`
-            or `original:` is none of ours.
+            is none of ours.
     """
     if name.startswith(CEILING):
         model = create_model(name.removeprefix(CEILING), img_size)
@@ -62,11 +60,6 @@ def create_model(name: str, img_size: int, **hyena_kwargs: Any) -> nn.Module:
         if not isinstance(model, (HyenaViT, HyenaFormer)):
             raise UserError(f"{name}: not a Hyena model")
         return model
-    if name.startswith(ORIGINAL):
-        model = create_model(name.removeprefix(ORIGINAL), img_size)
-        if not isinstance(model, HyenaFormer):
-            raise UserError(f"{name}: not a model of HyenaPixel's family")
-        return HyenaPixelFormer(model)
     if not timm.is_model(name):
         raise UserError(f"timm knows no model {name!r}")
     architecture = name.split(".")[0]

@@ -4,10 +4,10 @@ import gc
 import math
 import statistics
 import timeit
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch.utils.benchmark import timer
@@ -15,6 +15,7 @@ from torch.utils.benchmark import timer
 from hyena_vision.training.errors import UserError, one_line
 
 Result = TypeVar("Result")
+Quartiles: TypeAlias = tuple[float | None, float | None, float | None]
 OK, SINGLE_READING, OUT_OF_MEMORY, FAILED = "ok", "single reading", "out of memory", "failed"
 
 
@@ -30,19 +31,18 @@ class Timing:
     seconds: tuple[float, ...]
     status: str = OK
 
-    def quartiles(self, figure: Callable[[float], float] = lambda seconds: seconds) -> tuple[float | None, ...]:
-        """Lower quartile, median and upper quartile of a figure.
+    def quartiles(self, figure: Callable[[float], float] = lambda seconds: seconds) -> Quartiles:
+        """Lower quartile, median and upper quartile of a figure, a function of the seconds of one call."""
+        return quartiles([figure(seconds) for seconds in self.seconds])
 
-        Args:
-            figure: The figure as a function of the seconds of one call; by default the seconds.
 
-        Returns:
-            Three numbers, three times the only one of a single reading, or three times None.
-        """
-        values = [figure(seconds) for seconds in self.seconds]
-        if len(values) < 2:
-            return (*(values or [None]),) * 3
-        return tuple(statistics.quantiles(values, n=4, method="inclusive"))
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """Lower quartile, median and upper quartile: three times the only value of one, three times None of none."""
+    if len(values) < 2:
+        only = values[0] if values else None
+        return only, only, only
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
 
 
 def time_interleaved(
@@ -100,21 +100,13 @@ def time_interleaved(
     }
 
 
-def speed_ratio(timing: Timing, base: Timing) -> float | None:
-    """How many times as fast as the base: the median of the ratios of each round.
-
-    Args:
-        timing: Readings of a contender.
-        base: Readings of the base, of the same rounds.
-
-    Returns:
-        The ratio; that of the medians where either has a single reading, None where either has none.
-    """
+def speed_ratios(timing: Timing, base: Timing) -> Quartiles:
+    """Quartiles of how many times as fast as the base, round by round; of the medians where either was read once."""
     if not timing.seconds or not base.seconds:
-        return None
+        return None, None, None
     if len(timing.seconds) == len(base.seconds):
-        return statistics.median(theirs / ours for ours, theirs in zip(timing.seconds, base.seconds, strict=True))
-    return statistics.median(base.seconds) / statistics.median(timing.seconds)
+        return quartiles([theirs / ours for ours, theirs in zip(timing.seconds, base.seconds, strict=True)])
+    return quartiles([statistics.median(base.seconds) / statistics.median(timing.seconds)])
 
 
 def attempt(call: Callable[[], Result]) -> tuple[Result | None, str]:

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import main
 from trainer import ROOT
 
 from hyena_vision.benchmark import runs
-from hyena_vision.benchmark.__main__ import main
-from hyena_vision.benchmark.report import read_csv
 from hyena_vision.benchmark.runs import CASES, RunRow, last_line
+from hyena_vision.benchmark.tables import read_csv
 
 
 def run(folder, *argv):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hyena_vision.benchmark.timing import OK, OUT_OF_MEMORY, SINGLE_READING, Timing, speed_ratio, time_interleaved
+from hyena_vision.benchmark.timing import OK, OUT_OF_MEMORY, SINGLE_READING, Timing, speed_ratios, time_interleaved
 from hyena_vision.training.errors import UserError
 
 
@@ -79,8 +79,8 @@ def test_quartiles_of_a_figure():
 
 def test_ratio_is_taken_round_by_round():
     base = Timing((2.0, 20.0, 6.0))
-    assert speed_ratio(Timing((1.0, 4.0, 2.0)), base) == 3  # of 2, 5, 3; the ratio of the medians is the same here
-    assert speed_ratio(Timing((4.0, 2.0, 6.0)), base) == 1  # of 0.5, 10, 1; that of the medians is 1.5
-    assert speed_ratio(Timing((3.0,), SINGLE_READING), base) == 2
-    assert speed_ratio(base, Timing((), OUT_OF_MEMORY)) is None
-    assert speed_ratio(Timing((), OUT_OF_MEMORY), base) is None
+    assert speed_ratios(Timing((1.0, 4.0, 2.0)), base) == (2.5, 3, 4)  # of 2, 5, 3
+    assert speed_ratios(Timing((4.0, 2.0, 6.0)), base) == (0.75, 1, 5.5)  # of 0.5, 10, 1; that of the medians is 1.5
+    assert speed_ratios(Timing((3.0,), SINGLE_READING), base) == (2, 2, 2)
+    assert speed_ratios(base, Timing((), OUT_OF_MEMORY)) == (None, None, None)
+    assert speed_ratios(Timing((), OUT_OF_MEMORY), base) == (None, None, None)

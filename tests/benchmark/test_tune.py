@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+from command_line import main
 
 from hyena_vision.benchmark import tune
-from hyena_vision.benchmark.__main__ import main
 from hyena_vision.ops import table
 from hyena_vision.ops.backends import BACKENDS
 from hyena_vision.ops.table import USES, Row, card_of, read_table

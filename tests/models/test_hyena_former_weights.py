@@ -5,10 +5,10 @@ import timm
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from hyenapixel import SMALL, images, randomise, relative_error, small_model, small_original
+from hyenapixel_original import HyenaPixelFormer
 from safetensors.torch import save_file
 from torch import nn
 
-from hyena_vision.benchmark.hyenapixel import HyenaPixelFormer
 from hyena_vision.models import hyena_former_weights
 
 # Of the authors' code: trained parameters (their total counts frozen distances, too, which follow from the size), and
@@ -35,7 +35,7 @@ def name(request):
 @pytest.fixture
 def no_random_weights(monkeypatch):
     """Originals begin with zeros where `randomise` draws all weights anew, since 100 million take seconds."""
-    monkeypatch.setattr("hyena_vision.benchmark.hyenapixel.trunc_normal_", lambda weight, std: weight.zero_())
+    monkeypatch.setattr("hyenapixel_original.trunc_normal_", lambda weight, std: weight.zero_())
 
 
 @pytest.mark.parametrize("name", list(ORIGINALS))
