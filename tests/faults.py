@@ -1,0 +1,833 @@
+"""Faults that a person could make, one at a time, and the tests that must catch each.
+
+    python tests/faults.py [--only NAME ...] [--jobs N]
+
+plants each fault in a copy of the tree and runs its tests there. A fault that they miss is a gap in the tests.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Fault(NamedTuple):
+    """One planted fault.
+
+    Attributes:
+        name: Of the fault.
+        path: File that it is planted in.
+        find: Text that occurs there exactly once.
+        replace: What a mistaken person would have written.
+        tests: What must catch it, as pytest takes it, below `tests/`.
+    """
+
+    name: str
+    path: str
+    find: str
+    replace: str
+    tests: tuple[str, ...]
+
+
+CPP = "hyena_vision/ops/cpp/long_conv.cpp"
+VECTOR = "hyena_vision/ops/cpp/vector.h"
+BY_CPP = "hyena_vision/ops/long_conv_cpp.py"
+FFT = "hyena_vision/ops/fft.py"
+GATED = "hyena_vision/ops/gated_op.py"
+BACKENDS = "hyena_vision/ops/backends.py"
+TABLE = "hyena_vision/ops/table.py"
+PREPARED = "hyena_vision/ops/prepared_kernel.py"
+SHORT = "hyena_vision/ops/short_filter.py"
+HALF = "hyena_vision/ops/half_frequency.py"
+BY_TRITON = "hyena_vision/ops/long_conv_triton.py"
+KERNELS = "hyena_vision/ops/long_conv_kernels.py"
+SHORT_TRITON = "hyena_vision/ops/short_filter_triton.py"
+IMPLICIT = "hyena_vision/ops/implicit_filter.py"
+OPERATOR = "hyena_vision/ops/hyena.py"
+MIXER = "hyena_vision/layers/hyena.py"
+FILTER = "hyena_vision/layers/implicit_filter.py"
+KEPT = "hyena_vision/layers/kept_kernels.py"
+UNTOUCHED = "hyena_vision/layers/untouched.py"
+MLP = "hyena_vision/layers/mlp.py"
+CONVERT = "hyena_vision/layers/convert.py"
+VIT = "hyena_vision/models/hyena_vit.py"
+WEIGHTS = "hyena_vision/models/hyena_former_weights.py"
+LOOP = "hyena_vision/training/loop.py"
+OPTIM = "hyena_vision/training/optim.py"
+CHECKPOINT = "hyena_vision/training/checkpoint.py"
+STATE = "hyena_vision/training/state.py"
+LOADER = "hyena_vision/training/loader.py"
+DATA = "hyena_vision/training/data.py"
+
+FAULTS = [
+    # ---- ops: the C++ backend
+    Fault(
+        "cpp: gradient of the spectrum is conjugate",
+        CPP,
+        "d = times_conj(b, a);",
+        "d = times_conj(a, b);",
+        ("ops/test_long_conv_cpp.py::test_sizes",),
+    ),
+    Fault(
+        "cpp: half-frequencies with the other sign",
+        CPP,
+        "row_twist.push_back(root(-j, 4.0 * row_size))",
+        "row_twist.push_back(root(j, 4.0 * row_size))",
+        ("ops/test_long_conv_cpp.py::test_sizes",),
+    ),
+    Fault(
+        "cpp: one tap more than the kernel has",
+        CPP,
+        "if (place < after) return",
+        "if (place <= after) return",
+        ("ops/test_long_conv_cpp.py::test_kernels_of_any_extent",),
+    ),
+    Fault(
+        "cpp: skip on the middle tap of every line",
+        CPP,
+        "return a == 0 && b == 0 ? value + centre",
+        "return b == 0 ? value + centre",
+        ("ops/test_long_conv_cpp.py::test_kernels_of_any_extent",),
+    ),
+    Fault(
+        "cpp: lines of a sequence lose their last token",
+        CPP,
+        "(length - a - 1) / line_size() + 1",
+        "length / line_size()",
+        ("ops/test_long_conv_cpp.py::test_sizes",),
+    ),
+    Fault(
+        "cpp: kernels of samples a group of channels apart",
+        CPP,
+        "long(sample) * blocks * plan.numbers()",
+        "long(sample) * group * plan.numbers()",
+        ("ops/test_long_conv_cpp.py::test_gates_in_every_dtype",),
+    ),
+    Fault(
+        "cpp: parts of a gradient begin with what is in memory",
+        CPP,
+        "sample != part);",
+        "sample != 0);",
+        ("ops/test_long_conv_cpp.py::test_gradients_summed_in_parts_of_the_batch",),
+    ),
+    Fault(
+        "cpp: gradient of the last gate without that gate's cotangent",
+        CPP,
+        "work.rows_back<T>(0, dy, dout_gate, {}, {})",
+        "work.rows_back<T>(0, out_gate, dout_gate, {}, {})",
+        ("ops/test_long_conv_cpp.py::test_gates_in_every_dtype",),
+    ),
+    Fault(
+        "cpp: second half of an image's columns is added, not subtracted",
+        CPP,
+        "difference = difference - second",
+        "difference = difference + second",
+        ("ops/test_long_conv_cpp.py::test_kernels_of_any_extent",),
+    ),
+    Fault(
+        "cpp: bfloat16 is rounded away from even",
+        VECTOR,
+        "(0x7fffu + ((wide >> 16) & 1u))",
+        "0x8000u",
+        ("ops/test_long_conv_cpp.py::test_bfloat16_is_rounded_as_torch_does",),
+    ),
+    Fault(
+        "cpp: the tap of the largest displacement does not reach",
+        BY_CPP,
+        "_Reach(min(middle, n - 1), min(taps - middle, n))",
+        "_Reach(min(middle, n - 1), min(taps - middle, n - 1))",
+        ("ops/test_fft.py::test_matches_direct_sum",),
+    ),
+    Fault(
+        "cpp: gradient of a repeated kernel is folded off by one",
+        BY_CPP,
+        "folded.narrow(axis, 1, n - 1).add_",
+        "folded.narrow(axis, 0, n - 1).add_",
+        ("ops/test_long_conv_cpp.py::test_kernels_of_any_extent",),
+    ),
+    Fault(
+        "cpp: one bfloat16 signal makes all bfloat16",
+        BY_CPP,
+        "if dtypes == {torch.bfloat16} else",
+        "if torch.bfloat16 in dtypes else",
+        ("ops/test_long_conv_cpp.py::test_gate_of_another_dtype",),
+    ),
+    Fault(
+        "cpp: negative views are read as their base",
+        BY_CPP,
+        "tensor.detach().resolve_neg().to(dtype)",
+        "tensor.detach().to(dtype)",
+        ("ops/test_long_conv_cpp.py::test_signs_that_are_not_in_memory",),
+    ),
+    Fault(
+        "cpp: runs under function transforms",
+        BY_CPP,
+        "    if is_watched(x, kernel):\n",
+        "    if False:\n",
+        ("tools/test_tools.py::test_function_transforms", "ops/test_fft.py::test_exports_with_a_dynamic_size"),
+    ),
+    # ---- ops: torch.fft
+    Fault(
+        "fft: transform one too short",
+        FFT,
+        "max(size + taps - 1 - start, start + size)",
+        "max(size + taps - 2 - start, start + size - 1)",
+        ("ops/test_fft.py::test_matches_direct_sum",),
+    ),
+    Fault(
+        "fft: gradient of the kernel without conj",
+        FFT,
+        "_forward(xs, axes).conj_physical()",
+        "_forward(xs, axes)",
+        ("ops/test_fft.py::test_matches_direct_sum",),
+    ),
+    Fault(
+        "fft: gradient of a circular kernel turned the wrong way",
+        FFT,
+        "index.sub(middle).remainder",
+        "index.add(middle).remainder",
+        ("ops/test_fft.py::test_matches_direct_sum",),
+    ),
+    Fault(
+        "fft: gradient of the skip without the batch",
+        FFT,
+        "(dy * xs).sum([0, *range(-rank, 0)])",
+        "(dy * xs).mean(0).sum([*range(-rank, 0)])",
+        ("ops/test_fft.py::test_matches_direct_sum",),
+    ),
+    Fault(
+        "fft: kernel rounded to the dtype of the signal",
+        FFT,
+        "spectrum = _forward(_taps(kernel.to(dtype)",
+        "spectrum = _forward(_taps(kernel.to(x.dtype).to(dtype)",
+        ("ops/test_fft.py::test_kernel_in_float32_under_half_precision_input",),
+    ),
+    # ---- ops: gates, choice of a backend, prepared kernels
+    Fault(
+        "gates: gradient of the first gate has the gate in it",
+        GATED,
+        "(du * x).to(gate.dtype)",
+        "(du * u).to(gate.dtype)",
+        ("layers/test_fast_paths.py::test_all_results_are_those_of_calls",),
+    ),
+    Fault(
+        "gates: gradient of the last gate forgets the first",
+        GATED,
+        "convolve(u, kernel, skip, centre, circular)",
+        "convolve(x.to(dtype), kernel, skip, centre, circular)",
+        ("layers/test_fast_paths.py::test_all_results_are_those_of_calls",),
+    ),
+    Fault(
+        "gates: product in half precision",
+        BACKENDS,
+        "x.to(dtype) * gate.to(dtype)",
+        "(x * gate).to(dtype)",
+        ("ops/test_contract.py::test_products_with_gates_do_not_overflow",),
+    ),
+    Fault(
+        "select: a table counts for circular convolutions",
+        BACKENDS,
+        "kernel.ndim < x.ndim and not circular",
+        "kernel.ndim < x.ndim",
+        ("ops/test_table.py::test_calls_follow_the_table", "ops/test_table.py::test_mixers_follow_the_table"),
+    ),
+    Fault(
+        "select: what a card lacks is not asked",
+        BACKENDS,
+        "if backend.missing() is None and backend.reason(x, kernel) is None:",
+        "if backend.missing() is None:",
+        ("ops/test_table.py::test_a_table_that_cannot_be_followed_is_not",),
+    ),
+    Fault(
+        "table: a range has its lower end",
+        TABLE,
+        "low < n <= high for",
+        "low <= n <= high for",
+        ("ops/test_table.py",),
+    ),
+    Fault(
+        "table: that of other kernels is read",
+        TABLE,
+        'if name != "hyena_vision" and',
+        'if name not in ("hyena_vision", "kernels") and',
+        ("ops/test_table.py::test_foreign_and_outdated_tables_are_ignored_with_a_line",),
+    ),
+    Fault(
+        "prepared kernels share memory with the weights",
+        PREPARED,
+        "tuple(t.clone() if t.untyped_storage()._cdata in given else t for t in tensors)",
+        "tuple(tensors)",
+        ("ops/test_contract.py::test_prepared_kernels_are_copied_and_pickled",),
+    ),
+    Fault(
+        "prepared kernels of samples take any batch",
+        PREPARED,
+        "x.shape[0] if kernel.ndim == x.ndim else None",
+        "None",
+        ("ops/test_contract.py",),
+    ),
+    # ---- ops: short filter
+    Fault(
+        "short filter: causal sequences lose their beginning, not their end",
+        SHORT,
+        "filtered[..., : x.shape[1]]",
+        "filtered[..., -x.shape[1] :]",
+        ("ops/test_short_filter.py::test_hand_made_causal_sequence",),
+    ),
+    Fault(
+        "short filter: what crosses rows comes from the wrong end",
+        SHORT,
+        "F.pad(x[..., :shift], (0, 0, 0, 1))",
+        "F.pad(x[..., -shift:], (0, 0, 0, 1))",
+        ("layers/test_fast_paths.py::test_all_results_are_those_of_calls",),
+    ),
+    Fault(
+        "short filter: neighbours before and after a row are exchanged",
+        SHORT,
+        "rows.split([after, rows.shape[2] - before - after, before], dim=2)",
+        "rows.split([before, rows.shape[2] - before - after, after], dim=2)",
+        ("layers/test_hyena.py",),
+    ),
+    Fault(
+        "short filter: gradient through a tap from the wrong side",
+        SHORT_TRITON,
+        "y = row - (i - TOP)",
+        "y = row + (i - TOP)",
+        ("ops/test_short_filter.py::test_kernels_in_float32",),
+    ),
+    # ---- ops: the Triton backend, in the interpreter
+    Fault(
+        "triton: a frequency that is its own conjugate counts twice",
+        HALF,
+        "((frequencies == 0) | (2 * frequencies == size))",
+        "(frequencies == 0)",
+        ("ops/test_long_conv_triton.py::test_matches_direct_sum",),
+    ),
+    Fault(
+        "triton: gradient of taps before the centre keeps its sign",
+        HALF,
+        "return torch.where(index < 0, -values, values)",
+        "return values",
+        ("ops/test_long_conv_triton.py::test_matches_direct_sum",),
+    ),
+    Fault(
+        "triton: skip in one half of an image's spectrum",
+        HALF,
+        "parts[..., ::2, :, :] += 0",
+        "parts[..., :1, :, :] += 0",
+        ("ops/test_long_conv_triton.py::test_matches_direct_sum",),
+    ),
+    Fault(
+        "triton: one token more than the sequence has",
+        KERNELS,
+        "mask = lines + TILE[0] * rows < size[0]",
+        "mask = lines + TILE[0] * rows <= size[0]",
+        ("ops/test_long_conv_triton.py::test_matches_direct_sum",),
+    ),
+    Fault(
+        "triton: gradient of the other frequencies is conjugate",
+        KERNELS,
+        "sums[3] + (q * dp - p * dq)",
+        "sums[3] + (p * dq - q * dp)",
+        ("ops/test_long_conv_triton.py::test_matches_direct_sum",),
+    ),
+    Fault(
+        "triton: spectra are too large for float16",
+        BY_TRITON,
+        ".clamp_min(1e-30) * (plan.lines * plan.rows) ** 0.5",
+        ".clamp_min(1e-30)",
+        ("ops/test_long_conv_triton.py::test_constant_images_and_kernels_stay_in_range",),
+    ),
+    Fault(
+        "triton: gradient of the last gate of tiles in parts",
+        BY_TRITON,
+        "_rows_back(rows, kernel, dy, dout_gate)",
+        "_rows_back(rows, kernel, out_gate, dout_gate)",
+        ("ops/test_long_conv_triton.py::test_tiles_in_parts_match_direct_sum",),
+    ),
+    # ---- ops: implicit kernel, and the operator of a mixer
+    Fault(
+        "implicit kernel: gradient of a decay without its sign",
+        IMPLICIT,
+        ".squeeze(0) * decay.sign()",
+        ".squeeze(0)",
+        ("layers/test_implicit_filter.py::test_fast_path_equals_calls_of_the_layers",),
+    ),
+    Fault(
+        "implicit kernel: gradients do not see the shift of the window",
+        IMPLICIT,
+        "dvalues = grad * (factor if shift is None else factor + shift)",
+        "dvalues = grad * factor",
+        ("layers/test_implicit_filter.py::test_fast_path_equals_calls_of_the_layers",),
+    ),
+    Fault(
+        "implicit kernel: gradient of the frequency comes too late",
+        IMPLICIT,
+        "            domega += product.mul_(dproduct).sum(0)",
+        "            domega += product.mul_(dproduct * omega).sum(0)",
+        ("layers/test_implicit_filter.py::test_fast_path_equals_calls_of_the_layers",),
+    ),
+    Fault(
+        "operator: centre of an even kernel in the backward pass",
+        OPERATOR,
+        'if ctx.settings.get("causal") else extent // 2 for',
+        'if ctx.settings.get("causal") else (extent - 1) // 2 for',
+        ("ops/test_contract.py", "layers/test_fast_paths.py"),
+    ),
+    Fault(
+        "operator: backward pass of circular images is linear",
+        OPERATOR,
+        'out_gate, centre, padding == "circular"',
+        "out_gate, centre, False",
+        ("layers/test_fast_paths.py::test_all_results_are_those_of_calls",),
+    ),
+    Fault(
+        "operator: gradients of gate and value are exchanged",
+        OPERATOR,
+        "(dout_gate, None if gate is None else dgate, dvalue)",
+        "(dout_gate, dvalue, None if gate is None else dgate)",
+        ("layers/test_fast_paths.py::test_all_results_are_those_of_calls",),
+    ),
+    Fault(
+        "operator: backward pass out of autocast",
+        OPERATOR,
+        "with torch.enable_grad(), ctx.autocast():",
+        "with torch.enable_grad():",
+        ("layers/test_fast_paths.py::test_backward_passes_in_autocast_and_out_of_it",),
+    ),
+    # ---- layers: filters
+    Fault(
+        "filter: radial window by the square of the distance",
+        FILTER,
+        "return sum(squares).sqrt().view(-1, 1)",
+        "return sum(squares).view(-1, 1)",
+        ("layers/test_implicit_filter.py::test_2d_value_by_the_formula",),
+    ),
+    Fault(
+        "filter: coordinates are relative to the base grid",
+        FILTER,
+        'scales = size if self.coords == "relative" else self.base_size',
+        'scales = self.base_size if self.coords == "relative" else size',
+        ("layers/test_implicit_filter.py",),
+    ),
+    Fault(
+        "filter: kernels of larger grids are larger, not smaller",
+        FILTER,
+        "math.prod([base / n for",
+        "math.prod([n / base for",
+        ("layers/test_implicit_filter.py::test_relative_coordinates_keep_the_integral_at_every_resolution",),
+    ),
+    Fault(
+        "filter: rows before columns",
+        FILTER,
+        'of_axes[::-1] if self.features == "sinusoid" else of_axes',
+        "of_axes",
+        ("layers/test_implicit_filter.py::test_sinusoid_features_are_those_of_hyenapixel", "layers/test_convert.py"),
+    ),
+    Fault(
+        "filter: a table is read from its beginning, not its middle",
+        FILTER,
+        "0 if self.causal else (whole - extent) // 2",
+        "0",
+        ("layers/test_implicit_filter.py",),
+    ),
+    Fault(
+        "filter: coordinates in the default dtype",
+        FILTER,
+        "n, dtype=self._dtype, device=device) / scale",
+        "n, device=device) / scale",
+        ("tools/test_tools.py::test_defaults_change_nothing",),
+    ),
+    Fault(
+        "filter: causal angles go round twice",
+        FILTER,
+        "(2 if self.causal else 1) * math.pi",
+        "(1 if self.causal else 2) * math.pi",
+        ("layers/test_implicit_filter.py",),
+    ),
+    # ---- layers: kept kernels and fast paths
+    Fault(
+        "kept kernels: stale after a change of the shift",
+        FILTER,
+        "            self.table_size,\n            self.window_shift,\n",
+        "            self.table_size,\n",
+        ("layers/test_kept_kernels.py::test_changed_setting_of_the_filter_is_seen",),
+    ),
+    Fault(
+        "kept kernels: one key for all dtypes",
+        KEPT,
+        'f"{size} {value.dtype} {value.device}"',
+        'f"{size} torch.float32 {value.device}"',
+        ("layers/test_kept_kernels.py::test_dtypes_there_and_back",),
+    ),
+    Fault(
+        "kept kernels: stale after a small change",
+        KEPT,
+        "and torch.equal(kept, weight)",
+        "and torch.allclose(kept, weight)",
+        ("layers/test_kept_kernels.py::test_the_least_change_of_a_weight_makes_new_kernels",),
+    ),
+    Fault(
+        "kept kernels: skip is not among the weights",
+        KEPT,
+        "weights = [mixer.skip, *weights]",
+        "weights = list(weights)",
+        ("layers/test_kept_kernels.py", "tools/test_changes.py::test_one_element_of_each_weight_and_buffer"),
+    ),
+    Fault(
+        "kept kernels: not dropped by loading",
+        MIXER,
+        "    def _load_from_state_dict(self, *args, **kwargs) -> None:\n        self.kept.clear()\n",
+        "    def _load_from_state_dict(self, *args, **kwargs) -> None:\n",
+        ("layers/test_kept_kernels.py::test_switches_and_calls_with_gradients_drop_kernels",),
+    ),
+    Fault(
+        "fast paths: hooks before a call are ignored",
+        UNTOUCHED,
+        "module._forward_hooks or module._forward_pre_hooks or",
+        "module._forward_hooks or",
+        ("tools/test_tools.py",),
+    ),
+    Fault(
+        "fast paths: global hooks are ignored",
+        UNTOUCHED,
+        "return None if _has_any_global_hook() else _weights(module, types)",
+        "return _weights(module, types)",
+        ("tools/test_tools.py",),
+    ),
+    Fault(
+        "fast paths: forward of an instance is ignored",
+        UNTOUCHED,
+        '"forward" in module.__dict__ or module._compiled',
+        "module._compiled",
+        ("tools/test_tools.py::test_forward_of_a_subclass_and_of_an_instance",),
+    ),
+    Fault(
+        "mixer: gates in the wrong order",
+        MIXER,
+        "gate = gates[self.order - 1 - step]",
+        "gate = gates[1 + step]",
+        ("layers/test_hyena.py::test_recurrence_step_by_step",),
+    ),
+    Fault(
+        "mixer: gate comes after the norm",
+        MIXER,
+        "value, gate = norm((value if gate is None else value * gate).movedim(1, -1)).movedim(-1, 1), None",
+        "value = norm(value.movedim(1, -1)).movedim(-1, 1)",
+        ("layers/test_hyena.py::test_recurrence_step_by_step",),
+    ),
+    Fault(
+        "mixer: groups of channels have the skip of the first step",
+        MIXER,
+        "self.skip[step, group]",
+        "self.skip[0, group]",
+        ("layers/test_kept_kernels.py::test_kernels_in_groups_of_channels_equal_kept_ones",),
+    ),
+    Fault(
+        "mixer: causal sequences look ahead",
+        MIXER,
+        'return {"causal": self.causal, **super()._op_settings()}',
+        'return {"causal": False, **super()._op_settings()}',
+        ("layers/test_hyena.py::test_causal_mixer_sees_nothing_ahead",),
+    ),
+    Fault(
+        "mlp: parts draw their own dropout",
+        MLP,
+        "if any(drop.training and drop.p for drop in (self.drop1, self.drop2)):",
+        "if False:",
+        ("layers/test_fast_paths.py::test_dropout_of_an_mlp_draws_for_all_tokens_at_once",),
+    ),
+    Fault(
+        "convert: the three parts of the original are not turned round",
+        CONVERT,
+        ".chunk(3)[::-1])",
+        ".chunk(3))",
+        ("layers/test_convert.py::test_hyenapixel_2d_weights_give_its_outputs",),
+    ),
+    Fault(
+        "convert: time of the original from 0 to 1 with an end too many",
+        CONVERT,
+        "/ max(steps - 1, 1)",
+        "/ max(steps, 1)",
+        ("layers/test_convert.py",),
+    ),
+    # ---- models
+    Fault(
+        "warm start: last norm of an average-pooled ViT",
+        VIT,
+        r"""re.sub(r"^fc_norm\.", "norm.", key)""",
+        "key",
+        ("models/test_warm_start.py::test_average_pooled_vit_gives_its_last_norm",),
+    ),
+    Fault(
+        "warm start: a checkpoint of another size is taken in part",
+        VIT,
+        "(given is None and key.endswith",
+        "(key.endswith",
+        ("models/test_warm_start.py::test_wrong_architecture_is_one_clear_error",),
+    ),
+    Fault(
+        "vit: both branches of a block have one norm",
+        VIT,
+        "self.mlp(self.norm2(x))",
+        "self.mlp(self.norm1(x))",
+        ("models/test_hyena_vit.py::test_block_is_two_residual_branches",),
+    ),
+    Fault(
+        "vit: intermediate features are never normalised",
+        VIT,
+        "intermediates.append(self.norm(x) if norm else x)",
+        "intermediates.append(x)",
+        ("models/test_hyena_vit.py::test_intermediates_agree_with_the_forward_pass",),
+    ),
+    Fault(
+        "vit: a new head trains when the model does not",
+        VIT,
+        "        self.pool.train(self.training)\n        self.head.train(self.training)\n",
+        "        self.pool.train(self.training)\n",
+        ("models/test_hyena_vit.py::test_reset_classifier_keeps_device_dtype_mode_and_pooling",),
+    ),
+    Fault(
+        "vit: skips are decayed",
+        VIT,
+        'return {"*.filter.*", "*.skip"}',
+        'return {"*.filter.*"}',
+        ("models/test_hyena_vit.py::test_parameter_groups",),
+    ),
+    Fault(
+        "vit: models of small patches have the base grid of large ones",
+        VIT,
+        "_PATCH8 = dict(patch_size=8, base_grid=28)",
+        "_PATCH8 = dict(patch_size=8)",
+        ("models/test_hyena_vit.py::test_base_grid_is_that_of_the_default_input",),
+    ),
+    Fault(
+        "vit: an entry point of the wrong mixer",
+        VIT,
+        '"hyena2d_vit_base", pretrained, **{**_BASE, **_2D',
+        '"hyena2d_vit_base", pretrained, **{**_BASE, **_1D',
+        ("models/test_hyena_vit.py",),
+    ),
+    Fault(
+        "former: tokens on a side, of sizes that 4 does not divide",
+        WEIGHTS,
+        "side = (img_size - 3) // 4 + 1",
+        "side = img_size // 4",
+        ("models/test_hyena_former.py", "models/test_hyena_former_weights.py"),
+    ),
+    Fault(
+        "former: windows of a resampled table fall off half as fast",
+        WEIGHTS,
+        "factor *= 2 * table.shape[-1] / size[0]",
+        "factor *= table.shape[-1] / size[0]",
+        ("models/test_hyena_former_weights.py::test_moving_weights_to_384_pixels_gives_what_the_authors_moved",),
+    ),
+    Fault(
+        "former: a table is resampled without antialiasing",
+        WEIGHTS,
+        'mode="bicubic", antialias=True',
+        'mode="bicubic"',
+        ("models/test_hyena_former_weights.py",),
+    ),
+    Fault(
+        "former: windows keep their fall-off when the base size changes",
+        WEIGHTS,
+        "factor = own_base / base",
+        "factor = 1.0",
+        ("models/test_hyena_former_weights.py::test_weights_move_between_base_sizes_in_either_layout",),
+    ),
+    # ---- training
+    Fault(
+        "training: every step draws the same random numbers",
+        LOOP,
+        "mix_seed(args.seed, args.rank, epoch, step, STEP)",
+        "mix_seed(args.seed, args.rank, epoch, STEP)",
+        ("training/test_loop.py",),
+    ),
+    Fault(
+        "training: every batch of an epoch is augmented alike",
+        LOADER,
+        "*self.key, self.epoch, number, SAMPLE), strict=True)",
+        "*self.key, self.epoch, SAMPLE), strict=True)",
+        ("training/test_loader.py",),
+    ),
+    Fault(
+        "training: order of the images is that of the first epoch",
+        LOADER,
+        "sampler.generator = torch.Generator().manual_seed(mix_seed(*self.key, self.epoch, ORDER))",
+        "sampler.generator = torch.Generator().manual_seed(mix_seed(*self.key, ORDER))",
+        ("training/test_loader.py::test_seeds_and_order_change_with_the_epoch",),
+    ),
+    Fault(
+        "training: erasing goes on where another epoch was",
+        LOADER,
+        "seed_generators(mix_seed(*self.key, self.epoch, self.first, ERASING))",
+        "seed_generators(mix_seed(*self.key, self.first, ERASING))",
+        ("training/test_loader.py",),
+    ),
+    Fault(
+        "training: after the last image comes none",
+        LOADER,
+        "number = (number + 1) % len(self.dataset)",
+        "number = number + 1",
+        ("training/test_loader.py",),
+    ),
+    Fault(
+        "training: an image that cannot be read is of class 0",
+        LOADER,
+        "return self.dataset.transform(blank), -1",
+        "return self.dataset.transform(blank), 0",
+        ("training/test_loader.py",),
+    ),
+    Fault(
+        "training: resumes one batch too early",
+        LOOP,
+        "progress.step = step + 1",
+        "progress.step = step",
+        ("test_train_resume.py::test_stopped_by_a_signal_and_resumed_is_the_same_run",),
+    ),
+    Fault(
+        "training: a skipped update moves the average",
+        LOOP,
+        "        if finite:\n            task.update_ema(",
+        "        if True:\n            task.update_ema(",
+        ("training/test_loop.py::test_skipped_update_leaves_the_average",),
+    ),
+    Fault(
+        "training: a short last group weighs less",
+        LOOP,
+        "/ min(accum, steps - update * accum)",
+        "/ accum",
+        ("training/test_loop.py::test_last_group_of_an_epoch_is_the_mean_over_its_own_steps",),
+    ),
+    Fault(
+        "training: gradients that are not finite are used",
+        LOOP,
+        "any_process(own or not math.isfinite(largest),",
+        "any_process(own,",
+        ("training/test_loop.py::test_step_that_is_not_finite_leaves_the_weights",),
+    ),
+    Fault(
+        "training: validation counts images without a class",
+        LOOP,
+        "valid = target[:own] >= 0",
+        "valid = target[:own] >= -1",
+        ("training/test_loop.py::test_images_without_a_class_are_not_counted_and_mirrors_are_averaged",),
+    ),
+    Fault(
+        "training: loss of a scheduled batch as of any other",
+        LOOP,
+        "return (size / reference) ** power if",
+        "return (reference / size) ** power if",
+        ("training/test_loop.py::test_scheduled_batches_weigh_as_their_size",),
+    ),
+    Fault(
+        "training: rate of filters without layer decay",
+        OPTIM,
+        'scale = group.get("lr_scale", 1.0) * lr_scale',
+        "scale = lr_scale",
+        ("training/test_optim.py::test_filter_rate_multiplies_layer_decay",),
+    ),
+    Fault(
+        "training: rate does not follow accumulated batches",
+        OPTIM,
+        "batch_size * args.world_size * args.grad_accum_steps",
+        "batch_size * args.world_size",
+        ("training/test_optim.py::test_base_rate_follows_the_batch_as_in_timm",),
+    ),
+    Fault(
+        "training: checksum of the names alone",
+        CHECKPOINT,
+        "        digest.update(value.reshape(-1).view(torch.uint8).numpy())\n",
+        "",
+        ("training/test_checkpoint.py",),
+    ),
+    Fault(
+        "training: checksums of an archive are not read",
+        CHECKPOINT,
+        "(damaged := archive.testzip()) is not None",
+        "(damaged := None) is not None",
+        ("training/test_checkpoint.py",),
+    ),
+    Fault(
+        "training: no second whole checkpoint",
+        CHECKPOINT,
+        '            os.replace(f"{previous}.tmp", previous)\n',
+        "",
+        ("training/test_checkpoint.py::test_two_whole_checkpoints_at_every_moment_from_the_second_save_on",),
+    ),
+    Fault(
+        "training: the average goes on from the weights",
+        STATE,
+        'checkpoint.get("state_dict_ema") or weights',
+        "weights",
+        ("training/test_state.py::test_everything_with_a_state_comes_back",),
+    ),
+    Fault(
+        "training: mixed targets are smoothed twice",
+        DATA,
+        "label_smoothing=args.smoothing,",
+        "label_smoothing=2 * args.smoothing,",
+        ("training/test_data.py::test_mixed_targets_are_smoothed_once",),
+    ),
+]
+
+
+def plant(fault: Fault, tree: Path) -> None:
+    """Put a fault into a copy of the project."""
+    path = tree / fault.path
+    text = path.read_text()
+    if text.count(fault.find) != 1:
+        raise ValueError(f"{fault.name}: {fault.find!r} occurs {text.count(fault.find)} times in {fault.path}")
+    path.write_text(text.replace(fault.find, fault.replace))
+
+
+def caught_by(fault: Fault) -> str | None:
+    """The first test that fails with a fault, None if none does."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "tree")
+        for name in filter(None, tracked.split("\0")):
+            if (ROOT / name).is_file():
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, tree / name)
+        plant(fault, tree)
+        environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        if fault.path in (CPP, VECTOR):
+            environment["HYENA_VISION_CACHE"] = folder
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command += [f"tests/{test}" for test in fault.tests]
+        run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if run.returncode == 0:
+        return None
+    failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED ")]
+    if run.returncode != 1 or not failed:
+        raise RuntimeError(f"{fault.name}: the tests did not run\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
+    return failed[0].removeprefix("FAILED ").split(" - ")[0]
+
+
+def main() -> int:
+    """Plant the faults, and say for each which test caught it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="faults whose names begin so")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
+    args = parser.parse_args()
+    chosen = [fault for fault in FAULTS if not args.only or fault.name.startswith(tuple(args.only))]
+    missed = 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for fault, test in zip(chosen, pool.map(caught_by, chosen), strict=True):
+            missed += test is None
+            print(f"{'MISSED' if test is None else 'caught'}  {fault.name}  {test or ''}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} faults caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
