@@ -89,6 +89,13 @@ def test_prepared_kernels_are_copied_and_pickled(name, backend):
     assert torch.equal(op(x, prepared), expected)
 
 
+def test_prepared_kernels_of_samples_are_for_their_batch(backend):
+    x, kernel, skip = problem("linear", per_sample=True).tensors(torch.float32)
+    prepared = prepare_kernel2d(x, kernel, skip, backend=backend)
+    with pytest.raises(ValueError, match=r"x must have shape \(2, 3, 4, 5\) .* got \(1, 3, 4, 5\)"):
+        long_conv2d(x[:1], prepared)
+
+
 def test_default_dtype_and_device_have_no_part(backend):
     for name, (op, kwargs) in OPERATORS.items():
         if backend == "triton" and name != "linear":

@@ -133,6 +133,7 @@ def test_calls_follow_the_table(follow):
         return select(None, *problem(size, dtype)[:2], use=use, **settings).name
 
     assert backend_of() == backend_of((10, 16)) == backend_of(use="prepared") == "triton"
+    assert {backend_of((9, 16)), backend_of((10, 17))} == {ordinary}
     assert {backend_of((24, 24)), backend_of((100, 100)), backend_of((14,)), backend_of(use="inference")} == {ordinary}
     assert {backend_of(circular=True), backend_of(use=None), backend_of(dtype=torch.bfloat16)} == {ordinary}
     assert backend_of(dtype=torch.float64) != "triton"
