@@ -790,7 +790,11 @@ def plant(fault: Fault, tree: Path) -> None:
 
 
 def caught_by(fault: Fault) -> str | None:
-    """The first test that fails with a fault, None if none does."""
+    """The first test that fails with a fault, None if none does.
+
+    Raises:
+        RuntimeError: The tests did not begin.
+    """
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
@@ -807,6 +811,8 @@ def caught_by(fault: Fault) -> str | None:
         run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if run.returncode == 0:
         return None
+    if run.returncode < 0:  # memory that is not the tensor's
+        return f"signal {-run.returncode} in {fault.tests[0]}"
     failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED ")]
     if run.returncode != 1 or not failed:
         raise RuntimeError(f"{fault.name}: the tests did not run\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
