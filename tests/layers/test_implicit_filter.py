@@ -317,6 +317,10 @@ def kernel_and_gradients(module, hooked, size):
 def test_fast_path_equals_calls_of_the_layers(make, size, window, options, block, monkeypatch):
     monkeypatch.setattr(operator, "_BLOCK", block)
     module = make(5, num_filters=2, base_size=6, window=window, learn_window=True, window_shift=0.25, **options)
+    for sine in module.sine:
+        torch.nn.init.uniform_(sine.omega, 0.5, 1.5)
+    if module.decay is not None:
+        module.decay.data[::2].neg_()  # as training may, for what counts is the magnitude
     for fast, plain in zip(*(kernel_and_gradients(module, hooked, size) for hooked in (False, True)), strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-13)
     # Some channels at a time

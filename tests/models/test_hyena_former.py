@@ -16,6 +16,7 @@ from torch import nn
 import hyena_vision  # noqa: F401  registers the models
 from hyena_vision.layers import Hyena1d, Hyena2d, ImplicitFilter, mlp
 from hyena_vision.models import HyenaFormer
+from hyena_vision.models.hyena_former_weights import grid_side
 
 NAMES = [f"{family}_former_{size}" for family in ("hpx", "hb") for size in ("s18", "b36")]
 NAMES += ["hpx_former_s18_384", "c_hpx_former_s18", "hpx_a_former_s18", "hb_a_former_s18"]
@@ -42,6 +43,13 @@ def test_any_size_and_rectangle_with_the_same_weights(name):
         assert model(images(1, 3, *size)).isfinite().all()
     with pytest.raises(AssertionError, match=r"Input height \(32\) doesn't match model \(64\)"):
         small_model(name, dynamic_img_size=False)(images(1, 3, 32, 64))
+
+
+@pytest.mark.parametrize("size", [32, 57, 63, 64, 67, 97, 102])
+def test_tokens_on_a_side_are_those_of_the_stages(size):
+    model = small_model("c_hpx_former_s18")
+    stages = model.forward_intermediates(images(1, 3, size, size), intermediates_only=True)
+    assert [stage.shape[-1] for stage in stages] == [grid_side(size, index) for index in range(4)]
 
 
 def test_set_input_size(name):

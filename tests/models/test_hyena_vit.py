@@ -144,10 +144,14 @@ def test_other_inputs(name):
 
 def test_block_is_two_residual_branches(name):
     block = small_model(name).blocks[0]
+    for norm in (block.norm1, block.norm2):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
     x = torch.randn(2, 4, 4, 32)
     mixed = x + block.mixer(block.norm1(x))
     torch.testing.assert_close(block(x), mixed + block.mlp(block.norm2(mixed)))
-    torch.testing.assert_close(block.norm1(1e-3 * x), torch.nn.functional.layer_norm(1e-3 * x, (32,), eps=1e-6))
+    torch.testing.assert_close(
+        block.norm1(1e-3 * x), torch.nn.functional.layer_norm(1e-3 * x, (32,), block.norm1.weight, eps=1e-6)
+    )
 
 
 def test_every_argument_reaches_its_part(name):

@@ -8,7 +8,13 @@ import torch
 from families import FAMILIES, images, small
 from torch import nn
 
-SETTINGS = {family: dict(depth=1) if "vit" in family else {} for family in FAMILIES}
+TWO_STAGES = dict(depths=(1, 1), dims=(8, 16), filter_emb_dims=(4, 4), res_scale_init_values=(None, 1.0))
+SETTINGS = {
+    "hyena_vit": dict(depth=1),
+    "hyena2d_vit": dict(depth=1),
+    "hpx_former": dict(token_mixers=("hyena2d",) * 2, **TWO_STAGES),
+    "hb_former": dict(token_mixers=("hyena1d",) * 2, **TWO_STAGES),
+}
 
 
 def element(weight):
