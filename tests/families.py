@@ -23,6 +23,16 @@ FAMILIES = {
 }
 
 
+# What makes them smaller still, where each module is looked at or the model is compiled
+_ONE_STAGE = dict(depths=(1,), dims=(8,), filter_emb_dims=(4,), res_scale_init_values=(1.0,))
+ONE_BLOCK = {
+    "hyena_vit": dict(depth=1),
+    "hyena2d_vit": dict(depth=1),
+    "hpx_former": dict(token_mixers=("hyena2d",), **_ONE_STAGE),
+    "hb_former": dict(token_mixers=("hyena1d",), **_ONE_STAGE),
+}
+
+
 @torch.no_grad()
 def small(family: str, **kwargs) -> nn.Module:
     """A model of a family in eval mode, the same each time, whose mixers have a large part in its logits."""

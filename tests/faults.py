@@ -251,7 +251,7 @@ FAULTS = [
         TABLE,
         "low < n <= high for",
         "low <= n <= high for",
-        ("ops/test_table.py",),
+        ("ops/test_table.py::test_calls_follow_the_table",),
     ),
     Fault(
         "table: that of other kernels is read",
@@ -272,7 +272,7 @@ FAULTS = [
         PREPARED,
         "x.shape[0] if kernel.ndim == x.ndim else None",
         "None",
-        ("ops/test_contract.py",),
+        ("ops/test_contract.py::test_prepared_kernels_of_samples_are_for_their_batch",),
     ),
     # ---- ops: short filter
     Fault(
@@ -343,7 +343,7 @@ FAULTS = [
         "triton: spectra are too large for float16",
         BY_TRITON,
         ".clamp_min(1e-30) * (plan.tile_h * plan.tile_w) ** 0.5",
-        ".clamp_min(1e-30)",
+        ".clamp_min(1e-30) / (plan.tile_h * plan.tile_w) ** 0.5",
         ("ops/test_long_conv_triton.py::test_constant_images_and_kernels_stay_in_range",),
     ),
     Fault(
@@ -380,7 +380,7 @@ FAULTS = [
         LONG_CONV,
         "return Taps((extent,), (0 if causal else extent // 2,), False)",
         "return Taps((extent,), (0 if causal else (extent - 1) // 2,), False)",
-        ("ops/test_long_conv.py", "ops/test_reference.py"),
+        ("ops/test_contract.py::test_the_operator_of_a_mixer_has_the_gradients_of_its_parts",),
     ),
     Fault(
         "operator: backward pass of circular images is linear",
@@ -462,11 +462,11 @@ FAULTS = [
         ("layers/test_kept_kernels.py::test_changed_setting_of_the_filter_is_seen",),
     ),
     Fault(
-        "kept kernels: one key for all dtypes",
+        "kept kernels: one key for an image and its transpose",
         KEPT,
-        'f"{size} {signal.dtype} {signal.device}"',
-        'f"{size} torch.float32 {signal.device}"',
-        ("layers/test_kept_kernels.py::test_dtypes_there_and_back",),
+        '"x".join([f"{n}" for n in signal.shape[2:]])',
+        '"x".join(sorted([f"{n}" for n in signal.shape[2:]]))',
+        ("layers/test_kept_kernels.py::test_sizes_there_and_back",),
     ),
     Fault(
         "kept kernels: stale after a small change",
@@ -501,7 +501,7 @@ FAULTS = [
         UNTOUCHED,
         "if _has_any_global_hook():",
         "if False:",
-        ("tools/test_tools.py",),
+        ("tools/test_tools.py::test_global_hooks_see_every_module",),
     ),
     Fault(
         "fast paths: forward of an instance is ignored",
@@ -568,10 +568,10 @@ FAULTS = [
         ("models/test_warm_start.py::test_average_pooled_vit_gives_its_last_norm",),
     ),
     Fault(
-        "warm start: a checkpoint of another size is taken in part",
+        "warm start: blocks that the model does not have are left out",
         VIT,
-        "(given is None and key.endswith",
-        "(key.endswith",
+        'if not key.startswith("head")]',
+        'if not key.startswith(("head", "blocks"))]',
         ("models/test_warm_start.py::test_wrong_architecture_is_one_clear_error",),
     ),
     Fault(
@@ -621,7 +621,7 @@ FAULTS = [
         WEIGHTS,
         "side = (img_size - 3) // 4 + 1",
         "side = img_size // 4",
-        ("models/test_hyena_former.py", "models/test_hyena_former_weights.py"),
+        ("models/test_hyena_former.py::test_tokens_on_a_side_are_those_of_the_stages",),
     ),
     Fault(
         "former: windows of a resampled table fall off half as fast",
@@ -650,7 +650,7 @@ FAULTS = [
         LOOP,
         "mix_seed(args.seed, args.rank, epoch, step, STEP)",
         "mix_seed(args.seed, args.rank, epoch, STEP)",
-        ("training/test_loop.py",),
+        ("test_train_steps.py",),
     ),
     Fault(
         "training: every batch of an epoch is augmented alike",
@@ -713,7 +713,7 @@ FAULTS = [
         LOOP,
         "any_process(own or not math.isfinite(largest),",
         "any_process(own,",
-        ("training/test_loop.py::test_step_that_is_not_finite_leaves_the_weights",),
+        ("test_train_faults.py::test_not_finite_stops_before_the_update_and_names_the_images",),
     ),
     Fault(
         "training: validation counts images without a class",
@@ -769,7 +769,7 @@ FAULTS = [
         STATE,
         'checkpoint.get("state_dict_ema") or weights',
         "weights",
-        ("training/test_state.py::test_everything_with_a_state_comes_back",),
+        ("test_train_resume.py::test_stopped_by_a_signal_and_resumed_is_the_same_run",),
     ),
     Fault(
         "training: mixed targets are smoothed twice",
@@ -791,7 +791,11 @@ def plant(fault: Fault, tree: Path) -> None:
 
 
 def caught_by(fault: Fault) -> str | None:
-    """The first test that fails with a fault, None if none does."""
+    """The first test that fails with a fault, None if none does.
+
+    Raises:
+        RuntimeError: The tests did not begin.
+    """
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
@@ -808,6 +812,8 @@ def caught_by(fault: Fault) -> str | None:
         run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if run.returncode == 0:
         return None
+    if run.returncode < 0:  # memory that is not the tensor's
+        return f"signal {-run.returncode} in {fault.tests[0]}"
     failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED ")]
     if run.returncode != 1 or not failed:
         raise RuntimeError(f"{fault.name}: the tests did not run\n{run.stdout[-2000:]}{run.stderr[-2000:]}")

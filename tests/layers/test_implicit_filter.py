@@ -95,9 +95,8 @@ def test_defaults_are_the_published_ones():
 
 
 def test_causal_angles_go_round_once_over_the_sequence():
-    module = Filter1d(2, filter_emb_dim=7, causal=True)
-    features = module._position_features(module._axes((8,), (8,), torch.device("cpu")))
-    torch.testing.assert_close(features[:, 3], torch.cos(2 * 2 * math.pi * torch.arange(8).double() / 8))
+    module = Filter1d(2, filter_emb_dim=7, causal=True, learn_features=True, base_size=8)
+    torch.testing.assert_close(module.z[3], torch.cos(2 * 2 * math.pi * torch.arange(8).double() / 8))
 
 
 def test_sinusoid_features_are_those_of_hyenapixel():
@@ -110,9 +109,9 @@ def test_sinusoid_features_are_those_of_hyenapixel():
 
 
 def test_gaussian_widths_go_from_one_token_to_the_image():
-    module = Filter2d(3, window="gaussian", base_size=(8, 5))
-    distances = module._distances((8, 5), (8, 5), torch.device("cpu"))
-    window = module._window(distances, torch.float64).T.unflatten(-1, (15, 9))
+    module, plain = (Filter2d(3, window=window, base_size=(8, 5)) for window in ("gaussian", "none"))
+    plain.load_state_dict({key: value for key, value in module.state_dict().items() if key != "log_sigma"})
+    window = (module((8, 5)) / plain((8, 5)))[0]
     torch.testing.assert_close(window[0, 7, 5], torch.tensor(0.1, dtype=torch.float64))
     torch.testing.assert_close(window[0, 8, 4], torch.tensor(0.1, dtype=torch.float64))
     edge = torch.exp(-0.5 * torch.exp(-2 * module.log_sigma[0, -1]))
@@ -317,6 +316,10 @@ def kernel_and_gradients(module, hooked, size):
 def test_fast_path_equals_calls_of_the_layers(make, size, window, options, block, monkeypatch):
     monkeypatch.setattr(operator, "_BLOCK", block)
     module = make(5, num_filters=2, base_size=6, window=window, learn_window=True, window_shift=0.25, **options)
+    for sine in module.sine:
+        torch.nn.init.uniform_(sine.omega, 0.5, 1.5)
+    if module.decay is not None:
+        module.decay.data[::2].neg_()  # as training may, for what counts is the magnitude
     for fast, plain in zip(*(kernel_and_gradients(module, hooked, size) for hooked in (False, True)), strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-13)
     # Some channels at a time

@@ -432,8 +432,7 @@ def test_timm_reparameterizes_a_copy_of_a_model():
     assert reparameterized == [[False, False], [True, True]]
 
 
-@pytest.mark.parametrize("name", ["1d", "2d"])
-@pytest.mark.parametrize("backend", [None, "fft"])
+@pytest.mark.parametrize(("name", "backend"), [("1d", "fft"), ("2d", None)])
 def test_compiled_reparameterized_mixer(name, backend):
     torch._dynamo.reset()
     mixer = MIXERS[name](order=3, cache_limit=0, backend=backend).eval()

@@ -12,12 +12,12 @@ pytest.importorskip("triton")
 from hyena_vision.ops.triton.long_conv import LARGE_SHARED_MEMORY, shared_memory
 
 # Bytes per thread; docs/gpu.md says which kernels need them.
-SPILLED = {("sm_90", "bf16"): 192, ("sm_80", "bf16"): 512, ("sm_90", "fp32"): 640, ("sm_89", "fp32"): 1024}
-# Parts of tiles, and whole ones: the largest, in chunks, and kept.
+SPILLED = {("sm_90", "bf16"): 192, ("sm_80", "bf16"): 512, ("sm_89", "fp32"): 1024}
+# Parts of tiles, and whole ones: the largest, in chunks, and kept. A kernel takes a second, so of older cards most:
+# there it needs most. `ahead_of_time.py` compiles what docs/gpu.md lists.
 SIZES = {
-    ("sm_90", "bf16"): ["65536", "128x128", "64x64"],
+    ("sm_90", "bf16"): ["64x64"],
     ("sm_80", "bf16"): ["65536", "128x128", "32x32"],
-    ("sm_90", "fp32"): ["64x64"],
     ("sm_89", "fp32"): ["64x64"],  # of all the one that needs most of a card with 99 KB of shared memory
 }
 
@@ -44,7 +44,7 @@ def test_kernels_fit(tmp_path):
         else:
             reports[target].append(line)
     for target, found in reports.items():
-        assert len(found) == (9 if target[1] == "bf16" else 3) + 3
+        assert len(found) == (9 if "65536" in SIZES[target] else 3) + 3
         for report in found:
             large = report.get("size") == [128, 128] and report["kernel"].startswith("_long_conv")
             assert report["stack"] <= SPILLED[target], (target, report)

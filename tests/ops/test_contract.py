@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from operators import OPERATORS
 
 from hyena_vision.ops import (
@@ -89,6 +90,13 @@ def test_prepared_kernels_are_copied_and_pickled(name, backend):
     assert torch.equal(op(x, prepared), expected)
 
 
+def test_prepared_kernels_of_samples_are_for_their_batch(backend):
+    x, kernel, skip = problem("linear", per_sample=True).tensors(torch.float32)
+    prepared = prepare_kernel2d(x, kernel, skip, backend=backend)
+    with pytest.raises(ValueError, match=r"x must have shape \(2, 3, 4, 5\) .* got \(1, 3, 4, 5\)"):
+        long_conv2d(x[:1], prepared)
+
+
 def test_default_dtype_and_device_have_no_part(backend):
     for name, (op, kwargs) in OPERATORS.items():
         if backend == "triton" and name != "linear":
@@ -128,6 +136,28 @@ def test_the_operator_of_a_mixer_refuses_what_does_not_fit(change, error, messag
     assert hyena_operator(**given).shape == (1, 3, 4, 5)
     with pytest.raises(error, match=message):
         hyena_operator(**{**given, **change})
+
+
+@pytest.mark.parametrize("kernel_size", [(6,), (4, 6)])
+def test_the_operator_of_a_mixer_has_the_gradients_of_its_parts(kernel_size, backend):
+    """Extents that are even have no middle."""
+    rank = len(kernel_size)
+    tokens, weight = torch.randn(2, 3, 4, 9), torch.randn(9, 1, *[3] * rank)
+    leaves = [t.requires_grad_() for t in (tokens, weight, torch.randn(3, *kernel_size), torch.randn(3))]
+    tokens, weight, kernel, skip = leaves
+    signals = tokens.flatten(1, 2) if rank == 1 else tokens
+    filtered = (F.conv1d if rank == 1 else F.conv2d)(signals.movedim(-1, 1), weight, padding=1, groups=9)
+    out_gate, gate, value = filtered.double().chunk(3, 1)
+    op, settings = (long_conv1d, {}) if rank == 1 else (long_conv2d, dict(padding="circular"))
+    of_kernel = kernel.double(), skip.double()
+    expected = op(value, *of_kernel, gate=gate, out_gate=out_gate, **settings, backend="reference")
+    given = hyena_operator(tokens, weight, None, kernel, skip, **settings, backend=backend)
+    for value, truth in zip(
+        [given, *torch.autograd.grad(given.square().sum(), leaves)],
+        [expected, *torch.autograd.grad(expected.square().sum(), leaves)],
+        strict=True,
+    ):
+        torch.testing.assert_close(value.double(), truth.double(), rtol=1e-4, atol=1e-4 * truth.abs().max().item())
 
 
 def test_graphs_of_one_call_do_not_mix(backend):

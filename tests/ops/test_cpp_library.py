@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-import subprocess
-import sys
+import stat
 import threading
 from pathlib import Path
 
@@ -15,19 +14,6 @@ from hyena_vision.ops import available_backends
 from hyena_vision.ops.cpp import library as cpp_library
 
 pytestmark = needs_cpp
-
-
-@pytest.fixture
-def load(monkeypatch, tmp_path):
-    """Compile and load as in a new process with an environment; gives the library, or why there is none."""
-    monkeypatch.setattr(cpp_library, "_FLAGS", ["-O0" if flag == "-O3" else flag for flag in cpp_library._FLAGS])
-
-    def load(**environment):
-        for name, value in {"HYENA_VISION_CACHE": str(tmp_path / "cache"), **environment}.items():
-            monkeypatch.setenv(name, value)
-        return cpp_library._load.__wrapped__()
-
-    return load
 
 
 @pytest.fixture
@@ -58,6 +44,10 @@ def replace(path, content, mode=0o700):
     path.chmod(mode)
 
 
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_made_again(load, made, damage):
     replace(made, DAMAGES[damage](made.read_bytes()))
@@ -69,8 +59,7 @@ def test_a_damaged_file_is_made_again(load, made, damage):
 
 def test_a_file_that_others_write_to_is_made_again(load, made):
     replace(made, made.read_bytes(), 0o777)
-    assert not cpp_library._is_whole(made)
-    assert load()[1] is None and cpp_library._is_whole(made)
+    assert load()[1] is None and mode_of(made) == 0o700
 
 
 def test_a_whole_file_is_not_made_again(load, made, monkeypatch):
@@ -85,7 +74,7 @@ def test_a_file_made_where_groups_write_is_still_private(load, tmp_path):
     finally:
         os.umask(before)
     (path,) = (tmp_path / "cache").rglob("*.so")
-    assert cpp_library._is_whole(path) and cpp_library._is_private(path.parent)
+    assert mode_of(path) == mode_of(path.parent) == 0o700
 
 
 def test_a_folder_that_others_write_to_is_not_used(load, made, monkeypatch):
@@ -113,22 +102,19 @@ def test_without_the_functions_the_next_backend_runs(load, monkeypatch):
     assert available_backends(reasons=True)["fft"] is None
 
 
-def test_nothing_is_read_or_written_under_the_working_directory(tmp_path):
+def test_nothing_is_read_or_written_under_the_working_directory(tmp_path, monkeypatch):
     """Without HOME and without an entry in the list of users, ~ is a name like any other."""
     planted = tmp_path / "~" / ".cache" / "hyena_vision"
     planted.mkdir(parents=True)
-    script = (
-        "import os; os.path.expanduser = lambda path: path\n"
-        "from hyena_vision.ops.cpp import library as cpp_library\n"
-        "print(cpp_library.cache_folder())"
-    )
-    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "HYENA_VISION_CACHE")}
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "None", done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    for name in ("HOME", "XDG_CACHE_HOME", "HYENA_VISION_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    assert cpp_library.cache_folder() is None
     assert list(planted.iterdir()) == []
 
 
-def test_threads_that_load_at_once(load):
+def test_threads_that_load_at_once(load, tmp_path):
     found = []
     threads = [threading.Thread(target=lambda: found.append(load())) for _ in range(3)]
     for thread in threads:
@@ -136,6 +122,7 @@ def test_threads_that_load_at_once(load):
     for thread in threads:
         thread.join()
     assert [missing for _, missing in found] == [None] * 3
+    assert len(list((tmp_path / "cache").rglob("*"))) == 2  # the user's folder, and one library
 
 
 @pytest.mark.parametrize(

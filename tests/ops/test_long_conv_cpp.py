@@ -2,9 +2,7 @@
 
 import dataclasses
 import itertools
-import shutil
 import tempfile
-import threading
 
 import pytest
 import torch
@@ -24,7 +22,6 @@ from hyena_vision.testing import LAYOUTS, TOLERANCES, Problem, assert_within_tol
 
 pytestmark = needs_cpp
 ONE_D = ("causal", "centred")
-FLAGS = cpp_library._FLAGS
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -189,13 +186,13 @@ def test_prepared_kernels(name, per_sample):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_registered_as_torch_asks(name):
-    for problem in (problem_for(name), problem_for(name, layout="channels_last", per_sample=True, skip=False)):
+    for gated, options in ((True, {}), (False, dict(layout="channels_last", per_sample=True, skip=False))):
+        problem = problem_for(name, **options)
         x, kernel, skip = (None if t is None else t.requires_grad_() for t in problem.tensors(torch.float32))
-        gates = [torch.randn_like(x).requires_grad_() for _ in range(2)]
+        gates = [torch.randn_like(x).requires_grad_() if gated else None for _ in range(2)]
         centre = [0 if name == "causal" else taps // 2 for taps in problem.kernel_size]
-        for gate, out_gate in (gates, (None, None)):
-            arguments = (x, kernel, skip, gate, out_gate, centre, name == "circular")
-            torch.library.opcheck(torch.ops.hyena_vision.long_conv, (*arguments, "cpp"))
+        arguments = (x, kernel, skip, *gates, centre, name == "circular", "cpp")
+        torch.library.opcheck(torch.ops.hyena_vision.long_conv, arguments)
 
 
 def test_keeps_what_came_in_and_no_spectra():
@@ -284,20 +281,6 @@ def test_threads_of_callers_and_of_its_own():
 # ---- how it is compiled
 
 
-@pytest.fixture
-def load(monkeypatch, tmp_path):
-    """Compile and load as in a new process with an environment; gives the library, or why there is none."""
-    quick = ["-O0" if flag == "-O3" else flag for flag in FLAGS]
-    monkeypatch.setattr(cpp_library, "_FLAGS", quick)
-
-    def load(**environment):
-        for name, value in {"HYENA_VISION_CACHE": str(tmp_path / "cache"), **environment}.items():
-            monkeypatch.setenv(name, value)
-        return cpp_library._load.__wrapped__()
-
-    return load
-
-
 def files(tmp_path):
     return sorted(path for path in (tmp_path / "cache").rglob("*") if path.is_file())
 
@@ -307,8 +290,7 @@ def test_other_instructions(load, monkeypatch, capability, lanes):
     if torch.backends.cpu.get_cpu_capability() not in ("AVX512", "AVX2"):
         pytest.skip("this CPU has neither")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(cpp_library, "_FLAGS", FLAGS)
-    library, missing = load()
+    library, missing = load(CXX="")
     assert missing is None and library.hyena_lanes() == lanes
     monkeypatch.setattr(long_conv_cpp, "library", lambda: library)
     long_conv_cpp.forget_plans()
@@ -320,13 +302,13 @@ def test_other_instructions(load, monkeypatch, capability, lanes):
         long_conv_cpp.forget_plans()
 
 
-def test_made_once_and_again_if_empty(load, tmp_path):
-    compiler = tmp_path / "compiler"
-    compiler.write_text(f'#!/bin/sh\necho >> {tmp_path}/calls\nexec {shutil.which("c++")} "$@"\n')
-    compiler.chmod(0o755)
+def test_made_once_and_again_if_empty(load, compiler, tmp_path):
+    counting = tmp_path / "compiler"
+    counting.write_text(f'#!/bin/sh\necho >> {tmp_path}/calls\nexec {compiler} "$@"\n')
+    counting.chmod(0o755)
 
     def calls(folder="cache"):
-        assert load(CXX=str(compiler), HYENA_VISION_CACHE=str(tmp_path / folder))[1] is None
+        assert load(CXX=str(counting), HYENA_VISION_CACHE=str(tmp_path / folder))[1] is None
         return len((tmp_path / "calls").read_text().splitlines())
 
     assert calls() == calls() == 1
@@ -336,15 +318,6 @@ def test_made_once_and_again_if_empty(load, tmp_path):
     empty.write_bytes(b"")  # as after a loss of power
     assert calls("other") == 2
     assert list(empty.parent.iterdir()) == [empty] and empty.stat().st_size == made.stat().st_size
-
-
-def test_several_processes_make_it_at_once(load, tmp_path):
-    threads = [threading.Thread(target=load) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(files(tmp_path)) == 1 and load()[1] is None
 
 
 @pytest.mark.parametrize(

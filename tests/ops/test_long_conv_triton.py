@@ -16,7 +16,6 @@ from hyena_vision.ops.triton import long_conv as long_conv_triton
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("nan_filled_empties")]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# float16 goes the way of float32 but for loads and stores, and the interpreter takes seconds for a case
 DTYPES = (torch.float32, torch.bfloat16)
 CASES = [
     ("causal", Problem((1,), (1,))),
@@ -74,15 +73,22 @@ def check(name, tensors, truth_by="reference"):
         assert_within_tolerance(value, truth, dtype, what)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("name", "problem"), CASES, ids=lambda case: case if isinstance(case, str) else str(case.size))
+def id_of(case):
+    return str(getattr(case, "size", case))
+
+
+# float16 goes the way of float32 but for loads and stores, and the interpreter takes seconds for a case
+@pytest.mark.parametrize(
+    ("name", "problem", "dtype"),
+    [
+        *((*case, torch.float32) for case in CASES),
+        *((*case, torch.bfloat16) for case in CASES[1::2]),
+        *((*case, torch.float16) for case in CASES[3::8]),
+    ],
+    ids=id_of,
+)
 def test_matches_direct_sum(name, problem, dtype):
     check(name, arguments(problem, dtype))
-
-
-@pytest.mark.parametrize(("name", "problem"), CASES[3::4], ids=lambda case: str(getattr(case, "size", case)))
-def test_float16_matches_direct_sum(name, problem):
-    check(name, arguments(problem, torch.float16))
 
 
 @pytest.mark.parametrize("gates", [(True, False), (False, True), (False, False)])
@@ -103,16 +109,15 @@ def use_blocks(size, monkeypatch):
     monkeypatch.setattr(long_conv_triton, "blocks_of", blocks_of)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("name", "problem"),
+    ("name", "problem", "dtype"),
     [
-        ("causal", Problem((300,), (300,), batch=1, channels=2)),
-        ("centred", Problem((270,), (539,), batch=2, channels=1, per_sample=True, layout="slice")),
-        ("linear", Problem((20, 17), (39, 33), batch=1, channels=1, layout="channels_last")),
-        ("circular", Problem((33, 18), (65, 35), batch=2, channels=1, skip=False)),
+        ("causal", Problem((300,), (300,), batch=1, channels=2), torch.float32),
+        ("centred", Problem((270,), (539,), batch=2, channels=1, per_sample=True, layout="slice"), torch.bfloat16),
+        ("linear", Problem((20, 17), (39, 33), batch=2, channels=1, layout="channels_last"), torch.bfloat16),
+        ("circular", Problem((33, 18), (65, 35), batch=1, channels=1, skip=False), torch.float32),
     ],
-    ids=lambda case: case if isinstance(case, str) else str(case.size),
+    ids=id_of,
 )
 def test_tiles_in_parts_match_direct_sum(name, problem, dtype, monkeypatch):
     monkeypatch.setattr(long_conv_triton, "_WHOLE", 8)
@@ -129,7 +134,7 @@ def test_tiles_in_parts_match_direct_sum(name, problem, dtype, monkeypatch):
         ("circular", Problem((40, 100), (79, 199), batch=1, channels=1), torch.bfloat16),
         ("causal", Problem((9000,), (9000,), batch=1, channels=1, skip=False), torch.bfloat16),
     ],
-    ids=lambda case: str(getattr(case, "size", case)),
+    ids=id_of,
 )
 def test_large_tiles_match_float64_transforms(name, problem, dtype):
     plan = half_frequency.make_plan(problem.size, name == "circular")
@@ -165,9 +170,9 @@ def test_gradients_keep_the_range_of_the_input(dtype, scale, parts, monkeypatch)
 
 
 def test_constant_images_and_kernels_stay_in_range():
-    x, kernel = (torch.ones(shape, dtype=torch.bfloat16, device=DEVICE) for shape in ((1, 1, 32, 32), (1, 63, 63)))
+    x, kernel = (torch.ones(shape, dtype=torch.bfloat16, device=DEVICE) for shape in ((1, 1, 128, 128), (1, 255, 255)))
     y = long_conv2d(x, kernel, backend="triton")
-    torch.testing.assert_close(y.double(), torch.full_like(y, 1024).double(), rtol=1e-2, atol=0)
+    torch.testing.assert_close(y.double(), torch.full_like(y, 128**2).double(), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("setting", ["autocast", "default"])
@@ -277,8 +282,7 @@ def test_second_derivatives_are_those_of_the_other_backends():
 @pytest.mark.parametrize(
     ("problem", "gates"),
     [
-        (Problem((6, 5), (11, 9), 1, 2), (True, True)),
-        (Problem((6, 5), (11, 9), 1, 2, layout="channels_last"), (False, True)),
+        (Problem((6, 5), (11, 9), 1, 1, layout="channels_last"), (True, True)),
         (Problem((7,), (9,), 2, 1, per_sample=True, skip=False), (True, False)),
     ],
 )

@@ -8,7 +8,13 @@ import torch
 from families import FAMILIES, images, small
 from torch import nn
 
-SETTINGS = {family: dict(depth=1) if "vit" in family else {} for family in FAMILIES}
+TWO_STAGES = dict(depths=(1, 1), dims=(8, 16), filter_emb_dims=(4, 4), res_scale_init_values=(None, 1.0))
+SETTINGS = {
+    "hyena_vit": dict(depth=1),
+    "hyena2d_vit": dict(depth=1),
+    "hpx_former": dict(token_mixers=("hyena2d",) * 2, **TWO_STAGES),
+    "hb_former": dict(token_mixers=("hyena1d",) * 2, **TWO_STAGES),
+}
 
 
 def element(weight):
@@ -41,9 +47,10 @@ def by_other_memory(model, module, name):
 
 
 def by_other_tensor(model, module, name):
-    changed = getattr(module, name).detach().clone()
+    weight = getattr(module, name)
+    changed = weight.detach().clone()
     element(changed).sub_(3)
-    setattr(module, name, nn.Parameter(changed) if name in module._parameters else changed)
+    setattr(module, name, nn.Parameter(changed) if isinstance(weight, nn.Parameter) else changed)
 
 
 def by_loading(model, module, name):
@@ -86,9 +93,10 @@ def test_one_element_of_each_weight_and_buffer(family, reparameterized):
         ways = COUNTED if reparameterized else EVERY_WAY
         ways = ways if ".filter" in path or name == "skip" else [ways[index % len(ways)]]
         for way in ways:
-            if way is by_optimizer and name not in model.get_submodule(path)._parameters:
+            module = model.get_submodule(path)
+            if way is by_optimizer and not isinstance(getattr(module, name), nn.Parameter):
                 continue
-            way(model, model.get_submodule(path), name)
+            way(model, module, name)
             fresh.load_state_dict(model.state_dict())
             with torch.no_grad():
                 after = model(x)

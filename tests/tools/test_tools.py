@@ -8,10 +8,11 @@ from functools import partial
 import pytest
 import timm
 import torch
-from families import FAMILIES, blocks_of, gradients, images, small, touch
+from families import FAMILIES, ONE_BLOCK, blocks_of, gradients, images, small, touch
 from timm.layers import GluMlp, SwiGLU
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -46,9 +47,9 @@ def infer(model, x=None):
 
 
 @torch.no_grad()
-def as_it_is(model, family):
+def as_it_is(model, family, **kwargs):
     """A fresh model with the weights that the modules of another have now, whatever makes them."""
-    fresh = small(family)
+    fresh = small(family, **kwargs)
     for path, module in fresh.named_modules():
         for name, weight in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             weight.copy_(getattr(model.get_submodule(path), name))
@@ -147,7 +148,7 @@ def test_hooks_on_every_module_fire_once_and_see_all(family, training):
 
 def test_hooks_that_change_results_are_heard(family):
     """On each module that holds weights, and on each part of a filter."""
-    model, x = small(family), images()
+    model, x = small(family, **ONE_BLOCK[family]), images()
     expected = infer(model, x)
     for name, module in model.named_modules():
         if next(module.parameters(recurse=False), None) is None:
@@ -156,6 +157,16 @@ def test_hooks_that_change_results_are_heard(family):
         assert not torch.equal(infer(model, x), expected), name
         handle.remove()
         assert torch.equal(infer(model, x), expected), name
+
+
+def test_global_hooks_see_every_module(family):
+    model, called = small(family, **ONE_BLOCK[family]), []
+    infer(model)
+    handle = register_module_forward_hook(lambda module, args, y: called.append(module))
+    with torch.no_grad():
+        model(images())
+    handle.remove()
+    assert {*called} == {module for module in model.modules() if not isinstance(module, nn.ModuleList)}
 
 
 def test_full_backward_hooks_on_every_module(family):
@@ -222,7 +233,7 @@ def test_made_weights(family, tool):
 
 
 def test_parametrized_filter_compiled(family):
-    model, x = small(family), images(1, 3, 32, 32)
+    model, x = small(family, **ONE_BLOCK[family]), images(1, 3, 32, 32)
     infer(model, x)
     for module in model.modules():
         if type(module).__name__ in ("FilterLinear", "Sine"):
@@ -231,7 +242,7 @@ def test_parametrized_filter_compiled(family):
     torch._dynamo.reset()
     with torch.no_grad():
         given = torch.compile(model, backend="eager")(x)
-    close(given, infer(as_it_is(model, family), x))
+    close(given, infer(as_it_is(model, family, **ONE_BLOCK[family]), x))
 
 
 class Doubled(nn.Module):
@@ -327,7 +338,7 @@ def test_jit_trace_and_the_old_onnx_exporter_are_one_line(family):
 
 
 def test_export(family):
-    model, x = small(family), images()
+    model, x = small(family, **ONE_BLOCK[family]), images()
     program = torch.export.export(model, (x,))
     assert not [node for node in program.graph.nodes if "hyena_vision" in str(node.target)]
     close(program.module()(x), infer(model, x))
