@@ -22,9 +22,9 @@ from torch.utils.benchmark import Timer
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.data import create_dataset
 from hyena_vision.training.config import parse_args
-from hyena_vision.training.loader import TrainLoader
 from hyena_vision.training.loop import Run, train_one_epoch
-from hyena_vision.training.state import Parts, Progress
+from hyena_vision.training.run_state import Parts, Progress
+from hyena_vision.training.seeded_loader import TrainLoader
 
 
 class Nothing(nn.Module):
