@@ -62,10 +62,11 @@ VIT = "hyena_vision/models/hyena_vit.py"
 WEIGHTS = "hyena_vision/models/hyena_former_weights.py"
 LOOP = "hyena_vision/training/loop.py"
 OPTIM = "hyena_vision/training/optim.py"
-CHECKPOINT = "hyena_vision/training/checkpoint.py"
-STATE = "hyena_vision/training/state.py"
-LOADER = "hyena_vision/training/loader.py"
-DATA = "hyena_vision/training/data.py"
+CHECKPOINT = "hyena_vision/training/checkpoint_files.py"
+STATE = "hyena_vision/training/run_state.py"
+BAD_IMAGES = "hyena_vision/training/bad_images.py"
+LOADER = "hyena_vision/training/seeded_loader.py"
+DATA = "hyena_vision/training/pipeline.py"
 
 FAULTS = [
     # ---- ops: the C++ backend
@@ -657,35 +658,35 @@ FAULTS = [
         LOADER,
         "*self.key, self.epoch, number, SAMPLE), strict=True)",
         "*self.key, self.epoch, SAMPLE), strict=True)",
-        ("training/test_loader.py",),
+        ("training/test_seeded_loader.py",),
     ),
     Fault(
         "training: order of the images is that of the first epoch",
         LOADER,
         "sampler.generator = torch.Generator().manual_seed(mix_seed(*self.key, self.epoch, ORDER))",
         "sampler.generator = torch.Generator().manual_seed(mix_seed(*self.key, ORDER))",
-        ("training/test_loader.py::test_seeds_and_order_change_with_the_epoch",),
+        ("training/test_seeded_loader.py::test_seeds_and_order_change_with_the_epoch",),
     ),
     Fault(
         "training: erasing goes on where another epoch was",
         LOADER,
         "seed_generators(mix_seed(*self.key, self.epoch, self.first, ERASING))",
         "seed_generators(mix_seed(*self.key, self.first, ERASING))",
-        ("training/test_loader.py",),
+        ("training/test_seeded_loader.py",),
     ),
     Fault(
         "training: after the last image comes none",
-        LOADER,
+        BAD_IMAGES,
         "number = (number + 1) % len(self.dataset)",
         "number = number + 1",
-        ("training/test_loader.py",),
+        ("training/test_seeded_loader.py",),
     ),
     Fault(
         "training: an image that cannot be read is of class 0",
-        LOADER,
+        BAD_IMAGES,
         "return self.dataset.transform(blank), -1",
         "return self.dataset.transform(blank), 0",
-        ("training/test_loader.py",),
+        ("training/test_seeded_loader.py",),
     ),
     Fault(
         "training: resumes one batch too early",
@@ -748,21 +749,21 @@ FAULTS = [
         CHECKPOINT,
         "        digest.update(value.reshape(-1).view(torch.uint8).numpy())\n",
         "",
-        ("training/test_checkpoint.py",),
+        ("training/test_checkpoint_files.py",),
     ),
     Fault(
         "training: checksums of an archive are not read",
         CHECKPOINT,
         "(damaged := archive.testzip()) is not None",
         "(damaged := None) is not None",
-        ("training/test_checkpoint.py",),
+        ("training/test_checkpoint_files.py",),
     ),
     Fault(
         "training: no second whole checkpoint",
         CHECKPOINT,
         '            os.replace(f"{previous}.tmp", previous)\n',
         "",
-        ("training/test_checkpoint.py::test_two_whole_checkpoints_at_every_moment_from_the_second_save_on",),
+        ("training/test_checkpoint_files.py::test_two_whole_checkpoints_at_every_moment_from_the_second_save_on",),
     ),
     Fault(
         "training: the average goes on from the weights",
@@ -776,7 +777,7 @@ FAULTS = [
         DATA,
         "label_smoothing=args.smoothing,",
         "label_smoothing=2 * args.smoothing,",
-        ("training/test_data.py::test_mixed_targets_are_smoothed_once",),
+        ("training/test_pipeline.py::test_mixed_targets_are_smoothed_once",),
     ),
 ]
 

@@ -9,22 +9,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer import MODEL, QUICK, ROOT, contents, draw_images, expect_error, load, summary, train_imagenet
+from trainer import MODEL, QUICK, ROOT, arguments, contents, draw_images, expect_error, load, summary, train_imagenet
 
-from hyena_vision.training import loop
+from hyena_vision.training import task
+from hyena_vision.training.bad_images import BadImages
+from hyena_vision.training.model import create_model, data_config
+from hyena_vision.training.pipeline import create_loaders
+from hyena_vision.training.splits import create_datasets
 
 FAULTY = ["--no-aug", "--epochs", "3"]
 
 
 def spoil(patch: pytest.MonkeyPatch, *calls: int, gradient: bool = False) -> None:
     """Make the loss of the n-th steps, from 1, or only their gradients, infinite."""
-    real, seen = loop._backward, []
+    seen = []
 
-    def spoiled(run, loss, need_update):
-        seen.append(None)
-        real(run, loss, need_update)
-        if len(seen) in calls:
-            next(iter(run.parts.task.get_trainable_module().parameters())).grad[0] = math.inf
+    def create_spoiled_model(args, create=train_imagenet.create_model):
+        def spoil(gradient):
+            seen.append(None)
+            return gradient * math.inf if len(seen) in calls else gradient
+
+        model = create(args)
+        model.head.bias.register_hook(spoil)
+        return model
 
     class Spoiled(torch.nn.Module):
         def __init__(self, criterion):
@@ -35,15 +42,10 @@ def spoil(patch: pytest.MonkeyPatch, *calls: int, gradient: bool = False) -> Non
             seen.append(None)
             return self.criterion(output, target) * (math.nan if len(seen) in calls else 1.0)
 
-    def create_task(*args, create=train_imagenet.create_task):
-        task = create(*args)
-        task.criterion = Spoiled(task.criterion)
-        return task
-
     if gradient:
-        patch.setattr(loop, "_backward", spoiled)
+        patch.setattr(train_imagenet, "create_model", create_spoiled_model)
     else:
-        patch.setattr(train_imagenet, "create_task", create_task)
+        patch.setattr(task, "create_loss", lambda args, create=task.create_loss: Spoiled(create(args)))
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
@@ -69,14 +71,10 @@ def test_the_images_named_are_those_of_the_batch(images, tmp_path, monkeypatch, 
 
 
 def _batches(argv: list[str]) -> list[list[int]]:
-    args = train_imagenet.parse_args(argv)
-    args.rank, args.world_size, args.distributed = 0, 1, False
-    model = train_imagenet.create_model(args)
-    config = train_imagenet.data_config(args, model)
-    datasets = train_imagenet.create_datasets(args, config, 3)
-    loader = train_imagenet.create_loaders(
-        args, config, datasets, torch.device("cpu"), train_imagenet.BadImages()
-    ).train
+    args = arguments(*argv)
+    config = data_config(args, create_model(args))
+    datasets = create_datasets(args, config, 3)
+    loader = create_loaders(args, config, datasets, 3, torch.device("cpu"), BadImages()).train
     loader.begin(0)
     return [loader.images_of(number) for number, _ in enumerate(loader)]
 
@@ -153,15 +151,18 @@ def test_an_image_of_monstrous_size_and_one_of_another_reader(tmp_path, capsys):
 
 
 def test_batch_norms_survive_what_is_skipped(run, monkeypatch):
-    real = loop._to_device
     calls = []
 
-    def spoiled(input, *args):
-        calls.append(None)
-        input, target = real(input, *args)
-        return (input * math.nan if len(calls) == 2 else input), target
+    def create_model_that_is_given_nan(args):
+        def spoil(model, inputs):
+            calls.append(None)
+            return inputs[0] * math.nan if len(calls) == 2 else None
 
-    monkeypatch.setattr(loop, "_to_device", spoiled)
+        model = create_model(args)
+        model.register_forward_pre_hook(spoil)
+        return model
+
+    monkeypatch.setattr(train_imagenet, "create_model", create_model_that_is_given_nan)
     argv = ["--model", "resnet10t", "--model-kwargs", "--img-size", "32", "--on-nonfinite", "skip", "--epochs", "1"]
     assert all(value.isfinite().all() for value in load(run("run", *argv)["folder"])["state_dict"].values())
 

@@ -12,7 +12,6 @@ import torch
 from trainer import MODEL, ONE_UPDATE, QUICK, ROOT, assert_equal, expect_error, load, summary, train_imagenet
 
 import hyena_vision
-from hyena_vision.training import loop
 
 SIZES = pytest.mark.skipif(
     not hasattr(timm.data, "ScheduledBatchSampler"), reason="this timm has no schedule of image sizes"
@@ -55,13 +54,13 @@ def test_head_begins_as_asked(run):
 @SIZES
 def test_image_sizes_change_by_a_schedule(run, monkeypatch, caplog):
     shapes = []
-    real = loop._to_device
 
-    def watched(input, *args):
-        shapes.append(tuple(input.shape))
-        return real(input, *args)
+    def create_watched_model(args, create=train_imagenet.create_model):
+        model = create(args)
+        model.register_forward_pre_hook(lambda model, inputs: shapes.append(tuple(inputs[0].shape)))
+        return model
 
-    monkeypatch.setattr(loop, "_to_device", watched)
+    monkeypatch.setattr(train_imagenet, "create_model", create_watched_model)
     sizes = ["--train-img-sizes", "8", "16", "24", "--train-batch-sizes", "12", "8", "4", "--val-split", ""]
     sizes += ["--train-size-schedule", "progressive", "--train-size-random-mix", "0", "--train-size-schedule-spread"]
     sizes += ["0", "--epochs", "3", "--train-batches-per-epoch", "4", "--variable-batch-loss-scale", "linear"]

@@ -28,7 +28,8 @@ from trainer import (
     train_imagenet,
 )
 
-from hyena_vision.training.checkpoint import read_checkpoint
+from hyena_vision.training import resolve
+from hyena_vision.training.checkpoint_files import read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ SETTINGS = {
         ("plain", dict(call=1)),
         ("plain", dict(call=3)),
         ("plain", dict(call=5)),
-        ("plain", dict(call=3, function="_logits", number=signal.SIGUSR1)),  # in a validation
+        ("plain", dict(call=2, function="validate", number=signal.SIGUSR1)),  # in that of the average
         ("accumulated", dict(call=4)),
         ("accumulated", dict(call=6)),
         ("workers", dict(call=4)),
@@ -164,7 +165,7 @@ def test_ctrl_c_saves_and_a_second_one_does_not_wait(run, monkeypatch):
         stop(run, monkeypatch, 130, call=2, number=signal.SIGINT)
         with monkeypatch.context() as patch:
             signal_at(patch, 1, signal.SIGINT)
-            signal_at(patch, 1, signal.SIGINT, "_backward")
+            signal_at(patch, 1, signal.SIGINT, "synchronizes")
             with pytest.raises(SystemExit) as stopped:
                 run("stopped", *RANDOM, "--resume", "auto")
         assert stopped.value.code == 130
@@ -252,7 +253,7 @@ def test_forced_settings_are_those_of_the_optimizer(run):
 
 def test_recovery_twice_at_one_place_keeps_the_one_before(run, monkeypatch, tmp_path):
     stop(run, monkeypatch, 75, "--recovery-interval", "1", call=3)
-    stop(run, monkeypatch, 75, "--recovery-interval", "1", "--resume", "auto", call=1, function="_logits")
+    stop(run, monkeypatch, 75, "--recovery-interval", "1", "--resume", "auto", call=1, function="validate")
     names = sorted(path.name for path in (tmp_path / "stopped").glob("recovery*"))
     assert names == ["recovery-0-1.pth.tar", "recovery-0-2.pth.tar"]
 
@@ -313,7 +314,7 @@ def test_what_ran_on_the_gpu_is_recorded_and_must_be_there_again(run, images, tm
     start = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run", "--epochs", "2"]
 
     def on_a_gpu_that_takes(choices):
-        monkeypatch.setattr(train_imagenet, "chosen_backends", lambda device: choices)
+        monkeypatch.setattr(resolve, "chosen_backends", lambda device: choices)
 
     on_a_gpu_that_takes("triton-1234abcd")
     path = Path(run("run", "--epochs", "2", "--stop-epoch", "1")["folder"], "args.yaml")

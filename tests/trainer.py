@@ -12,7 +12,10 @@ import torch
 from PIL import Image
 
 from hyena_vision.training import loop
-from hyena_vision.training.checkpoint import read_checkpoint
+from hyena_vision.training.arguments import Arguments
+from hyena_vision.training.checkpoint_files import read_checkpoint
+from hyena_vision.training.config import parse_args
+from hyena_vision.training.resolve import resolve
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location("train_imagenet", ROOT / "train_imagenet.py")
@@ -29,6 +32,11 @@ ONE_UPDATE += ["--model-kwargs", *MODEL[3:-1]]
 # Everything that draws random numbers
 RANDOM = ["--drop", "0.2", "--mixup", "0.5", "--cutmix", "0.5", "--reprob", "0.5", "--model-ema", "--hflip", "0.5"]
 RANDOM += ["--model-ema-decay", "0.9", "--aa", "rand-m9-mstd0.5-inc1", "--epochs", "3"]
+
+
+def arguments(*argv: str, **changes) -> Arguments:
+    """Return resolved arguments of one process on the CPU, with some of them changed."""
+    return Arguments(**vars(resolve(parse_args(["--device", "cpu", *argv]))) | changes)
 
 
 def draw_images(folder: Path, counts: dict[str, int]) -> Path:

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import copy
 import difflib
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -60,6 +61,25 @@ NOT_FROM_CHECKPOINT = {
     *("initial_checkpoint", "local_rank", "log_tensorboard", "log_wandb", "output", "pretrained", "pretrained_path"),
     *("resume", "resume_force", "start_epoch", "stop_epoch", "wandb_resume_id", *LEFT_OUT),
 }
+
+
+class Arguments(argparse.Namespace):
+    """Arguments that cannot be changed; the lists and dicts in them are handed out as copies."""
+
+    def __init__(self, **values: Any):
+        """Take copies of the values."""
+        for name, value in copy.deepcopy(values).items():
+            object.__setattr__(self, name, value)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        return copy.deepcopy(value) if isinstance(value, list | dict) else value
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"arguments are read-only: {name} stays {getattr(self, name, 'unset')}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"arguments are read-only: {name} stays")
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> str:

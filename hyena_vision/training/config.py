@@ -19,8 +19,8 @@ import yaml
 
 import hyena_vision
 from hyena_vision.training import arguments
-from hyena_vision.training.arguments import KeyValues, Parser, create_parser, literal, nearest
-from hyena_vision.training.checkpoint import read_checkpoint
+from hyena_vision.training.arguments import Arguments, KeyValues, Parser, create_parser, literal, nearest
+from hyena_vision.training.checkpoint_files import read_checkpoint
 from hyena_vision.training.errors import one_line
 
 _logger = logging.getLogger("train")
@@ -57,12 +57,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def dump_args(args: argparse.Namespace) -> str:
-    """Return the arguments as YAML that `-c` reads back, under a comment with the versions that the run used."""
+def dump_args(args: Arguments, **resolved: Any) -> str:
+    """Return the arguments as YAML that `-c` reads back, under a comment with the versions that the run used.
+
+    Args:
+        args: Arguments of the run.
+        **resolved: What the run has found for arguments that were left open.
+    """
     versions = [f"{module.__name__} {module.__version__}" for module in (hyena_vision, timm, torch, numpy)]
     known = set(_actions(create_parser())) - {"data", "local_rank"}
-    values = {name: value for name, value in vars(args).items() if name in known}
-    if getattr(args, "distributed", False):
+    values = {name: value for name, value in {**vars(args), **resolved}.items() if name in known}
+    if args.distributed:
         values["device"] = args.device.split(":")[0]  # each process has another one
     return f"# {', '.join(versions)}, python {platform.python_version()}\n{yaml.safe_dump(values)}"
 

@@ -1,6 +1,5 @@
 """Training on several processes: copies of the model (DDP), or one model in shards (FSDP2) where it is too large."""
 
-import argparse
 import copy
 import math
 import warnings
@@ -17,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.errors import ConfigError, one_line
 
 # timm's optimizers that update shards as they would whole tensors, alone and under lookahead_. The others mix plain
@@ -58,7 +58,7 @@ def lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(text in str(error) for text in ("closed by peer", "reset by peer"))
 
 
-def distribute(task: TrainingTask, args: argparse.Namespace, device: torch.device, *, fsdp: bool = False) -> None:
+def distribute(task: TrainingTask, args: Arguments, device: torch.device, *, fsdp: bool = False) -> None:
     """Prepare a task for training on several processes; on one process without `fsdp`, do nothing.
 
     With FSDP the blocks of the trainable model and of its moving average become shards, in place, each gathered while
@@ -72,7 +72,7 @@ def distribute(task: TrainingTask, args: argparse.Namespace, device: torch.devic
 
     Args:
         task: Task whose `trainable_module` is not distributed yet.
-        args: Parsed arguments.
+        args: Arguments of the run.
         device: Device of this process.
         fsdp: Whether to shard instead of copying the model to each process.
 
@@ -92,7 +92,7 @@ def distribute(task: TrainingTask, args: argparse.Namespace, device: torch.devic
         task.prepare_distributed(device_ids=None if device.type == "cpu" else [device], **buffers)
 
 
-def _check_fsdp(task: TrainingTask, args: argparse.Namespace) -> None:
+def _check_fsdp(task: TrainingTask, args: Arguments) -> None:
     if not dist.is_initialized():
         raise ConfigError("--fsdp needs several processes: start the program with torchrun")
     if args.opt.lower().removeprefix("lookahead_") not in FSDP_OPTIMIZERS or args.opt_kwargs.get("caution"):

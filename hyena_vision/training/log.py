@@ -1,10 +1,10 @@
 """Metrics of each epoch: summary.csv always, TensorBoard and Weights & Biases when asked for."""
 
-import argparse
 import os
 
 from timm.utils import update_summary
 
+from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.errors import UserError, one_line
 
 
@@ -13,12 +13,11 @@ class MetricsLog:
 
     Args:
         folder: Folder of the run.
-        args: Parsed arguments.
-        settings: Arguments as given, for Weights & Biases.
+        args: Arguments of the run.
         start_epoch: First epoch that is written; TensorBoard drops what it has of later ones.
     """
 
-    def __init__(self, folder: str, args: argparse.Namespace, settings: dict, start_epoch: int):
+    def __init__(self, folder: str, args: Arguments, start_epoch: int):
         """Open what was asked for."""
         self.path = os.path.join(folder, "summary.csv")
         self.tensorboard = self.wandb = None
@@ -32,7 +31,7 @@ class MetricsLog:
             self.wandb = wandb.init(
                 project=args.wandb_project,
                 name=os.path.basename(folder),
-                config=settings,
+                config=args.given,
                 tags=args.wandb_tags,
                 resume="must" if args.wandb_resume_id else None,
                 id=args.wandb_resume_id or None,

@@ -1,6 +1,5 @@
 """One epoch of training, and validation."""
 
-import argparse
 import logging
 import math
 import os
@@ -16,14 +15,17 @@ import torch
 import torch.nn.functional as F
 import torchvision.utils
 from timm.data import Mixup
-from timm.utils import dispatch_clip_grad, is_primary, reduce_tensor
+from timm.utils import dispatch_clip_grad, distribute_bn, is_primary, reduce_tensor
 from tqdm import tqdm
 
+from hyena_vision.training.arguments import Arguments
+from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.distributed import any_process, gather_objects, largest_gradient, synchronizes
 from hyena_vision.training.errors import UserError
 from hyena_vision.training.interrupt import Interrupt, Interrupted
-from hyena_vision.training.loader import STEP, BadImages, TrainLoader, mix_seed, seed_generators
-from hyena_vision.training.state import Parts, Progress
+from hyena_vision.training.run_state import Parts, Progress
+from hyena_vision.training.seeded_loader import TrainLoader
+from hyena_vision.training.seeds import STEP, mix_seed, seed_generators
 
 _logger = logging.getLogger("train")
 
@@ -33,7 +35,7 @@ class Run:
     """What an epoch needs beside its number and its images.
 
     Args:
-        args: Parsed arguments.
+        args: Arguments of the run.
         device: Device to train on.
         parts: Model, loss and moving average as a task; optimizer, loss scaler, schedule.
         autocast: Makes the context of the forward pass.
@@ -45,7 +47,7 @@ class Run:
         bad_images: Where the loaders report images that they could not read.
     """
 
-    args: argparse.Namespace
+    args: Arguments
     device: torch.device
     parts: Parts
     autocast: Callable = nullcontext
@@ -155,6 +157,7 @@ def train_one_epoch(
     if run.device.type == "cuda":
         torch.cuda.synchronize()
     elapsed = time.perf_counter() - started
+    share_batch_norms(args, task.get_trainable_module())
     mean = torch.tensor(progress.loss, device=run.device, dtype=torch.float32)
     if args.distributed:
         mean = reduce_tensor(mean, args.world_size)
@@ -220,20 +223,35 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
     return metrics
 
 
+def validate_all(run: Run, model: torch.nn.Module, loader: Iterable) -> dict[str, float]:
+    """Return the metrics of the moving average where there is one on the device, else of the model; both are logged."""
+    metrics = validate(run, model, loader)
+    if run.args.model_ema and not run.args.model_ema_force_cpu:
+        share_batch_norms(run.args, run.parts.task.get_trainable_module(ema=True))
+        metrics = validate(run, run.parts.task.get_eval_model(ema=True), loader, " (EMA)")
+    return metrics
+
+
+def share_batch_norms(args: Arguments, model: torch.nn.Module) -> None:
+    """Make the running averages of batch norms the same on all processes."""
+    if args.distributed and args.dist_bn and not args.sync_bn:
+        distribute_bn(model, args.world_size, args.dist_bn == "reduce")
+
+
 def stop_if_asked(run: Run) -> None:
     """Raise `Interrupted` on all processes where one of them has received a signal."""
     if any_process(bool(run.interrupt.received), device=run.device)[0]:
         raise Interrupted(run.interrupt.received or signal.SIGTERM)
 
 
-def _bar(loader: Iterable, description: str, args: argparse.Namespace, initial: int = 0) -> tqdm:
+def _bar(loader: Iterable, description: str, args: Arguments, initial: int = 0) -> tqdm:
     """Return the loader under a progress bar, which is disabled away from a terminal and on other processes."""
     hidden = None if is_primary(args) else True  # None: hide it where stderr is not a terminal
     options = dict(leave=False, disable=hidden, file=sys.stderr, dynamic_ncols=True, initial=initial)
     return tqdm(loader, description, **options)
 
 
-def _to_device(input: torch.Tensor, target: torch.Tensor, args: argparse.Namespace, device: torch.device):
+def _to_device(input: torch.Tensor, target: torch.Tensor, args: Arguments, device: torch.device):
     if args.no_prefetcher:
         input = input.to(device=device, dtype=getattr(torch, args.model_dtype or "float32"))
         target = target.to(device=device)
@@ -247,7 +265,7 @@ def _logits(model: torch.nn.Module, input: torch.Tensor) -> torch.Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _batch_scale(args: argparse.Namespace, size: int, reference: float) -> float:
+def _batch_scale(args: Arguments, size: int, reference: float) -> float:
     """Return the weight of a batch whose size changes with its resolution."""
     power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[args.variable_batch_loss_scale]
     return (size / reference) ** power if args.train_img_sizes else 1.0

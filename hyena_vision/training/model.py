@@ -1,6 +1,5 @@
 """The model of a run, from its arguments."""
 
-import argparse
 import logging
 import os
 
@@ -10,18 +9,18 @@ from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from torch import nn
 
-from hyena_vision.training.arguments import nearest
-from hyena_vision.training.checkpoint import load_weights, read_checkpoint
+from hyena_vision.training.arguments import Arguments, nearest
+from hyena_vision.training.checkpoint_files import load_weights, read_checkpoint
 from hyena_vision.training.errors import ConfigError, UserError, one_line
 
 _logger = logging.getLogger("train")
 
 
-def create_model(args: argparse.Namespace) -> torch.nn.Module:
+def create_model(args: Arguments) -> torch.nn.Module:
     """Create the model that the arguments describe, with its weights, on the CPU.
 
     Args:
-        args: Parsed arguments.
+        args: Arguments of the run.
 
     Raises:
         ConfigError: Unknown model, or arguments that it refuses.
@@ -92,7 +91,7 @@ def _last_layers(model: nn.Module) -> list[nn.Module]:
     return [of_head[-1] for of_head in layers if of_head]
 
 
-def place_model(args: argparse.Namespace, model: nn.Module, device: torch.device) -> nn.Module:
+def place_model(args: Arguments, model: nn.Module, device: torch.device) -> nn.Module:
     """Return the model on its device, in its dtype and layout, with the batch norms that the arguments ask for."""
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
@@ -104,7 +103,7 @@ def place_model(args: argparse.Namespace, model: nn.Module, device: torch.device
     return model
 
 
-def data_config(args: argparse.Namespace, model: torch.nn.Module) -> dict:
+def data_config(args: Arguments, model: torch.nn.Module) -> dict:
     """Return timm's data configuration (input size, mean, std, interpolation, crop) of a model under the arguments.
 
     Beyond timm's own resolution, an image size among the model's arguments counts, and so do its input channels.
@@ -126,11 +125,11 @@ def data_config(args: argparse.Namespace, model: torch.nn.Module) -> dict:
     return resolve_data_config(values, model=model)
 
 
-def _in_chans(args: argparse.Namespace) -> int:
+def _in_chans(args: Arguments) -> int:
     return args.in_chans or (args.input_size[0] if args.input_size else args.model_kwargs.get("in_chans", 3))
 
 
-def _resize(args: argparse.Namespace, model: nn.Module, img_size: int | None = None, input_size=None) -> None:
+def _resize(args: Arguments, model: nn.Module, img_size: int | None = None, input_size=None) -> None:
     """Tell a model that wants to know it the size of its images."""
     if not (img_size or input_size) or not hasattr(model, "set_input_size"):
         return

@@ -1,6 +1,5 @@
 """Optimizer and schedule of a run: timm's, with parameter groups of their own for implicit filters."""
 
-import argparse
 import logging
 import math
 
@@ -11,6 +10,7 @@ from timm.scheduler import PlateauLRScheduler, create_scheduler_v2, scheduler_kw
 from timm.scheduler.scheduler import Scheduler
 
 from hyena_vision.layers import ImplicitFilter
+from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.errors import ConfigError, one_line
 
 _logger = logging.getLogger("train")
@@ -47,12 +47,13 @@ def split_filter_groups(model: torch.nn.Module, groups: list[dict], lr_scale: fl
     return split
 
 
-def create_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.optim.Optimizer:
+def create_optimizer(args: Arguments, model: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
     """Create timm's optimizer over the parameter groups of the arguments.
 
     Args:
-        args: Parsed arguments, `lr` resolved.
+        args: Arguments of the run.
         model: Model to train, not yet compiled or wrapped.
+        lr: Learning rate of `base_lr`.
 
     Raises:
         ConfigError: Arguments that the optimizer refuses.
@@ -81,17 +82,18 @@ def create_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.
         for name, value in timm.optim.optimizer_kwargs(args).items()
         if not name.startswith("layer_decay")  # done by the group function
     }
+    kwargs["lr"] = lr
     try:
         return timm.optim.create_optimizer_v2(model, **kwargs, **options, param_group_fn=param_groups)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer {args.opt} refuses its arguments: {one_line(error)}") from error
 
 
-def base_lr(args: argparse.Namespace, batch_size: float) -> float:
+def base_lr(args: Arguments, batch_size: float) -> float:
     """Return the learning rate: `--lr`, or `--lr-base` scaled to the global batch size as timm does.
 
     Args:
-        args: Parsed arguments.
+        args: Arguments of the run.
         batch_size: Images of a batch on one process, in the mean.
     """
     if args.lr:
@@ -106,12 +108,12 @@ def base_lr(args: argparse.Namespace, batch_size: float) -> float:
 
 
 def create_scheduler(
-    args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int, decreasing_metric: bool
+    args: Arguments, optimizer: torch.optim.Optimizer, updates_per_epoch: int, decreasing_metric: bool
 ) -> tuple[Scheduler | None, int]:
     """Create timm's scheduler and set the first learning rates.
 
     Args:
-        args: Parsed arguments.
+        args: Arguments of the run.
         optimizer: Optimizer, before any resumed state is loaded into it.
         updates_per_epoch: Optimizer updates in an epoch.
         decreasing_metric: Whether a lower eval metric is better.
@@ -139,7 +141,7 @@ def create_scheduler(
 
 
 def start_schedule(
-    args: argparse.Namespace,
+    args: Arguments,
     scheduler: Scheduler | None,
     epoch: int,
     updates_per_epoch: int,
@@ -149,7 +151,7 @@ def start_schedule(
     """Set the learning rates with which a run begins or goes on.
 
     Args:
-        args: Parsed arguments.
+        args: Arguments of the run.
         scheduler: Schedule, its state restored.
         epoch: First epoch to train.
         updates_per_epoch: Optimizer updates in an epoch.

@@ -12,7 +12,7 @@ import os
 import statistics
 from collections.abc import Sequence
 
-from hyena_vision.training.checkpoint import replace_file
+from hyena_vision.training.checkpoint_files import replace_file
 from hyena_vision.training.errors import UserError, one_line
 
 _logger = logging.getLogger("train")

@@ -1,7 +1,5 @@
 """What is optimized: classification with the loss that fits the targets, or distillation from a teacher."""
 
-import argparse
-
 import torch
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import (
@@ -13,11 +11,14 @@ from timm.task import (
 )
 from torch import nn
 
-from hyena_vision.training.data import mixup_active
+from hyena_vision.training.arguments import Arguments
+from hyena_vision.training.distributed import distribute
 from hyena_vision.training.errors import ConfigError, one_line
+from hyena_vision.training.model import place_model
+from hyena_vision.training.pipeline import mixup_active
 
 
-def create_loss(args: argparse.Namespace) -> nn.Module:
+def create_loss(args: Arguments) -> nn.Module:
     """Create the training loss: softmax or binary cross entropy, for soft targets where mixup makes them."""
     if args.jsd_loss:
         return JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
@@ -33,11 +34,11 @@ def create_loss(args: argparse.Namespace) -> nn.Module:
     return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
 
 
-def create_task(args: argparse.Namespace, model: nn.Module, device: torch.device) -> TrainingTask:
+def create_task(args: Arguments, model: nn.Module, device: torch.device) -> TrainingTask:
     """Create timm's task around a model: its loss and, for distillation, the teacher.
 
     Args:
-        args: Parsed arguments.
+        args: Arguments of the run.
         model: Model to train, on its device.
         device: That device.
 
@@ -77,3 +78,29 @@ def create_task(args: argparse.Namespace, model: nn.Module, device: torch.device
             f"argument --kd-model-name: cannot distill {args.kd_model_name} into {args.model} "
             f"({args.kd_distill_type}): {one_line(error)}"
         ) from error
+
+
+def prepare_task(args: Arguments, model: nn.Module, device: torch.device) -> tuple[TrainingTask, nn.Module]:
+    """Create the task with what the arguments put around it: moving average, compilation, several processes.
+
+    Args:
+        args: Arguments of the run.
+        model: Model to train, on the CPU.
+        device: Device to train on.
+
+    Returns:
+        The task, and its model for validation, which does not synchronize processes.
+
+    Raises:
+        ConfigError: Parts that do not go together.
+    """
+    task = create_task(args, place_model(args, model, device), device)
+    if args.model_ema:
+        ema_device = "cpu" if args.model_ema_force_cpu else None
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
+    if args.torchcompile:
+        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+        task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+    eval_model = task.get_eval_model()  # before it is wrapped
+    distribute(task, args, device, fsdp=args.fsdp)
+    return task, eval_model

@@ -8,10 +8,13 @@ import pytest
 import timm
 import torch
 import yaml
+from trainer import arguments
 
+from hyena_vision.training import resolve as resolving
 from hyena_vision.training.config import dump_args, parse_args
 from hyena_vision.training.errors import UserError
 from hyena_vision.training.model import create_model, data_config
+from hyena_vision.training.resolve import resolve
 
 TIMM = json.loads((Path(__file__).parent / "data" / "timm_flags.json").read_text())["flags"]
 DEFAULTS = {flag["dest"]: flag["default"] for flag in TIMM if flag["dest"] != "config"} | {"device": "cpu"}
@@ -60,8 +63,8 @@ def error(capsys):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_config_parses_and_builds_its_model(path):
-    args = parse_args(["-c", str(path), "--device", "cpu"])
-    args.model_kwargs["device"] = "meta"
+    args = arguments("-c", str(path))
+    args = arguments("-c", str(path), model_kwargs=args.model_kwargs | {"device": "meta"})
     model = create_model(args)
     size = data_config(args, model)["input_size"]
     assert model.num_classes == args.num_classes
@@ -76,6 +79,30 @@ def test_all_shipped_configs_are_tested():
 def test_digits_baseline_differs_in_the_model_alone():
     hyena, vit = (yaml.safe_load(next(p for p in CONFIGS if p.stem == n).read_text()) for n in ("digits", "digits_vit"))
     assert {key for key in hyena.keys() | vit.keys() if hyena.get(key) != vit.get(key)} == {"model", "model_kwargs"}
+
+
+def test_resolved_arguments_cannot_be_changed(config):
+    args = resolve(parsed := config("{model_kwargs: {depth: 2}, mean: 0.5}"))
+    with pytest.raises(AttributeError, match="read-only: epochs stays 300"):
+        args.epochs = 3
+    with pytest.raises(AttributeError, match="read-only: epochs"):
+        del args.epochs
+    args.model_kwargs["depth"], vars(args)["epochs"], args.given["epochs"] = 3, 3, 3
+    args.mean.append(0.5)
+    assert (args.model_kwargs, args.mean, args.epochs, args.given["epochs"]) == ({"depth": 2}, [0.5], 300, 300)
+    parsed.epochs, parsed.model_kwargs["depth"] = 4, 4
+    assert args.epochs == 300 and args.model_kwargs == {"depth": 2}
+
+
+def test_what_a_checkpoint_records_is_as_it_was_given(config, monkeypatch):
+    own = dict(device="cuda:1", global_rank=3, local_rank=1, world_size=4, distributed=True)
+    monkeypatch.setattr(resolving, "init_distributed_device_so", lambda device: own)
+    monkeypatch.setattr(resolving, "chosen_backends", lambda device: f"those of {device}")
+    args = resolve(parsed := config("{num_classes: 3}"))
+    assert (args.device, args.rank, args.local_rank, args.world_size, args.distributed) == ("cuda:1", 3, 1, 4, True)
+    assert args.backends == args.given["backends"] == "those of cuda:1"
+    given = {name: value for name, value in vars(parsed).items() if name != "trained_img_size"}
+    assert args.given == given | {"backends": "those of cuda:1"} and args.given["device"] == "cpu"
 
 
 def test_values_get_the_types_of_their_arguments(config):
@@ -109,8 +136,9 @@ def test_command_line_overrides_the_file(config):
 def test_dumped_arguments_parse_to_the_same(config):
     args = config("{opt: adamw, lr: 1e-3, model_kwargs: {depth: 2}, torchcompile: true, scale: [0.5, 1]}")
     assert args.torchcompile == "inductor"
-    assert vars(config(dump_args(args))) == vars(args)
-    assert dump_args(args).startswith("# hyena_vision ")
+    text = dump_args(resolve(args))
+    assert vars(config(text)) == vars(args)
+    assert text.startswith("# hyena_vision ")
 
 
 @pytest.mark.parametrize(
@@ -233,10 +261,14 @@ def test_folder_of_the_command_line_overrides_that_of_the_file(config):
 
 
 def test_dump_has_no_values_of_the_run(config):
-    args = config("{batch_size: 2}", "DIR", "--save-epochs", "1")
-    vars(args).update(distributed=True, world_size=2, rank=0, local_rank=1, device="cuda:1")
-    values = yaml.safe_load(dump_args(args))
-    assert not {"data", "config", "distributed", "world_size", "rank", "local_rank", "trained_img_size"} & values.keys()
+    own = dict(distributed=True, world_size=2, rank=0, local_rank=1, device="cuda:1")
+    args = arguments("-b", "2", "DIR", "--save-epochs", "1", **own)
+    values = yaml.safe_load(dump_args(args, lr=0.5, num_classes=7))
+    assert (values["lr"], values["num_classes"]) == (0.5, 7)  # what the run has found
+    assert (
+        not {"data", "config", "distributed", "world_size", "rank", "local_rank", "given", "trained_img_size"}
+        & values.keys()
+    )
     assert values["device"] == "cuda" and values["data_dir"] == "DIR" and values["save_epochs"] == [1]
 
 
@@ -403,5 +435,5 @@ def test_wrong_checkpoint(tmp_path, error):
 def test_head_of_several_layers_begins_as_asked(config):
     sizes = "depths: [1, 1, 1, 1], dims: [32, 32, 32, 32], base_img_size: 32"
     args = config(f"{{model: hpx_former_s18, model_kwargs: {{{sizes}}}, head_init_scale: 0.0, head_init_bias: -2.0}}")
-    logits = create_model(args)(torch.randn(2, 3, 32, 32))
+    logits = create_model(resolve(args))(torch.randn(2, 3, 32, 32))
     torch.testing.assert_close(logits, torch.full((2, 1000), -2.0))

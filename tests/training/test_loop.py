@@ -1,4 +1,3 @@
-import argparse
 import math
 import signal
 from itertools import islice
@@ -9,20 +8,14 @@ from timm.task import ClassificationTask
 from timm.utils import NativeScaler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from trainer import arguments
 
-from hyena_vision.training.config import parse_args
 from hyena_vision.training.errors import UserError
 from hyena_vision.training.interrupt import Interrupted
 from hyena_vision.training.loop import Run, train_one_epoch, validate
-from hyena_vision.training.state import Parts, Progress
+from hyena_vision.training.run_state import Parts, Progress
 
 CPU = torch.device("cpu")
-
-
-def arguments(*argv: str) -> argparse.Namespace:
-    args = parse_args(["--device", "cpu", "--no-prefetcher", *argv])
-    args.rank, args.local_rank, args.world_size, args.distributed = 0, 0, 1, False
-    return args
 
 
 class Batches(DataLoader):
@@ -41,7 +34,7 @@ class Batches(DataLoader):
 
 
 def start(task, optimizer, *argv: str, **parts) -> Run:
-    return Run(arguments(*argv), CPU, Parts(task, optimizer, **parts))
+    return Run(arguments("--no-prefetcher", *argv), CPU, Parts(task, optimizer, **parts))
 
 
 def problem(images: int) -> tuple[nn.Module, TensorDataset]:
@@ -141,7 +134,7 @@ def test_loss_scaler_looks_for_its_scale_by_infinite_gradients():
     before = model[1].weight.detach().clone()
     task = ClassificationTask(model, nn.CrossEntropyLoss(), device=CPU, verbose=False)
     scaler = NativeScaler("cpu")
-    scaler._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**127})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model[1].weight.register_hook(lambda gradient: gradient * 1e3)  # more than a float32 holds
     progress = Progress()
@@ -160,8 +153,9 @@ def test_scheduled_batches_weigh_as_their_size():
         before = model[1].weight.detach().clone()
         data.tensors[0].copy_(torch.arange(48).view(4, 3, 2, 2) / 48)
         task = ClassificationTask(model, nn.CrossEntropyLoss(), device=CPU, verbose=False)
-        run = start(task, torch.optim.SGD(model.parameters(), lr=1.0), "--variable-batch-loss-scale", scale)
-        run.args.train_img_sizes, run.batch_size = [8, 16], 16.0
+        argv = ["--train-img-sizes", "8", "16", "--variable-batch-loss-scale", scale]
+        run = start(task, torch.optim.SGD(model.parameters(), lr=1.0), *argv)
+        run.batch_size = 16.0
         train_one_epoch(run, 0, Batches(data, 4), Progress())
         gradients[scale] = before - model[1].weight
     torch.testing.assert_close(gradients["sqrt"], gradients["none"] / 2, rtol=1e-4, atol=1e-7)

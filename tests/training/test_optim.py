@@ -1,11 +1,11 @@
-import argparse
-
 import pytest
 import timm
+import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from trainer import arguments
 
 from hyena_vision.layers import ImplicitFilter
-from hyena_vision.training.config import parse_args
+from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.optim import base_lr, create_optimizer, create_scheduler, split_filter_groups
 
 
@@ -22,11 +22,12 @@ def filters(model) -> set[int]:
     return found
 
 
-def arguments(*argv: str) -> argparse.Namespace:
-    args = parse_args(["--device", "cpu", "--opt", "adamw", "--weight-decay", "0.1", *argv])
-    args.world_size = 1
-    args.lr = base_lr(args, args.batch_size)
-    return args
+def adamw(*argv: str) -> Arguments:
+    return arguments("--opt", "adamw", "--weight-decay", "0.1", *argv)
+
+
+def make_optimizer(args: Arguments, model: torch.nn.Module) -> torch.optim.Optimizer:
+    return create_optimizer(args, model, base_lr(args, args.batch_size))
 
 
 def rates(optimizer, ids: set[int], key: str) -> tuple[set[float], set[float]]:
@@ -39,7 +40,7 @@ def rates(optimizer, ids: set[int], key: str) -> tuple[set[float], set[float]]:
 
 
 def test_filters_have_their_own_rate_and_no_decay(model, filters):
-    optimizer = create_optimizer(args := arguments("--lr", "1e-2", "--filter-lr-scale", "0.1"), model)
+    optimizer = make_optimizer(args := adamw("--lr", "1e-2", "--filter-lr-scale", "0.1"), model)
     assert rates(optimizer, filters, "weight_decay") == ({0.0}, {0.0, 0.1})
     scheduler, epochs = create_scheduler(args, optimizer, 10, False)
     assert epochs == 300
@@ -55,8 +56,8 @@ def test_filters_have_their_own_rate_and_no_decay(model, filters):
 
 def test_first_rate_is_scaled_without_warmup_and_without_a_schedule(model, filters):
     for argv in (["--warmup-epochs", "0"], ["--sched", "none"]):
-        args = arguments("--lr", "1e-2", "--filter-lr-scale", "0.1", *argv)
-        optimizer = create_optimizer(args, model)
+        args = adamw("--lr", "1e-2", "--filter-lr-scale", "0.1", *argv)
+        optimizer = make_optimizer(args, model)
         create_scheduler(args, optimizer, 10, False)
         own, rest = rates(optimizer, filters, "lr")
         assert [*own, *rest] == pytest.approx([1e-3, 1e-2])
@@ -66,7 +67,7 @@ def test_filter_rate_multiplies_layer_decay(model, filters):
     plain = param_groups_layer_decay(model, 0.1, layer_decay=0.5)
     scale = {id(p): group["lr_scale"] for group in plain for p in group["params"]}
     assert len(set(scale.values())) > 2
-    optimizer = create_optimizer(arguments("--lr", "1", "--layer-decay", "0.5", "--filter-lr-scale", "0.1"), model)
+    optimizer = make_optimizer(adamw("--lr", "1", "--layer-decay", "0.5", "--filter-lr-scale", "0.1"), model)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             factor = 0.1 if id(parameter) in filters else 1
@@ -81,8 +82,7 @@ def test_models_without_filters_keep_their_groups():
 
 def test_base_rate_follows_the_batch_as_in_timm():
     def rate(*argv: str) -> float:
-        args = parse_args(["--device", "cpu", "--lr-base", "0.1", *argv])
-        args.world_size = 4
+        args = arguments("--lr-base", "0.1", *argv, world_size=4)
         return base_lr(args, args.batch_size)
 
     assert rate("-b", "64") == pytest.approx(0.1)
@@ -93,20 +93,18 @@ def test_base_rate_follows_the_batch_as_in_timm():
 
 
 def test_hybrid_optimizer_gets_its_fallback_list(model):
-    args = arguments("--opt-kwargs", "fallback_list=['head.*']")
-    args.opt = "muon"
-    optimizer = create_optimizer(args, model)
+    args = adamw("--opt-kwargs", "fallback_list=['head.*']", "--opt", "muon")
+    optimizer = make_optimizer(args, model)
     fallback = {id(p) for group in optimizer.param_groups if group.get("use_fallback") for p in group["params"]}
     assert fallback == {id(p) for p in model.head.parameters()}
 
 
 def test_resumed_optimizer_keeps_the_schedule_of_the_arguments(model):
-    args = arguments("--lr", "1e-2", "--warmup-epochs", "0", "--epochs", "10")
-    first = create_optimizer(args, model)
+    args = adamw("--lr", "1e-2", "--warmup-epochs", "0", "--epochs", "10")
+    first = make_optimizer(args, model)
     scheduler, _ = create_scheduler(args, first, 10, False)
     scheduler.step(5)
-    args.lr = 2e-2
-    second = create_optimizer(args, model)
+    second = create_optimizer(args, model, 2e-2)
     scheduler, _ = create_scheduler(args, second, 10, False)
     second.load_state_dict(first.state_dict())
     scheduler.step(5)

@@ -3,21 +3,21 @@ import random
 import pytest
 import torch
 from PIL import Image
+from trainer import arguments
 
 from hyena_vision.data import create_dataset
-from hyena_vision.training.config import parse_args
-from hyena_vision.training.data import create_datasets, create_loaders
-from hyena_vision.training.loader import BadImages
+from hyena_vision.training.bad_images import BadImages
+from hyena_vision.training.pipeline import create_loaders
+from hyena_vision.training.splits import create_datasets
 from hyena_vision.training.task import create_loss
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 
 
 def loaders(*argv: str):
-    args = parse_args(["--device", "cpu", "--dataset", "sklearn/digits", "-j", "0", "--num-classes", "10", *argv])
-    args.distributed, args.rank, args.world_size = False, 0, 1
+    args = arguments("--dataset", "sklearn/digits", "-j", "0", *argv)
     datasets = [create_dataset("sklearn/digits", split=split, input_img_mode="RGB") for split in ("train", "val")]
-    return create_loaders(args, CONFIG, datasets, torch.device("cpu"), BadImages())
+    return create_loaders(args, CONFIG, datasets, 10, torch.device("cpu"), BadImages())
 
 
 @pytest.mark.parametrize("aa", ["rand-m10-n12-inc1", "rand-m0-n12", "original-mstd0.5", "augmix-m10", "3a"])
@@ -30,7 +30,7 @@ def test_every_strength_of_augmentation_runs(aa):
 
 
 def test_head_larger_than_the_data_set_is_pointed_out(caplog):
-    args = parse_args(["--device", "cpu", "--dataset", "sklearn/digits"])
+    args = arguments("--dataset", "sklearn/digits")
     train, val = create_datasets(args, CONFIG, model_classes=1000)
     assert (len(train), len(val)) == (1442, 355)
     assert "sklearn/digits has 10 classes, resnet50 1000: --num-classes 10 fits it" in caplog.text
@@ -60,4 +60,4 @@ def test_mixed_targets_are_smoothed_once(prefetch):
     ],
 )
 def test_loss_follows_the_targets(argv, name):
-    assert type(create_loss(parse_args(["--device", "cpu", *argv]))).__name__ == name
+    assert type(create_loss(arguments(*argv))).__name__ == name

@@ -1,6 +1,5 @@
 """The folder of a run: where it is, and that nothing in it is lost."""
 
-import argparse
 import logging
 import os
 from datetime import datetime
@@ -8,21 +7,21 @@ from datetime import datetime
 from timm.models import safe_model_name
 from timm.utils import is_primary
 
-from hyena_vision.training.checkpoint import EXTENSION, newest_checkpoint, read_checkpoint, replace_file
-from hyena_vision.training.config import dump_args
+from hyena_vision.training.arguments import Arguments
+from hyena_vision.training.checkpoint_files import EXTENSION, newest_checkpoint, read_checkpoint, replace_file
 from hyena_vision.training.distributed import gather_objects
 from hyena_vision.training.errors import ConfigError, UserError, one_line
 
 _logger = logging.getLogger("train")
 
 
-def choose_folder(args: argparse.Namespace) -> tuple[str | None, str, dict | None]:
+def choose_folder(args: Arguments) -> tuple[str | None, str, dict | None]:
     """Return the folder of a named run (None where it gets a default name) and the checkpoint to go on from.
 
     All processes call it together, and go on from the checkpoint that the first one has chosen.
 
     Args:
-        args: Parsed arguments.
+        args: Arguments of the run.
 
     Returns:
         Folder; path of the checkpoint, or ''; its content, or None.
@@ -63,14 +62,20 @@ def choose_folder(args: argparse.Namespace) -> tuple[str | None, str, dict | Non
     return folder, path, checkpoint
 
 
-def default_folder(args: argparse.Namespace, config: dict) -> str:
+def default_folder(args: Arguments, config: dict) -> str:
     """Return the folder of a run without a name: time, model and image size."""
     name = (datetime.now().strftime("%Y%m%d-%H%M%S"), safe_model_name(args.model))
     return os.path.join(args.output or "./output/train", "-".join([*name, str(config["input_size"][-1])]))
 
 
-def open_folder(folder: str, args: argparse.Namespace, start_epoch: int, resumed: bool) -> None:
+def open_folder(folder: str, settings: str, start_epoch: int, resumed: bool) -> None:
     """Create the folder of a run or, resuming, drop the summary rows of epochs that will be trained again.
+
+    Args:
+        folder: The folder.
+        settings: Content of args.yaml.
+        start_epoch: First epoch to train.
+        resumed: Whether the run goes on from a checkpoint.
 
     Raises:
         UserError: It cannot be written to.
@@ -81,7 +86,7 @@ def open_folder(folder: str, args: argparse.Namespace, start_epoch: int, resumed
         raise UserError(f"cannot create {folder}: {one_line(error)}") from error
     first = not resumed or not os.path.exists(os.path.join(folder, "args.yaml"))
     name = "args.yaml" if first else f"args-epoch-{start_epoch}.yaml"
-    replace_file(os.path.join(folder, name), dump_args(args).encode())
+    replace_file(os.path.join(folder, name), settings.encode())
     summary = os.path.join(folder, "summary.csv")
     if not os.path.exists(summary):
         return

@@ -12,7 +12,8 @@ from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
 from timm.utils import NativeScaler, unwrap_model
 
-from hyena_vision.training.checkpoint import reason
+from hyena_vision.training.arguments import Arguments
+from hyena_vision.training.checkpoint_files import reason
 from hyena_vision.training.distributed import full_state, gather_objects, load_model, load_optimizer, shard_like
 from hyena_vision.training.errors import ConfigError, UserError
 
@@ -132,6 +133,26 @@ def restore(path: str, checkpoint: dict, parts: Parts, force: bool = False) -> N
             parts.scheduler.lr_scheduler.load_state_dict(plateau)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} (model {checkpoint.get('arch')}) does not fit: {reason(error)}") from error
+
+
+def begin(args: Arguments, parts: Parts, path: str, checkpoint: dict | None) -> tuple[int, Progress]:
+    """Restore what a run goes on from, if anything, and return its first epoch and what is done of that.
+
+    Args:
+        args: Arguments of the run.
+        parts: As `restore` takes them.
+        path: Where the checkpoint was read, for messages.
+        checkpoint: Its content, or None.
+
+    Raises:
+        UserError: It does not fit.
+    """
+    epoch, progress = 0, Progress()
+    if checkpoint is not None:
+        restore(path, checkpoint, Parts(parts.task) if args.no_resume_opt else parts, args.resume_force)
+        epoch, progress = resume_point(path, checkpoint, args.rank, args.world_size, args.grad_accum_steps)
+        _logger.info(f"Going on in epoch {epoch} at batch {progress.step} from {path}.")
+    return (epoch, progress) if args.start_epoch is None else (args.start_epoch, Progress())
 
 
 def resume_point(path: str, checkpoint: dict, rank: int, world_size: int, updates: int = 1) -> tuple[int, Progress]:

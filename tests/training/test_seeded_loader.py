@@ -11,12 +11,14 @@ from PIL import Image
 from timm.data import IterableImageDataset
 from timm.data.readers.reader import Reader
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from trainer import arguments
 
 from hyena_vision.data import DataError, create_dataset
-from hyena_vision.training import loader
-from hyena_vision.training.config import parse_args
-from hyena_vision.training.data import create_loaders
-from hyena_vision.training.loader import BadImages, SeededBatchSampler, TrainLoader, mix_seed
+from hyena_vision.training import seeded_loader
+from hyena_vision.training.bad_images import BadImages
+from hyena_vision.training.pipeline import create_loaders
+from hyena_vision.training.seeded_loader import SeededBatchSampler, TrainLoader
+from hyena_vision.training.seeds import mix_seed
 
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 HARD = ["--aa", "rand-m9-mstd0.5-inc1", "--reprob", "0.9", "--mixup", "0.8", "--cutmix", "1.0", "--color-jitter", "0.4"]
@@ -66,11 +68,10 @@ class Stream(Reader):
 
 
 def loaders(*argv: str, datasets=None, rank: int = 0, distributed: bool = False):
-    args = parse_args(["--device", "cpu", "--dataset", "sklearn/digits", "-j", "0", "-b", "8", *argv])
-    args.num_classes, args.rank, args.world_size, args.distributed = 10, rank, 1, distributed
+    args = arguments("--dataset", "sklearn/digits", "-j", "0", "-b", "8", *argv, rank=rank, distributed=distributed)
     bad_images = BadImages()
     datasets = datasets or (Damaged("train"), Damaged("val"))
-    return create_loaders(args, CONFIG, datasets, torch.device("cpu"), bad_images), bad_images
+    return create_loaders(args, CONFIG, datasets, 10, torch.device("cpu"), bad_images), bad_images
 
 
 def epoch_of(loader: TrainLoader, epoch: int, first: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -125,14 +126,15 @@ def test_seeds_and_order_change_with_the_epoch():
 
 def test_workers_and_epochs_of_a_stream_have_seeds_of_their_own(monkeypatch):
     def draws(worker: int) -> set[float]:
-        monkeypatch.setattr(loader, "get_worker_info", lambda: SimpleNamespace(id=worker))
-        return {torch.rand(()).item() for _ in loader.SeededIterableDataset([0, 1], 0, 0)}
+        monkeypatch.setattr(seeded_loader, "get_worker_info", lambda: SimpleNamespace(id=worker))
+        return {torch.rand(()).item() for _ in seeded_loader.SeededIterableDataset([0, 1], 0, 0)}
 
     assert len(draws(0) | draws(1)) == 4
-    stream, seeds = loader._SkippingLoader(DataLoader([0, 1]), 0, 0), set()
-    for stream.epoch in range(2):
+    stream, seeds = TrainLoader(DataLoader(IterableImageDataset(None, reader=Stream()), 4), 0, 0), set()
+    for epoch in range(2):
+        stream.begin(epoch)
         iter(stream)
-        seeds.add(stream.loader.generator.initial_seed())
+        seeds.add(stream.batches.generator.initial_seed())
     assert len(seeds) == 2
 
 

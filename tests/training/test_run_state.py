@@ -3,7 +3,7 @@ from timm.task import ClassificationTask
 from timm.utils import NativeScaler
 from torch import nn
 
-from hyena_vision.training.state import Parts, Progress, capture, restore, resume_point
+from hyena_vision.training.run_state import Parts, Progress, capture, restore, resume_point
 
 
 def parts() -> Parts:
@@ -14,7 +14,7 @@ def parts() -> Parts:
 
 def test_everything_with_a_state_comes_back():
     first, second = parts(), parts()
-    first.loss_scaler._scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    first.loss_scaler.load_state_dict(first.loss_scaler.state_dict() | {"scale": 8.0})
     first.task(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))["loss"].backward()
     first.optimizer.step()
     restore("file", capture(first, {"model": "linear"}, 3), second)

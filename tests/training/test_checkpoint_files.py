@@ -15,7 +15,7 @@ import timm
 import torch
 
 import hyena_vision  # noqa: F401
-from hyena_vision.training.checkpoint import (
+from hyena_vision.training.checkpoint_files import (
     CheckpointSaver,
     export_model,
     load_weights,

@@ -1,18 +1,16 @@
-"""Data sets, loaders and mixing of a run, from its arguments."""
+"""From data sets to batches: timm's loaders, the augmentation and mixing of the arguments, sizes by a schedule."""
 
-import argparse
 import logging
-import os
 from typing import NamedTuple
 
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from timm.data.auto_augment import posterize
-from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from hyena_vision.data import create_dataset
+from hyena_vision.training.arguments import Arguments
+from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.errors import ConfigError, one_line
-from hyena_vision.training.loader import BadImages, TrainLoader, name_bad_images
+from hyena_vision.training.seeded_loader import TrainLoader, name_bad_images
 
 _logger = logging.getLogger("train")
 
@@ -33,61 +31,21 @@ class Loaders(NamedTuple):
     batch_size: float
 
 
-def create_datasets(args: argparse.Namespace, data_config: dict, model_classes: int, train: bool = True) -> tuple:
-    """Create the data sets to train and to validate on; the second is None without `--val-split`.
-
-    Args:
-        args: Parsed arguments.
-        data_config: timm's data configuration of the model.
-        model_classes: Classes of the model's head.
-        train: Whether the first is wanted; else it is None.
-
-    Raises:
-        ConfigError: A missing or empty folder, different classes in the splits, more classes than the model has, or
-            other than `--num-classes` says.
-    """
-    common = dict(
-        class_map=args.class_map,
-        download=args.dataset_download,
-        batch_size=args.batch_size,
-        input_img_mode=args.input_img_mode or ("RGB" if data_config["input_size"][0] == 3 else "L"),
-        input_key=args.input_key,
-        target_key=args.target_key,
-        trust_remote_code=args.dataset_trust_remote_code,
-    )
-    if train and args.val_split and args.dataset in ("", "folder") and os.path.isfile(args.data_dir or ""):
-        # timm reads all of it for either split
-        raise ConfigError(f"argument --val-split: {args.data_dir} is one split; train on it with --val-split ''")
-    training = validation = None
-    if train:
-        own = dict(seed=args.seed, repeats=args.epoch_repeats, num_samples=args.train_num_samples)
-        training = _open(args, args.train_split, is_training=True, **own, **common)
-    if args.val_split:
-        validation = _open(args, args.val_split, is_training=False, num_samples=args.val_num_samples, **common)
-        for dataset, split in ((training, args.train_split), (validation, args.val_split)):
-            # timm takes the root itself for a split that has no folder, and then trains or validates on everything
-            if train and _root(dataset) is not None and os.path.samefile(_root(dataset), args.data_dir):
-                raise ConfigError(f"no folder for the split {split!r} in {args.data_dir}")
-        _check_same_classes(training, validation)
-    if training is None and validation is None:
-        raise ConfigError("argument --val-split: there is nothing to validate on")
-    classes, name = _num_classes(training or validation), args.dataset or args.data_dir
-    if classes is not None and classes != model_classes:
-        if args.num_classes is not None or classes > model_classes:
-            raise ConfigError(f"argument --num-classes: {name} has {classes} classes, the model {model_classes}")
-        _logger.warning(f"{name} has {classes} classes, {args.model} {model_classes}: --num-classes {classes} fits it.")
-    return training, validation
-
-
 def create_loaders(
-    args: argparse.Namespace, data_config: dict, datasets: tuple, device: torch.device, bad_images: BadImages
+    args: Arguments,
+    data_config: dict,
+    datasets: tuple,
+    num_classes: int,
+    device: torch.device,
+    bad_images: BadImages,
 ) -> Loaders:
     """Create timm's loaders with the augmentation that the arguments ask for.
 
     Args:
-        args: Parsed arguments.
+        args: Arguments of the run.
         data_config: timm's data configuration of the model.
         datasets: Data sets to train and to validate on.
+        num_classes: Classes of the model.
         device: Device that the batches go to.
         bad_images: Where unreadable images are reported under `--on-bad-image skip`.
 
@@ -98,7 +56,7 @@ def create_loaders(
     prefetch = not args.no_prefetcher
     if args.aug_splits > 1:
         dataset_train = AugMixDataset(dataset_train, num_splits=args.aug_splits)
-    mixup = _create_mixup(args) if mixup_active(args) else None
+    mixup = _create_mixup(args, num_classes) if mixup_active(args) else None
     fixed_interpolation = args.no_aug or not args.train_interpolation
     try:
         loader = create_loader(
@@ -151,7 +109,7 @@ def create_loaders(
 
 
 def create_eval_loader(
-    args: argparse.Namespace, data_config: dict, dataset, device: torch.device, bad_images: BadImages
+    args: Arguments, data_config: dict, dataset, device: torch.device, bad_images: BadImages
 ) -> torch.utils.data.DataLoader:
     """Create timm's loader for validation; its arguments are those of `create_loaders`."""
     iterable = isinstance(dataset, torch.utils.data.IterableDataset)
@@ -169,7 +127,7 @@ def create_eval_loader(
     return name_bad_images(loader, bad_images if args.on_bad_image == "skip" else None)
 
 
-def _common(args: argparse.Namespace, data_config: dict, device: torch.device) -> dict:
+def _common(args: Arguments, data_config: dict, device: torch.device) -> dict:
     """Return the arguments of timm's loader that training and validation share."""
     return dict(
         mean=data_config["mean"],
@@ -183,12 +141,12 @@ def _common(args: argparse.Namespace, data_config: dict, device: torch.device) -
     )
 
 
-def mixup_active(args: argparse.Namespace) -> bool:
+def mixup_active(args: Arguments) -> bool:
     """Return whether the arguments ask for mixup or cutmix."""
     return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
 
 
-def _create_mixup(args: argparse.Namespace) -> Mixup:
+def _create_mixup(args: Arguments, num_classes: int) -> Mixup:
     return (Mixup if args.no_prefetcher else FastCollateMixup)(
         mixup_alpha=args.mixup,
         cutmix_alpha=args.cutmix,
@@ -197,18 +155,18 @@ def _create_mixup(args: argparse.Namespace) -> Mixup:
         switch_prob=args.mixup_switch_prob,
         mode=args.mixup_mode,
         label_smoothing=args.smoothing,
-        num_classes=args.num_classes,
+        num_classes=num_classes,
     )
 
 
-def _aug_repeats(args: argparse.Namespace) -> float:
+def _aug_repeats(args: Arguments) -> float:
     if args.aug_repeats and not args.distributed:
         _logger.warning("aug_repeats is for distributed training only: going on without it.")
         return 0
     return args.aug_repeats
 
 
-def _size_schedule(args: argparse.Namespace) -> dict:
+def _size_schedule(args: Arguments) -> dict:
     """Return the arguments of timm's loader that change the image size from batch to batch."""
     if args.train_img_sizes is None:
         return {}
@@ -225,23 +183,6 @@ def _size_schedule(args: argparse.Namespace) -> dict:
     )
 
 
-def _open(args: argparse.Namespace, split: str, **kwargs):
-    """Open one split, with what is wrong with it said in one line."""
-    if args.dataset in ("", "folder"):
-        if not args.data_dir:
-            raise ConfigError("argument --data-dir: the folder of the data set is missing")
-        if not os.path.exists(args.data_dir):
-            raise ConfigError(f"argument --data-dir: no such folder: {args.data_dir}")
-    try:
-        dataset = create_dataset(args.dataset, root=args.data_dir, split=split, **kwargs)
-    except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
-        where = f"{args.dataset or 'image folder'} in {args.data_dir}" if args.data_dir else args.dataset
-        raise ConfigError(f"cannot open the split {split!r} of {where}: {one_line(error)}") from error
-    if isinstance(dataset, torch.utils.data.Dataset) and hasattr(dataset, "__len__") and len(dataset) == 0:
-        raise ConfigError(f"the split {split!r} of {args.dataset or args.data_dir} has no images")
-    return dataset
-
-
 def _mend_posterize(dataset) -> None:
     """Let timm's strongest posterize (0 bits, a black image) run where Pillow 13 and later refuses it."""
     transforms = [getattr(dataset, name, None) for name in ("transform", "augmentation")]
@@ -256,30 +197,3 @@ def _mend_posterize(dataset) -> None:
 
 def _posterize(image, bits_to_keep: int, **kwargs):
     return image.point(lambda value: 0) if bits_to_keep < 1 else posterize(image, bits_to_keep, **kwargs)
-
-
-def _root(dataset) -> str | None:
-    """Return the folder that an image folder data set reads."""
-    reader = getattr(dataset, "reader", None)
-    return reader.root if isinstance(reader, ReaderImageFolder) else None
-
-
-def _class_to_idx(dataset) -> dict[str, int] | None:
-    found = getattr(dataset, "class_to_idx", None) or getattr(getattr(dataset, "reader", None), "class_to_idx", None)
-    return found if isinstance(found, dict) and found else None
-
-
-def _num_classes(dataset) -> int | None:
-    classes = _class_to_idx(dataset)
-    return max(classes.values()) + 1 if classes else None
-
-
-def _check_same_classes(train, val) -> None:
-    """Stop where the splits number their classes differently: every label of the second would be wrong."""
-    first, second = _class_to_idx(train), _class_to_idx(val)
-    if first and second and first != second:
-        different = sorted(map(str, set(first) ^ set(second))) or sorted(map(str, first))
-        raise ConfigError(
-            f"the training split has {len(first)} classes and the validation split {len(second)}; "
-            f"they differ in {', '.join(different[:5])}"
-        )
