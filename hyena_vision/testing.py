@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+__all__ = ["Problem", "assert_within_tolerance", "lay_out", "problems_1d", "problems_2d", "relative_errors"]
+
 # Relative RMS error, and worst element over the RMS of the truth, by dtype of the input.
 TOLERANCES = {
     torch.float64: (1e-12, 1e-11),
@@ -29,6 +31,10 @@ class Problem:
         per_sample: Whether each sample has its own kernel.
         skip: Whether there is a skip weight.
         layout: One of `LAYOUTS`: how x lies in memory.
+
+    Example:
+        >>> [t.shape for t in Problem((4, 5), (7, 9)).tensors()]
+        [torch.Size([2, 3, 4, 5]), torch.Size([3, 7, 9]), torch.Size([3])]
     """
 
     size: tuple[int, ...]
@@ -75,6 +81,10 @@ def lay_out(x: Tensor, layout: str) -> Tensor:
 
     Returns:
         A tensor equal to x.
+
+    Example:
+        >>> lay_out(torch.ones(1, 2, 3, 4), "channels_last").stride()
+        (24, 1, 8, 2)
     """
     if layout == "contiguous":
         return x.contiguous()
@@ -95,6 +105,10 @@ def relative_errors(given: Tensor, truth: Tensor) -> tuple[float, float]:
 
     Returns:
         Both numbers; 0 where the truth is zero and met exactly.
+
+    Example:
+        >>> relative_errors(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 1.0]))
+        (0.0, 0.0)
     """
     error = (given.detach().double() - truth.detach()).flatten()
     scale = truth.detach().square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
@@ -112,6 +126,9 @@ def assert_within_tolerance(given: Tensor, truth: Tensor, dtype: torch.dtype, wh
 
     Raises:
         AssertionError: An error is too large or not finite; the message has the figures.
+
+    Example:
+        >>> assert_within_tolerance(torch.ones(2), torch.ones(2), torch.float32)
     """
     rms, worst = relative_errors(given, truth)
     rms_bound, worst_bound = TOLERANCES[dtype]
@@ -123,12 +140,22 @@ def assert_within_tolerance(given: Tensor, truth: Tensor, dtype: torch.dtype, wh
 
 
 def problems_1d(lengths: Sequence[int] = (1, 2, 5, 12, 37, 64)) -> list[Problem]:
-    """Problems of `long_conv1d`: kernels of 1 tap, about the signal's length, and far beyond it."""
+    """Problems of `long_conv1d`: kernels of 1 tap, about the signal's length, and far beyond it.
+
+    Example:
+        >>> all(len(problem.size) == 1 for problem in problems_1d())
+        True
+    """
     return _problems([((n,), (k,)) for n in lengths for k in sorted({1, 2, n, n + 1, 2 * n - 1, 3 * n + 2})])
 
 
 def problems_2d(sizes: Sequence[tuple[int, int]] = ((1, 1), (4, 4), (5, 8), (7, 3), (14, 14))) -> list[Problem]:
-    """Problems of `long_conv2d`: rectangles, kernels of 1 tap, about the image's size, and beyond it."""
+    """Problems of `long_conv2d`: rectangles, kernels of 1 tap, about the image's size, and beyond it.
+
+    Example:
+        >>> all(len(problem.size) == 2 for problem in problems_2d())
+        True
+    """
     return _problems(
         [
             ((h, w), kernel)

@@ -34,6 +34,10 @@ def hyena1d_from_safari(state_dict: Mapping[str, Tensor], *, filter_layout: str 
 
     Source:
         HazyResearch/safari (Apache-2.0), the code of arXiv:2302.10866.
+
+    Example:
+        >>> type(hyena1d_from_safari(state_dict)).__name__
+        'Hyena1d'
     """
     return _hyena1d(state_dict, filter_layout, causal=True)
 
@@ -53,6 +57,10 @@ def hyena1d_from_hyenapixel(state_dict: Mapping[str, Tensor]) -> Hyena1d:
 
     Source:
         spravil/HyenaPixel (Apache-2.0), the code of arXiv:2402.19305.
+
+    Example:
+        >>> type(hyena1d_from_hyenapixel(state_dict)).__name__
+        'Hyena1d'
     """
     return _hyena1d(state_dict, "order_channel", causal=False)
 
@@ -73,6 +81,10 @@ def hyena2d_from_hyenapixel(state_dict: Mapping[str, Tensor]) -> Hyena2d:
 
     Source:
         spravil/HyenaPixel (Apache-2.0), the code of arXiv:2402.19305.
+
+    Example:
+        >>> type(hyena2d_from_hyenapixel(state_dict)).__name__
+        'Hyena2d'
     """
     extent = state_dict["long_conv.z"].shape[-1]
     if extent % 2 == 0:

@@ -119,6 +119,10 @@ class ImplicitFilter(nn.Module):
 
     Raises:
         ValueError: An argument is out of its range; the message has both.
+
+    Example:
+        >>> issubclass(ImplicitFilter2d, ImplicitFilter)
+        True
     """
 
     rank: int  # number of axes of the signal
@@ -556,6 +560,10 @@ class ImplicitFilter1d(ImplicitFilter):
     Source:
         Hyena (arXiv:2302.10866), section 3.3 and appendix D.3; two inner layers are its authors' correction to the
         released ImageNet recipe.
+
+    Example:
+        >>> ImplicitFilter1d(4)(6).shape  # a kernel for each channel
+        torch.Size([1, 4, 11])
     """
 
     rank = 1
@@ -570,6 +578,10 @@ class ImplicitFilter2d(ImplicitFilter):
 
     Source:
         HyenaPixel (arXiv:2402.19305), section 3.2.
+
+    Example:
+        >>> ImplicitFilter2d(4)((6, 5)).shape  # a kernel for each channel
+        torch.Size([1, 4, 11, 9])
     """
 
     rank = 2

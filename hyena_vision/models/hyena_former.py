@@ -186,6 +186,11 @@ class HyenaFormer(nn.Module):
     Raises:
         ValueError: Unknown mixer or pooling, or lists of different lengths.
         TypeError: An argument that neither the model nor its mixers know.
+
+    Example:
+        >>> model = HyenaFormer(img_size=32, base_img_size=32, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8), num_classes=10)
+        >>> model(torch.ones(1, 3, 32, 64)).shape
+        torch.Size([1, 10])
     """
 
     base_img_size: Tensor

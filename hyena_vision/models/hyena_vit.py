@@ -128,6 +128,10 @@ class HyenaViT(nn.Module):
     Raises:
         ValueError: Unknown mixer or pooling, or an argument out of range.
         TypeError: An argument that neither the model nor its mixer nor its filter knows.
+
+    Example:
+        >>> HyenaViT(img_size=32, embed_dim=16, depth=1, num_classes=10)(torch.ones(1, 3, 32, 48)).shape
+        torch.Size([1, 10])
     """
 
     def __init__(

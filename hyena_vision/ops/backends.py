@@ -32,6 +32,11 @@ class Backend:
         convolve: `(x, tensors, gate, out_gate, taps) -> y`, with what `prepare` made.
         gradients: `(dy, x, kernel, skip, gate, out_gate, taps)` to those of x, kernel, skip, gate and out_gate, None
             for None. The function itself is None where `prepare` and `convolve` are made of what autograd knows.
+
+    Example:
+        >>> from hyena_vision.ops.backends import BACKENDS
+        >>> BACKENDS["fft"].missing() is None
+        True
     """
 
     name: str

@@ -55,6 +55,11 @@ def hyena_operator(
 
     Source:
         Hyena (arXiv:2302.10866), definition 3.1 as its code has it.
+
+    Example:
+        >>> tokens, taps = torch.ones(1, 2, 2, 3), torch.zeros(3, 1, 1, 1) + 1
+        >>> hyena_operator(tokens, taps, None, torch.ones(1, 3, 3), torch.zeros(1)).flatten().round()
+        tensor([4., 4., 4., 4.])
     """
     rank = short_weight.ndim - 2
     value, use = first_signal(tokens, rank, 3), table_use(tokens)

@@ -50,6 +50,11 @@ def implicit_kernel(
 
     Source:
         Hyena (arXiv:2302.10866), section 3.3; the radial window with a shift is HyenaPixel's (arXiv:2402.19305).
+
+    Example:
+        >>> layer = torch.ones(1, 1), None, torch.full((1,), torch.pi / 2)
+        >>> implicit_kernel(torch.tensor([[0.0], [1.0]]), torch.zeros(2, 1), [layer], torch.ones(1, 1)).flatten()
+        tensor([0., 1.])
     """
     rest = (decay, log_sigma, shift, *(tensor for layer in layers for tensor in layer))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (features, out, *rest)):

@@ -71,6 +71,10 @@ def long_conv1d(
 
     Source:
         Hyena (arXiv:2302.10866), section 3.1; the centred form is that of HyenaPixel (arXiv:2402.19305).
+
+    Example:
+        >>> long_conv1d(torch.ones(1, 1, 4), torch.ones(1, 4), causal=True).round()
+        tensor([[[1., 2., 3., 4.]]])
     """
     if isinstance(kernel, PreparedKernel):
         return prepared_kernel.convolve(x, kernel, skip, gate, out_gate)
@@ -125,6 +129,10 @@ def long_conv2d(
 
     Source:
         HyenaPixel (arXiv:2402.19305), section 3; the 1D operator is Hyena's (arXiv:2302.10866).
+
+    Example:
+        >>> long_conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 3, 3), padding="circular").flatten().round()
+        tensor([9., 9., 9., 9.])
     """
     if isinstance(kernel, PreparedKernel):
         return prepared_kernel.convolve(x, kernel, skip, gate, out_gate)
@@ -150,6 +158,11 @@ def prepare_kernel1d(
 
     Raises:
         ValueError, TypeError, RuntimeError: As `long_conv1d`.
+
+    Example:
+        >>> x, kernel = torch.ones(1, 1, 4), prepare_kernel1d(torch.ones(1, 1, 4), torch.ones(1, 7))
+        >>> long_conv1d(x, kernel).round()
+        tensor([[[4., 4., 4., 4.]]])
     """
     check_arguments(x, kernel, skip, 1)
     return prepared_kernel.prepare(x, kernel, skip, taps1d(kernel, causal), backend)
@@ -173,6 +186,11 @@ def prepare_kernel2d(
 
     Raises:
         ValueError, TypeError, RuntimeError: As `long_conv2d`.
+
+    Example:
+        >>> x, kernel = torch.ones(1, 1, 2, 2), prepare_kernel2d(torch.ones(1, 1, 2, 2), torch.ones(1, 3, 3))
+        >>> long_conv2d(x, kernel).flatten().round()
+        tensor([4., 4., 4., 4.])
     """
     check_arguments(x, kernel, skip, 2)
     return prepared_kernel.prepare(x, kernel, skip, taps2d(kernel, padding), backend)

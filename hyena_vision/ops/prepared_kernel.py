@@ -28,6 +28,11 @@ class PreparedKernel:
         dtype: Of the sums.
         device: Where it is.
         tensors: What the backend wants, usually a spectrum.
+
+    Example:
+        >>> kernel = prepare_kernel2d(torch.ones(1, 1, 2, 2), torch.ones(1, 3, 3))
+        >>> isinstance(kernel, PreparedKernel), kernel.size
+        (True, (2, 2))
     """
 
     backend: str

@@ -65,6 +65,10 @@ def gated_short_filter(
 
     Source:
         Hyena (arXiv:2302.10866), algorithm 1; the filter over images is that of HyenaPixel (arXiv:2402.19305).
+
+    Example:
+        >>> gated_short_filter(torch.ones(1, 4, 2), torch.ones(2, 1, 3), signals=2)
+        tensor([[[[4., 9., 9., 4.]]]])
     """
     _check(x, weight, bias, signals, causal)
     if backend is None:

@@ -91,6 +91,10 @@ class BackendTable:
         rows: Of all sizes, dtypes and uses; empty if nothing was measured.
         versions: Of torch, Triton, this package, and of the kernels' sources.
         source: File that it was read from, None for none.
+
+    Example:
+        >>> print(BackendTable(None))
+        no GPU: no table
     """
 
     card: Card | None
@@ -170,13 +174,15 @@ def card_of(device: torch.device | str | None = None) -> Card | None:
 def backend_table(device: torch.device | str | None = None) -> BackendTable:
     """What `backend=None` follows on a device, the same for the life of the process.
 
-    >>> print(hyena_vision.ops.backend_table())
-
     Args:
         device: By default the current GPU.
 
     Returns:
         Without rows if there is no table: then it is `fft` on a GPU.
+
+    Example:
+        >>> backend_table("cpu").choices
+        'fft'
     """
     return _load(card_of(device))
 
