@@ -197,7 +197,7 @@ def _run_part(number: int, part: Part, folder: Path, seconds: float) -> None:
     for step in sorted(todo, key=lambda step: status.get(step.name, LEFT) != LEFT):
         rows = _read_rows(folder)
         print(f"{part.name}/{step.name} ...", flush=True)
-        row = _run_step(number, step, folder / part.name / step.name, folder, seconds - (time.monotonic() - start))
+        row = run_step(number, step, folder / part.name / step.name, folder, seconds - (time.monotonic() - start))
         print(f"{part.name}/{step.name}: {row.status}, {row.seconds:.0f} s", flush=True)
         others = [other for other in rows if (other.part, other.step) != (row.part, row.step)]
         tables.write_csv(sorted([*others, row], key=lambda row: row.part), str(folder), "steps.csv")
@@ -227,7 +227,7 @@ def _read_rows(folder: Path) -> list[StepRow]:
 # Processes
 
 
-def _run_step(part: int, step: Step, folder: Path, root: Path, left: float) -> StepRow:
+def run_step(part: int, step: Step, folder: Path, root: Path, left: float) -> StepRow:
     """Run a step in a process, as long as it and its part may take."""
     start, folder = time.monotonic(), folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -328,7 +328,7 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
         for step in models(f"{names[0]}-{mode}", names, *way, sizes=sizes[:3])
     ]
     return [
-        Part("1-tests", tuple(steps), _gather_tests),
+        Part("1-tests", tuple(steps), gather_tests),
         Part("2-tune", (Step("tune", tuple(tune)),), _gather_table),
         Part("3-operators", tuple(operators()), _gather_operators),
         Part("4-inference", tuple(models("compiled", small, *compiled, "--reparam")), _gather_models),
@@ -391,7 +391,8 @@ def _gather(folder: Path, name: str, row_type: type) -> list[Any]:
     return [row for path in paths for row in tables.read_csv(str(path), row_type)]
 
 
-def _gather_tests(folder: Path) -> None:
+def gather_tests(folder: Path) -> None:
+    """Write which kernels tests have launched, and the tests that failed."""
     kernels: dict[str, list[int]] = {}
     failures = []
     cases = (case for path in sorted(folder.glob("*/tests.xml")) for case in ElementTree.parse(path).iter("testcase"))

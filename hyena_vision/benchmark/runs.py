@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> list[RunRow]:
         # The base comes first: others are compared with it
         for case in sorted(args.cases, key=lambda case: case != BASE):
             if not any((row.data, row.case) == (data, case) for row in rows):
-                rows.append(_compared(train(data, case, args), rows, output))
+                rows.append(compared(train(data, case, args), rows, output))
                 tables.write_csv(rows, str(output), "runs.csv")
     columns = [name for name in vars(rows[0]) if name not in ("machine", "device")]
     text = tables.markdown_table(rows, columns)
@@ -215,7 +215,7 @@ def _call(command: Sequence[str], log: Path, time_limit: float, stop_at: Path | 
     return f"failed: exit code {process.returncode}, expected {expected}: {last}"
 
 
-def _compared(row: RunRow, others: Sequence[RunRow], output: Path) -> RunRow:
+def compared(row: RunRow, others: Sequence[RunRow], output: Path) -> RunRow:
     """With its loss over that of the base, and whether a resumed run is the base."""
     base = next((other for other in others if (other.data, other.case) == (row.data, BASE)), None)
     if base is None or base.train_loss is None or row.train_loss is None:

@@ -184,7 +184,7 @@ def backend_table(device: torch.device | str | None = None) -> BackendTable:
         >>> backend_table("cpu").choices
         'fft'
     """
-    return _load(card_of(device))
+    return table_of(card_of(device))
 
 
 def can_have_table(device: torch.device) -> bool:
@@ -212,13 +212,20 @@ def _covers(device: str, rank: int, dtype: str, use: str) -> tuple:
     return _covers_of_card(card_of(device), rank, dtype, use)
 
 
+def forget_tables() -> None:
+    """Read tables again at the next call, as a new process does; compiled graphs keep what they were made with."""
+    table_of.cache_clear()
+    _covers_of_card.cache_clear()
+
+
 @cache
 def _covers_of_card(card: Card | None, rank: int, dtype: str, use: str) -> tuple:
-    return _load(card).covers(rank, dtype, use)
+    return table_of(card).covers(rank, dtype, use)
 
 
 @cache
-def _load(card: Card | None) -> BackendTable:
+def table_of(card: Card | None) -> BackendTable:
+    """The table of a card, read at the first call."""
     switch = os.environ.get(SWITCH, "")
     if card is None or switch == "0":
         return BackendTable(card)

@@ -26,9 +26,9 @@ SHAPE = tune.Shape((4, 5), "float32", 3, 1)
 def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("HYENA_VISION_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(table.SWITCH, raising=False)
-    table._load.cache_clear()
+    table.forget_tables()
     yield
-    table._load.cache_clear()
+    table.forget_tables()
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def measured(monkeypatch):
 
 
 def run(*argv):
-    table._load.cache_clear()
+    table.forget_tables()
     main(["tune", *TINY, *argv])
     return read_table(table.cache_path(card_of(DEVICE)), card_of(DEVICE))
 
@@ -119,8 +119,8 @@ def test_kernels_are_compiled_in_parallel_by_commands_that_are_ours(monkeypatch,
     ]
     parser = argparse.ArgumentParser()
     tune.add_command(parser.add_subparsers())
-    tune._start_compilers(parser.parse_args(["tune", "--device", "cuda", *argv]))
-    assert len(commands) == 3 and tune._start_compilers(parser.parse_args(["tune", "--device", "cpu", *argv])) == []
+    tune.start_compilers(parser.parse_args(["tune", "--device", "cuda", *argv]))
+    assert len(commands) == 3 and tune.start_compilers(parser.parse_args(["tune", "--device", "cpu", *argv])) == []
     launched = []
     monkeypatch.setattr(tune._Case, "values", lambda self, inputs, dy, backend: launched.append((self.what, backend)))
     for command in commands[1:]:

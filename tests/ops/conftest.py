@@ -9,7 +9,7 @@ def load_anew(monkeypatch, **environment):
     """Make and load the library as in a new process with an environment; gives it, or why there is none."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    return cpp_library._load.__wrapped__()
+    return cpp_library.load.__wrapped__()
 
 
 @pytest.fixture(scope="session")

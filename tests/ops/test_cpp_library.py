@@ -97,7 +97,7 @@ def test_without_the_functions_the_next_backend_runs(load, monkeypatch):
     script = 'for last; do :; done; while [ "$1" != -o ]; do shift; done; echo "int f;" | c++ -x c++ -shared -o "$2" -'
     library, missing = load(CXX=f"sh -c '{script}' name")
     assert library is None and "hyena_lanes" in missing
-    monkeypatch.setattr(cpp_library, "_load", lambda: (library, missing))
+    monkeypatch.setattr(cpp_library, "load", lambda: (library, missing))
     assert "cpp" not in available_backends() and available_backends(reasons=True)["cpp"] == missing
     assert available_backends(reasons=True)["fft"] is None
 

@@ -342,7 +342,7 @@ def test_says_what_is_missing(load, tmp_path, environment, reason):
 
 def test_without_it_the_next_backend_runs(monkeypatch):
     x, kernel, _ = Problem((4, 5), (7, 9)).tensors(torch.float32)
-    monkeypatch.setattr(cpp_library, "_load", lambda: (None, "there is no C++ compiler"))
+    monkeypatch.setattr(cpp_library, "load", lambda: (None, "there is no C++ compiler"))
     with pytest.raises(RuntimeError, match="'cpp' is not available on this machine: there is no C\\+\\+ compiler"):
         long_conv2d(x, kernel, backend="cpp")
     assert select(None, x, kernel).name == "fft"

@@ -38,8 +38,7 @@ def _fresh(monkeypatch, tmp_path):
 
 
 def forget():
-    table._load.cache_clear()
-    table._covers_of_card.cache_clear()
+    table.forget_tables()
     torch.compiler.reset()
 
 
@@ -262,12 +261,12 @@ def test_damaged_tables_are_ignored_with_a_line(damage, monkeypatch, caplog):
     path = table.cache_path(HERE)
     write_table(made(FAST), path)
     text = path.read_text()
-    assert table._load(HERE).rows == (FAST,)
+    assert table.table_of(HERE).rows == (FAST,)
     assert DAMAGES[damage](text) != text
     path.write_text(DAMAGES[damage](text))
     forget()
     for _ in range(2):
-        assert table._load(HERE).rows == ()
+        assert table.table_of(HERE).rows == ()
     (message,) = caplog.messages
     assert str(path) in message and "damaged" in message and "tune" in message
 
@@ -288,7 +287,7 @@ def test_foreign_and_outdated_tables_are_ignored_with_a_line(key, value, expecte
     content = json.loads(path.read_text())
     (content if key in content else content["versions"])[key] = value
     path.write_text(json.dumps(content))
-    assert table._load(HERE).rows == ()
+    assert table.table_of(HERE).rows == ()
     (message,) = caplog.messages
     assert all(text in message for text in expected)
 
@@ -299,29 +298,29 @@ def test_another_patch_release_and_version_of_ours_is_no_other_world():
     content = json.loads(path.read_text())
     content["versions"] |= {"torch": ".".join(torch.__version__.split(".")[:2]) + ".9+cu999", "hyena_vision": "9.9.9"}
     path.write_text(json.dumps(content))
-    assert table._load(HERE).rows == (FAST,)
+    assert table.table_of(HERE).rows == (FAST,)
 
 
 @needs_triton
 def test_no_table_is_one_line_that_names_the_command(monkeypatch, caplog):
     monkeypatch.setattr(table, "INTERPRETED", False)
     for _ in range(2):
-        assert table._load(HERE).rows == ()
+        assert table.table_of(HERE).rows == ()
     (message,) = caplog.messages
     assert "python -m hyena_vision.benchmark tune" in message and HERE.name in message
     forget()
     monkeypatch.setattr(table, "find_spec", lambda name: None)  # there is nothing to tune
-    assert table._load(HERE).rows == () and len(caplog.messages) == 1
+    assert table.table_of(HERE).rows == () and len(caplog.messages) == 1
 
 
 def test_the_switch_names_a_file_or_turns_it_off(monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(table, "INTERPRETED", False)
     write_table(made(FAST), table.cache_path(HERE))
     monkeypatch.setenv(table.SWITCH, "0")
-    assert table._load(HERE).rows == () and not caplog.messages
+    assert table.table_of(HERE).rows == () and not caplog.messages
     forget()
     monkeypatch.setenv(table.SWITCH, str(tmp_path / "none.json"))
-    assert table._load(HERE).rows == ()
+    assert table.table_of(HERE).rows == ()
     assert len(caplog.messages) == 1 and "none.json" in caplog.messages[0]
 
 
@@ -330,13 +329,13 @@ def test_tables_of_the_package_count_where_the_user_has_none(monkeypatch, tmp_pa
     name = table.cache_path(HERE).name
     assert name == "nvidia-h100-80gb-hbm3.json"
     write_table(made(replace(FAST, size=(7, 7))), tmp_path / "shipped" / name)
-    assert table._load(HERE).rows[0].size == (7, 7)
+    assert table.table_of(HERE).rows[0].size == (7, 7)
     forget()
     write_table(made(FAST), table.cache_path(HERE))
-    assert table._load(HERE).rows[0].size == (14, 14)
+    assert table.table_of(HERE).rows[0].size == (14, 14)
     forget()
     table.cache_path(HERE).write_text("{}")
-    assert table._load(HERE).rows[0].size == (7, 7)
+    assert table.table_of(HERE).rows[0].size == (7, 7)
 
 
 def test_the_choice_stays_for_the_life_of_a_process(follow, monkeypatch, tmp_path):

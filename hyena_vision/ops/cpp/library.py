@@ -38,7 +38,7 @@ def library() -> ctypes.CDLL:
     Raises:
         RuntimeError: There is none; the message says what is missing.
     """
-    loaded, missing = _load()
+    loaded, missing = load()
     if loaded is None:
         raise RuntimeError(f"backend 'cpp' is not available on this machine: {missing}")
     return loaded
@@ -47,11 +47,12 @@ def library() -> ctypes.CDLL:
 @torch.compiler.assume_constant_result
 def why_not() -> str | None:
     """None if the library is there, compiled now if need be, else a phrase that says what is missing."""
-    return _load()[1]
+    return load()[1]
 
 
 @cache
-def _load() -> tuple[ctypes.CDLL | None, str | None]:
+def load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The compiled library, or what is missing for it; made at the first call."""
     if os.environ.get("HYENA_VISION_CPP", "1") == "0":
         return None, "HYENA_VISION_CPP is 0"
     if platform.system() != "Linux":
