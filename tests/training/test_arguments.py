@@ -17,16 +17,18 @@ def actions():
     return {action.dest: action for action in create_parser()._actions if action.dest != "help"}
 
 
-@pytest.fixture(scope="module")
-def documented(actions):
-    """Rows of the table as {dest: (flags, here, note)}."""
-    rows = {}
-    for flags, here, note in re.findall(r"^\| (`.*?) \| (.*?) \|(.*)\|$", DOCS.split("## Retired keys")[0], re.M):
-        flags = re.findall("`(.*?)`", flags)
-        dest = next((flag for flag in flags if flag.startswith("--")), flags[0]).lstrip("-").replace("-", "_")
-        assert dest not in rows
-        rows[dest] = (flags, here, note.strip())
-    return rows
+@pytest.fixture
+def documented():
+    """Sections of the page, as {title: {dest: (flags, note)}}."""
+    sections = {}
+    for section in DOCS.split("\n## ")[1:]:
+        rows = sections[section.splitlines()[0]] = {}
+        for flags, note in re.findall(r"^\| (`.*?) \| (.*) \|$", section, re.M):
+            flags = re.findall("`(.*?)`", flags)
+            dest = next((flag for flag in flags if flag.startswith("--")), flags[0]).lstrip("-").replace("-", "_")
+            assert dest not in rows
+            rows[dest] = (flags, note)
+    return sections
 
 
 def test_every_flag_of_timm_is_here_with_its_names_and_default(actions):
@@ -52,24 +54,20 @@ def test_the_facts_about_timm_are_about_all_our_other_flags(actions):
     assert not ours & {flag["dest"] for flag in TIMM}
 
 
-def test_documented_flags_are_those_of_the_parser(actions, documented):
-    expected = {dest: list(action.option_strings) or [dest] for dest, action in actions.items()}
-    assert {dest: row[0] for dest, row in documented.items()} == expected
-
-
-def test_documented_state_of_each_flag(documented):
-    states = {
-        state: {dest for dest, row in documented.items() if row[1] == state} for _, state, _ in documented.values()
-    }
-    naflex = {flag["dest"] for flag in TIMM if flag["dest"].startswith("naflex_")}
-    assert states.keys() == {"yes", "left out", "no effect", "added"}
-    assert states["left out"] == set(LEFT_OUT) | naflex
-    assert states["no effect"] == {"local_rank", "worker_seeding", "use_multi_epochs_loader"}
-    assert states["added"] == set(documented) - {flag["dest"] for flag in TIMM} - NEWER
-    for dest, (_, here, note) in documented.items():
-        assert note or here == "yes", dest
+def test_documented_differences_are_those_of_the_parser(actions, documented):
+    left_out, no_effect, different, added = (
+        documented[title] for title in ("Left out", "No effect", "Different", "Added")
+    )
+    listed = [dest for section in (left_out, no_effect, different, added) for dest in section]
+    assert len(listed) == len(set(listed)) < len(TIMM) / 2
+    for dest, (flags, note) in {**left_out, **no_effect, **different, **added}.items():
+        assert flags == (list(actions[dest].option_strings) or [dest]) and note, dest
         for flag in re.findall("`--(.*?)`", note):
-            assert flag.replace("-", "_") in documented, flag
+            assert flag.replace("-", "_") in actions, flag
+    assert left_out.keys() == set(LEFT_OUT) | {flag["dest"] for flag in TIMM if flag["dest"].startswith("naflex_")}
+    assert no_effect.keys() == {"local_rank", "worker_seeding", "use_multi_epochs_loader"}
+    assert added.keys() == set(actions) - {flag["dest"] for flag in TIMM} - NEWER
+    assert documented["Newer than timm 1.0.29"].keys() == NEWER
 
 
 def test_documented_retired_keys_are_those_that_are_read(actions):
