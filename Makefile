@@ -16,7 +16,7 @@ help:
 	@echo "make gpu-report  all that a GPU has to tell, in parts: PART=1 to 11, PART=\"1 2 3\""
 	@echo "make test-gpu-env  the tests of the fused kernels with the versions of a GPU machine (torch 2.11), without a GPU"
 	@echo "make bench       operators and models against attention, tables and figures into output/"
-	@echo "make lint        ruff and the direction of imports"
+	@echo "make lint        ruff, the direction of imports, and types"
 
 $(VENV)/.train: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, got " + sys.version)'
@@ -37,6 +37,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 # One test process per core: threads of several would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

@@ -5,7 +5,8 @@ import threading
 import pytest
 import torch
 
-from hyena_vision.ops import cpp_library, long_conv1d, long_conv2d
+from hyena_vision.ops import long_conv1d, long_conv2d
+from hyena_vision.ops.cpp import library as cpp_library
 from hyena_vision.testing import assert_within_tolerance
 
 # Without a compiler the next backend is tested; one that cannot compile the sources is a fault of theirs

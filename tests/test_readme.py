@@ -1,34 +1,77 @@
+"""The Python blocks of README and docs run, page by page and in order; their tables have every model."""
+
 import re
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+import pytest
+import timm
+
+import hyena_vision  # noqa: F401  registers the models
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    str(p.relative_to(ROOT)): p.read_text("utf-8") for p in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+}
 
 
-def test_first_example_runs(capsys):
-    example = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL).group(1)
-    assert "timm.create_model" in example
+def run_blocks(page: str) -> dict:
+    """Names that the Python blocks of a page leave."""
     names = {}
-    exec(example, names)
+    for code in re.findall(r"^```python\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE):
+        exec(code, names)
+    return names
+
+
+def test_readme(capsys):
+    names = run_blocks("README.md")
     assert names["logits"].shape == (1, 10)
     assert len(names["features"]) == 3
     assert "hyena2d_vit_small" in capsys.readouterr().out
 
 
-def test_detector_takes_a_training_step():
-    text = README.read_text(encoding="utf-8")
-    example = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "FasterRCNN" in code)
-    names = {}
-    exec(example, names)
+def test_models_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = run_blocks("docs/models.md")["model"]
+    assert model.blocks[0].mixer.order == 3 and model.blocks[0].mixer.short_filter.kernel_size == (5, 5)
+
+
+def test_hyenapixel_page(tmp_path, monkeypatch):
+    """Its detector takes a training step."""
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks("docs/hyenapixel.md")
+    assert [tuple(y.shape[2:]) for y in names["maps"]] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     assert len(names["losses"]) == 4 and all(loss.isfinite() for loss in names["losses"].values())
+    trained = {id(p) for p in names["body"].parameters() if p.requires_grad}
+    assert {id(p) for group in names["groups"] for p in group["params"]} == trained
     assert all(p.grad is not None for p in names["detector"].parameters() if p.requires_grad)
 
 
-def test_table_has_every_model():
-    import timm
+def test_operators_page():
+    names = run_blocks("docs/operators.md")
+    assert names["y"].shape == names["sequence"].shape and names["tokens"].shape == (2, 14, 20, 8)
 
-    import hyena_vision  # noqa: F401  registers the models
 
-    text = README.read_text(encoding="utf-8")
-    for name in timm.list_models(module="hyena_vit") + timm.list_models(module="hyena_former"):
+def test_no_page_is_left_out():
+    tested = {"README.md", "docs/models.md", "docs/hyenapixel.md", "docs/operators.md"}
+    assert {page for page, text in PAGES.items() if "```python" in text} == tested
+
+
+@pytest.mark.parametrize("page, module", [("docs/models.md", "hyena_vit"), ("docs/hyenapixel.md", "hyena_former")])
+def test_table_has_every_model(page, module):
+    for name in timm.list_models(module=module):
         count = sum(p.numel() for p in timm.create_model(name, device="meta").parameters())
-        assert re.search(rf"\| `{name}` \|.*\| {count / 1e6:.2f} M \|", text), (name, count)
+        assert re.search(rf"\| `{name}` \|.*\| {count / 1e6:.2f} M \|", PAGES[page]), (name, count)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    """Files that are there, and headings that the page has."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if target.startswith("https://"):
+            continue
+        file, _, heading = target.partition("#")
+        path = (ROOT / page).parent / file if file else ROOT / page
+        assert path.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, target

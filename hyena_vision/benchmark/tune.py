@@ -37,7 +37,6 @@ from hyena_vision.ops import (
     prepare_kernel1d,
     prepare_kernel2d,
 )
-from hyena_vision.ops.half_frequency import LONGEST
 from hyena_vision.ops.table import (
     USES,
     BackendTable,
@@ -48,6 +47,7 @@ from hyena_vision.ops.table import (
     read_table,
     write_table,
 )
+from hyena_vision.ops.triton.half_frequency import LONGEST
 from hyena_vision.testing import TOLERANCES, relative_errors
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError

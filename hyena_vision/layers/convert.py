@@ -245,7 +245,7 @@ def _weights1d(state_dict: Mapping[str, Tensor], mixer: Hyena1d, filter_layout: 
 
 def _filter_layers(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
     """Hidden layers (weight, bias, omega) and the last weight of an original's filter network, a Sequential."""
-    hidden = []
+    hidden: list[tuple[Tensor, Tensor, Tensor]] = []
     while f"{prefix}{2 * len(hidden)}.bias" in state_dict:
         index = 2 * len(hidden)
         weight, bias = state_dict[f"{prefix}{index}.weight"], state_dict[f"{prefix}{index}.bias"]

@@ -16,8 +16,9 @@ larger images continue it. Both are equal on the base grid.
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from hyena_vision.layers.untouched import fast_weights, saves_plainly
 from hyena_vision.ops.implicit_filter import hidden_layers, implicit_kernel, window
-from hyena_vision.ops.library import without_autocast
+from hyena_vision.ops.tensors import without_autocast
 
 FEATURES = ("fourier", "sinusoid", "coords")
 WINDOWS = ("exponential", "radial", "gaussian", "none")
@@ -83,7 +84,6 @@ class ImplicitFilter(nn.Module):
     r"""Base of `ImplicitFilter1d` and `ImplicitFilter2d`, which differ in the number of axes and in defaults.
 
     Args:
-        rank: Number of axes of the signal.
         dim: Channels of the signal, C.
         num_filters: Kernels per channel, >= 1; they share the MLP up to its last layer.
         causal: Whether the kernel covers displacements 0..n-1 instead of -(n-1)..n-1 on each axis.
@@ -102,12 +102,13 @@ class ImplicitFilter(nn.Module):
         table_size: Tokens per axis whose displacements a learnt table covers on the base grid; None is `base_size`. A
             kernel ends where its table does.
         window: "exponential": $\exp(-\delta_c \sum_a |u_a|)$. "radial": $\exp(-\delta_c \lVert u \rVert_2)$.
-            "gaussian": $\exp(-\sum_a u_a^2 / 2 \sigma_{c,a}^2)$. "none": 1.
+            "gaussian": $\exp(-\sum_a u_a^2 / 2 \sigma_{c,a}^2)$. "none": 1. None is exponential in 1D, radial in 2D.
         learn_window: Whether $\delta$ and the shift s, or $\log \sigma$, are parameters. None does as the papers do:
             fixed for "exponential", learnt for "radial" and "gaussian".
         window_shift: Initial shift s of the exponential and radial windows, a constant unless they are learnt.
-        slow_decay: Distance in units of u at which the exponential of the first channel reaches 0.01.
-        fast_decay: The same for the last channel; those between are spaced linearly in $\delta$.
+        slow_decay: Distance in units of u at which the exponential of the first channel reaches 0.01. None is 1.5 in 1D
+            and 3 in 2D, where HyenaPixel counts in kernel extents.
+        fast_decay: The same for the last channel, 0.3 and 0.6; those between are spaced linearly in $\delta$.
         coords: "relative" or "absolute", see the module's text.
         base_size: Tokens per axis (one number, or one per axis) of the base grid, usually that of the training
             images. It sets no shape unless `learn_features`, and like all settings it is not in the state dict: weights
@@ -120,9 +121,12 @@ class ImplicitFilter(nn.Module):
         ValueError: An argument is out of its range; the message has both.
     """
 
+    rank: int  # number of axes of the signal
+    default_window: str
+    default_decay: tuple[float, float]
+
     def __init__(
         self,
-        rank: int,
         dim: int,
         *,
         num_filters: int = 1,
@@ -134,11 +138,11 @@ class ImplicitFilter(nn.Module):
         features: str = "fourier",
         learn_features: bool = False,
         table_size: int | tuple[int, ...] | None = None,
-        window: str = "exponential",
+        window: str | None = None,
         learn_window: bool | None = None,
         window_shift: float = 0.0,
-        slow_decay: float = 1.5,
-        fast_decay: float = 0.3,
+        slow_decay: float | None = None,
+        fast_decay: float | None = None,
         coords: str = "relative",
         base_size: int | tuple[int, ...] = 14,
         cond_dim: int = 0,
@@ -146,20 +150,23 @@ class ImplicitFilter(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
+        window = self.default_window if window is None else window
+        slow_decay = self.default_decay[0] if slow_decay is None else slow_decay
+        fast_decay = self.default_decay[1] if fast_decay is None else fast_decay
         for name, value, known in (("features", features, FEATURES), ("window", window, WINDOWS)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
         if coords not in COORDS:
             raise ValueError(f"coords must be one of {COORDS}, got {coords!r}")
-        at_least = dict(dim=(dim, 1), num_filters=(num_filters, 1), filter_dim=(filter_dim, 1), cond_dim=(cond_dim, 0))
-        at_least["num_inner_layers"] = (num_inner_layers, 0)
-        for name, (value, least) in at_least.items():
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        at_least_1 = dict(dim=dim, num_filters=num_filters, filter_dim=filter_dim)
+        at_least_0 = dict(cond_dim=cond_dim, num_inner_layers=num_inner_layers)
+        for least, numbers in ((1, at_least_1), (0, at_least_0)):
+            for name, number in numbers.items():
+                if number < least:
+                    raise ValueError(f"{name} must be at least {least}, got {number}")
         if min(slow_decay, fast_decay) <= 0:
             raise ValueError(f"slow_decay and fast_decay must be positive, got {slow_decay} and {fast_decay}")
         dd = {"device": device, "dtype": dtype}
-        self.rank = rank
         self.dim = dim
         self.num_filters = num_filters
         self.causal = causal
@@ -193,7 +200,7 @@ class ImplicitFilter(nn.Module):
 
         exponential = window in ("exponential", "radial")
         self.decay = window_tensor((channels,)) if exponential else None
-        self.log_sigma = window_tensor((rank, channels)) if window == "gaussian" else None
+        self.log_sigma = window_tensor((self.rank, channels)) if window == "gaussian" else None
         self.shift = nn.Parameter(torch.empty(channels, **dd)) if exponential and learn_window else None
         self.register_load_state_dict_pre_hook(_rename_omega)
         self.reset_parameters()
@@ -224,7 +231,7 @@ class ImplicitFilter(nn.Module):
 
         Hidden layers follow SIREN (Sitzmann et al. 2020, arXiv:2006.09661): activations keep their spread with depth.
         """
-        for index, (linear, sine) in enumerate(zip(self.hidden, self.sine, strict=True)):
+        for index, (linear, sine) in enumerate(self._network()):
             raw_coordinates = index == 0 and self.features == "coords"
             bound = 2 * math.pi / self.rank if raw_coordinates else math.sqrt(6 / linear.in_features)
             nn.init.uniform_(linear.weight, -bound, bound)
@@ -283,7 +290,7 @@ class ImplicitFilter(nn.Module):
         with without_autocast(device.type):
             features, distances, extents = self._positions(size, device)
             if self.fast_weights() is not None and (not torch.is_grad_enabled() or saves_plainly()):
-                kernel = implicit_kernel(features, distances, self._layers(), **self._of_channels(size, slice(None)))
+                kernel = self._kernel(features, distances, self._layers(), size, slice(None))
             else:
                 kernel = self._plain(features, distances, size, cond)
         kernel = kernel.unflatten(-1, (self.num_filters, self.dim)).unflatten(-3, extents)
@@ -297,12 +304,12 @@ class ImplicitFilter(nn.Module):
 
     def _plain(self, features: Tensor, distances: Tensor, size: tuple[int, ...], cond: Tensor | None) -> Tensor:
         """Kernels (P, num_filters * C) or (B, P, num_filters * C), by calls of the layers."""
-        dtype, hidden = features.dtype, features
-        if cond is not None:
+        dtype, hidden, modulation = features.dtype, features, None
+        if cond is not None and self.film is not None:
             modulation = self.film(cond.to(dtype)).unflatten(-1, (len(self.hidden), 2, 1, -1))
-        for index, (linear, sine) in enumerate(zip(self.hidden, self.sine, strict=True)):
+        for index, (linear, sine) in enumerate(self._network()):
             hidden = sine(linear(hidden))
-            if cond is not None:
+            if modulation is not None:
                 hidden = (1 + modulation[:, index, 0]) * hidden + modulation[:, index, 1]
         kernel, factor = self.out(hidden) * self._gain(size), self._window(distances, dtype)
         return kernel if factor is None else kernel * factor
@@ -330,41 +337,52 @@ class ImplicitFilter(nn.Module):
         for group in groups:
             rows = slice(index * self.dim + group.start, index * self.dim + group.stop)
             with without_autocast(self._device.type):
-                kernel = implicit_kernel(hidden, distances, (), **self._of_channels(size, rows))
+                kernel = self._kernel(hidden, distances, [], size, rows)
             yield group, kernel.unflatten(0, extents).movedim(-1, 0)
 
-    def _layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _network(self) -> list[tuple[FilterLinear, Sine]]:
+        """The hidden layers; tools may have put others in their place."""
+        return list(zip(cast(list[FilterLinear], self.hidden), cast(list[Sine], self.sine), strict=True))
+
+    def _layers(self) -> list[tuple[Tensor, Tensor | None, Tensor]]:
         """What `implicit_kernel` calls so."""
         dtype = self._dtype
         return [
             (linear.weight.to(dtype), None if linear.bias is None else linear.bias.to(dtype), sine.omega.to(dtype))
-            for linear, sine in zip(self.hidden, self.sine, strict=True)
+            for linear, sine in self._network()
         ]
 
-    def _of_channels(self, size: tuple[int, ...], rows: slice) -> dict[str, Tensor | None]:
-        """Other arguments of `implicit_kernel`, of some channels."""
+    def _kernel(
+        self,
+        features: Tensor,
+        distances: Tensor,
+        layers: list[tuple[Tensor, Tensor | None, Tensor]],
+        size: tuple[int, ...],
+        channels: slice,
+    ) -> Tensor:
+        """`implicit_kernel` of some of num_filters * C channels."""
         dtype, gain = self._dtype, self._gain(size)
-        out = self.out.weight[rows].to(dtype)
-        arguments = dict(out=out if gain == 1 else out * gain)
-        return arguments | {name: None if t is None else t[..., rows] for name, t in self._of_window(dtype).items()}
+        out = self.out.weight[channels].to(dtype)
+        out = out if gain == 1 else out * gain
+        decay, log_sigma, shift = (None if t is None else t[..., channels] for t in self._window_weights(dtype))
+        return implicit_kernel(features, distances, layers, out, decay=decay, log_sigma=log_sigma, shift=shift)
 
     def _gain(self, size: tuple[int, ...]) -> float:
         if self.coords == "absolute":
             return 1.0
         return math.prod([base / n for base, n in zip(self.base_size, size, strict=True)])
 
-    def _of_window(self, dtype: torch.dtype) -> dict[str, Tensor | None]:
-        if self.window in ("exponential", "radial"):
-            shift = self.shift
-            if shift is None and self.window_shift:
-                shift = torch.full_like(self.decay, self.window_shift)
-            return dict(decay=self.decay.to(dtype), log_sigma=None, shift=None if shift is None else shift.to(dtype))
-        log_sigma = self.log_sigma.to(dtype) if self.window == "gaussian" else None
-        return dict(decay=None, log_sigma=log_sigma, shift=None)
+    def _window_weights(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Arguments `decay`, `log_sigma` and `shift` of `implicit_kernel`."""
+        given: Tensor | None = self.shift
+        if self.decay is not None and given is None and self.window_shift:
+            given = torch.full_like(self.decay, self.window_shift)
+        decay, log_sigma, shift = (None if t is None else t.to(dtype) for t in (self.decay, self.log_sigma, given))
+        return decay, log_sigma, shift
 
     def _window(self, distances: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Window plus shift, (P, num_filters * C), None for none."""
-        return window(distances, **self._of_window(dtype))
+        return window(distances, *self._window_weights(dtype))
 
     def set_table_size(self, table_size: int | tuple[int, ...]) -> None:
         """Make room for a learnt table of another size; the parameter stays, its values are left to be loaded.
@@ -462,11 +480,12 @@ class ImplicitFilter(nn.Module):
         """What the window falls off with, (P, 1), or (P, rank) for "gaussian"."""
         axes = self._axes(covered, size, device)
         if self.window == "exponential":
-            return sum(_along(axis.abs()[:, None], a, self.rank) for a, axis in enumerate(axes)).view(-1, 1)
+            lengths = [_along(axis.abs()[:, None], a, self.rank) for a, axis in enumerate(axes)]
+            return reduce(torch.add, lengths).view(-1, 1)
         squares = [_along(axis.square()[:, None], a, self.rank) for a, axis in enumerate(axes)]
         if self.window == "gaussian":
             return torch.cat(torch.broadcast_tensors(*squares), -1).flatten(0, -2)
-        return sum(squares).sqrt().view(-1, 1)
+        return reduce(torch.add, squares).sqrt().view(-1, 1)
 
     def _axis_features(self, axes: list[Tensor]) -> list[Tensor]:
         """Features of the displacements along each axis, (n, filter_emb_dim / rank)."""
@@ -503,6 +522,7 @@ class ImplicitFilter(nn.Module):
 
     def _table_features(self, size: tuple[int, ...]) -> Tensor:
         """Learnt features (P, filter_emb_dim) of a kernel's taps."""
+        assert self.z is not None
         table = self.z.to(self._dtype)
         if self.rank == 1 and self.coords == "relative" and size != self.base_size:
             return self._sample_table(table, self._axes(self._covered(size), size, table.device)[0]).T
@@ -531,38 +551,31 @@ def _along(of_axis: Tensor, axis: int, rank: int) -> Tensor:
 class ImplicitFilter1d(ImplicitFilter):
     """Implicit filter of a sequence; by default Hyena's: 33 Fourier features, two inner layers, fixed exponential.
 
-    Args:
-        dim: Channels of the signal.
-        **kwargs: As for `ImplicitFilter`.
+    Arguments are those of `ImplicitFilter`.
 
     Source:
         Hyena (arXiv:2302.10866), section 3.3 and appendix D.3; two inner layers are its authors' correction to the
         released ImageNet recipe.
     """
 
-    def __init__(self, dim: int, **kwargs) -> None:
-        super().__init__(1, dim, **kwargs)
+    rank = 1
+    default_window = "exponential"
+    default_decay = (1.5, 0.3)
 
 
 class ImplicitFilter2d(ImplicitFilter):
     """Implicit filter of an image; by default a learnt radial window (HyenaPixel) on Fourier features of each axis.
 
-    Args:
-        dim: Channels of the signal.
-        window: As for `ImplicitFilter`.
-        slow_decay: As for `ImplicitFilter`; the default is HyenaPixel's, which counts in kernel extents.
-        fast_decay: As `slow_decay`.
-        **kwargs: As for `ImplicitFilter`.
+    Arguments are those of `ImplicitFilter`.
 
     Source:
         HyenaPixel (arXiv:2402.19305), section 3.2.
     """
 
-    def __init__(
-        self, dim: int, *, window: str = "radial", slow_decay: float = 3.0, fast_decay: float = 0.6, **kwargs
-    ) -> None:
-        super().__init__(2, dim, window=window, slow_decay=slow_decay, fast_decay=fast_decay, **kwargs)
+    rank = 2
+    default_window = "radial"
+    default_decay = (3.0, 0.6)
 
 
 # Modules whose arithmetic `implicit_kernel` knows
-FILTER_TYPES = (ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d, FilterLinear, Sine)
+FILTER_TYPES = (ImplicitFilter1d, ImplicitFilter2d, FilterLinear, Sine)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from hyena_vision.ops.library import is_plain
+from hyena_vision.ops.watchers import is_plain
 
 
 def fast_weights(module: nn.Module, types: Collection[type], *signals: Tensor | None) -> list[Tensor] | None:
@@ -26,10 +26,8 @@ def fast_weights(module: nn.Module, types: Collection[type], *signals: Tensor | 
     Cost:
         About a microsecond per module and tensor.
     """
-    if not is_plain(*signals):
-        return None
     weights = untouched_weights(module, types)
-    return weights if weights is not None and is_plain(*weights) else None
+    return weights if weights is not None and is_plain(*signals, *weights) else None
 
 
 def untouched_weights(module: nn.Module, types: Collection[type]) -> list[Tensor] | None:
@@ -42,22 +40,24 @@ def untouched_weights(module: nn.Module, types: Collection[type]) -> list[Tensor
         module: That is not going to be called.
         types: As for `fast_weights`; `nn.ModuleList` is always among them.
     """
-    return None if _has_any_global_hook() else _weights(module, types)
-
-
-def _weights(module: nn.Module, types: Collection[type]) -> list[Tensor] | None:
-    if type(module) not in types and type(module) is not nn.ModuleList:
+    if _has_any_global_hook():
         return None
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        return None
-    if "forward" in module.__dict__ or module._compiled_call_impl is not None:
-        return None
-    weights = [t for tensors in (module._parameters, module._buffers) for t in tensors.values() if t is not None]
-    for child in module._modules.values():
-        below = [] if child is None else _weights(child, types)
-        if below is None:
+    weights, parts = [], [module]
+    while parts:
+        part = parts.pop()
+        if type(part) not in types and type(part) is not nn.ModuleList:
             return None
-        weights += below
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return None
+        if "forward" in part.__dict__ or part._compiled_call_impl is not None:
+            return None
+        for tensors in (part._parameters, part._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    weights.append(tensor)
+        for child in part._modules.values():
+            if child is not None:
+                parts.append(child)
     return weights
 
 

@@ -16,7 +16,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -41,10 +41,10 @@ from timm.models.metaformer import (
 )
 from torch import Tensor, _assert, nn
 
-from hyena_vision.layers import Hyena1d
+from hyena_vision.layers.hyena import MIXERS, Hyena1d
 from hyena_vision.layers.mlp import LeanStarReLU, PartMlp
+from hyena_vision.models._input import update_model_input_size
 from hyena_vision.models.hyena_former_weights import before_load, checkpoint_filter_fn, find_on_hub, grid_side
-from hyena_vision.models.hyena_vit import MIXERS, update_model_input_size
 
 
 class StemNHWC(Stem):
@@ -91,7 +91,7 @@ class Block(MetaFormerBlock):
 
     def __init__(self, dim: int, device=None, dtype=None, **kwargs) -> None:
         dd = {"device": device, "dtype": dtype}
-        act = partial(LeanStarReLU, **dd)
+        act: Any = partial(LeanStarReLU, **dd)
         super().__init__(dim, mlp_act=act, norm_layer=LayerNormNoBias, use_nchw=False, **kwargs, **dd)
         self.mlp = PartMlp(dim, 4 * dim, act_layer=act, bias=False, drop=kwargs.get("proj_drop", 0.0), **dd)
 
@@ -188,6 +188,9 @@ class HyenaFormer(nn.Module):
         TypeError: An argument that neither the model nor its mixers know.
     """
 
+    base_img_size: Tensor
+    head: Any  # of global_pool, norm and fc
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -230,7 +233,7 @@ class HyenaFormer(nn.Module):
         self.output_fmt = "NHWC"
 
         self.stem = StemNHWC(in_chans, dims[0], norm_layer=LayerNormNoBias, **dd)
-        rates = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
         for index, (kind, emb_dim) in enumerate(zip(token_mixers, filter_emb_dims, strict=True)):
             base, table = (grid_side(size, index) for size in (base_img_size, self.table_img_size))
@@ -273,8 +276,9 @@ class HyenaFormer(nn.Module):
         self.base_img_size.fill_(self._base_img_size)
         if needs_reset:
             for module in reversed(list(self.modules())):
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+                reset = getattr(module, "reset_parameters", None)
+                if reset is not None:
+                    reset()
                 if isinstance(module, StarReLU):
                     nn.init.ones_(module.scale)
                     nn.init.zeros_(module.bias)
@@ -285,7 +289,7 @@ class HyenaFormer(nn.Module):
                     nn.init.zeros_(module.bias)
             elif re.search(r"\.res_scale\d$", name) and hasattr(module, "scale"):
                 nn.init.ones_(module.scale)
-            elif isinstance(module, Hyena1d):
+            elif isinstance(module, Hyena1d) and module.filter.z is not None:
                 module.filter.z.copy_(_positions_1d(*module.filter.z.shape))
 
     @torch.jit.ignore
@@ -303,7 +307,7 @@ class HyenaFormer(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the blocks' inputs for the backward pass and compute the rest again."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            cast(Stage, stage).grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -354,8 +358,7 @@ class HyenaFormer(nn.Module):
             img_size: New height and width in pixels.
         """
         self.img_size = to_2tuple(img_size)
-        if update_model_input_size is not None:
-            update_model_input_size(self, self.img_size)
+        update_model_input_size(self, self.img_size)
 
     def forward_intermediates(
         self,

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from hyena_vision.layers import Hyena1d, Hyena2d
 from hyena_vision.layers.convert import hyenapixel1d_weights, hyenapixel2d_weights
 from hyena_vision.layers.implicit_filter import rename_omega
-
-if TYPE_CHECKING:
-    from hyena_vision.models.hyena_former import HyenaFormer
 
 
 def grid_side(img_size: int, stage: int) -> int:
@@ -39,7 +36,7 @@ _BODY_OF_ORIGINAL = (
 )
 
 
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: "HyenaFormer") -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
     """Fit a checkpoint of this family, in the layout of HyenaPixel's authors or in its own, to a model.
 
     Kernels keep their extent in tokens when weights move between models of other `base_img_size`. Only where a 2D table
@@ -50,7 +47,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: "HyenaFormer") ->
     Args:
         state_dict: Weights by name, or a checkpoint with them under "state_dict_ema", "model_ema", "state_dict" or
             "model".
-        model: The model that they are for.
+        model: The `HyenaFormer` that they are for.
 
     Returns:
         Weights by the names of `model`, complete but for the head.
@@ -70,7 +67,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: "HyenaFormer") ->
     return fitted
 
 
-def _fit(state_dict: Mapping[str, Any], model: "HyenaFormer") -> dict[str, Tensor]:
+def _fit(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
     """`checkpoint_filter_fn` for any part of the weights."""
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         state_dict = state_dict.get(key) or state_dict
@@ -81,7 +78,7 @@ def _fit(state_dict: Mapping[str, Any], model: "HyenaFormer") -> dict[str, Tenso
         fitted, base_img_size = _rename(fitted, model), model._base_img_size
     for path, mixer in model.named_modules():
         table = fitted.get(f"{path}.filter.z")
-        if not isinstance(mixer, (Hyena1d, Hyena2d)) or table is None or table.ndim != mixer.filter.z.ndim:
+        if table is None or not _has_table(mixer, table.ndim):
             continue
         rank, stage, decay = table.ndim - 1, int(path.split(".")[1]), f"{path}.filter.decay"
         # Tokens on an axis of the kernel: of a row of the image in 2D, of all of it in 1D
@@ -106,9 +103,17 @@ def _fit(state_dict: Mapping[str, Any], model: "HyenaFormer") -> dict[str, Tenso
     return fitted
 
 
-def _rename(state_dict: Mapping[str, Tensor], model: "HyenaFormer") -> dict[str, Tensor]:
+def _has_table(module: nn.Module, ndim: int) -> bool:
+    """Whether it is a mixer with a learnt table of so many axes."""
+    if not isinstance(module, (Hyena1d, Hyena2d)) or module.filter.z is None:
+        return False
+    return module.filter.z.ndim == ndim
+
+
+def _rename(state_dict: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
     """Weights of the authors' layout by our names; those of mixers that the model does not have keep theirs."""
-    renamed, mixers = {}, {}
+    renamed: dict[str, Tensor] = {}
+    mixers: dict[str, dict[str, Tensor]] = {}
     for key, value in state_dict.items():
         for pattern, ours in _BODY_OF_ORIGINAL:
             key = re.sub(pattern, ours, key)
@@ -139,20 +144,22 @@ def _convert_mixer(path: str, weights: dict[str, Tensor], mixer: nn.Module) -> d
     if given is Attention:
         return weights
     try:
-        return (hyenapixel1d_weights if given is Hyena1d else hyenapixel2d_weights)(weights, mixer)
+        if isinstance(mixer, Hyena1d):
+            return hyenapixel1d_weights(weights, mixer)
+        return hyenapixel2d_weights(weights, cast(Hyena2d, mixer))
     except KeyError as error:
         raise ValueError(f"the checkpoint lacks {error} of {path}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def before_load(model: "HyenaFormer", state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def before_load(model: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Accept the authors' files wherever weights are loaded, and make room for tables of other sizes."""
     own = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
     own = _fit(own, model)
     for path, mixer in model.named_modules():
         table = own.get(f"{path}.filter.z")
-        if isinstance(mixer, (Hyena1d, Hyena2d)) and table is not None and table.ndim == mixer.filter.z.ndim:
+        if table is not None and _has_table(mixer, table.ndim):
             size = tuple((extent + 1) // 2 for extent in table.shape[1:])
             if size != mixer.filter.table_size:
                 mixer.filter.set_table_size(size)

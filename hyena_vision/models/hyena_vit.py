@@ -13,14 +13,13 @@ import logging
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     DropPath,
     LayerScale,
-    PatchEmbed,
     SelectAdaptivePool2d,
     calculate_drop_path_rates,
     get_act_layer,
@@ -34,54 +33,17 @@ from timm.models import (
     checkpoint_seq,
     generate_default_cfgs,
     register_model,
-    register_notrace_function,
-    register_notrace_module,
 )
 from timm.models._features import feature_take_indices
 from torch import Tensor, _assert, nn
 
-from hyena_vision.layers import Hyena1d, Hyena2d
-from hyena_vision.layers.hyena import named_layer
+from hyena_vision.layers.hyena import MIXERS, named_layer
 from hyena_vision.layers.implicit_filter import rename_omega
 from hyena_vision.layers.mlp import PartMlp
-
-try:
-    from timm.models._input import update_model_input_size
-except ImportError:  # timm before 1.0.31 keeps no record of a resize
-    update_model_input_size = None
+from hyena_vision.layers.patch_embed import DynamicPatchEmbed
+from hyena_vision.models._input import update_model_input_size
 
 _logger = logging.getLogger(__name__)
-
-# Filters and operators read shapes as numbers; fx takes each mixer as one node.
-MIXERS: dict[str, type[nn.Module]] = {
-    "hyena1d": register_notrace_module(Hyena1d),
-    "hyena2d": register_notrace_module(Hyena2d),
-}
-
-
-@register_notrace_function
-def check_divisible(x: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Give back images (B, C, H, W) if the patch size divides them; fx takes the call as one node."""
-    if x.shape[-2] % patch_size[0] or x.shape[-1] % patch_size[1]:
-        raise ValueError(
-            f"height and width of the input must be multiples of the patch size {tuple(patch_size)}, "
-            f"got {tuple(x.shape[-2:])}; dynamic_img_pad=True pads them"
-        )
-    return x
-
-
-class DynamicPatchEmbed(PatchEmbed):
-    """timm's `PatchEmbed` to NHWC, with a check of free sizes that leaves them free under torch.compile.
-
-    The original's messages name the size, for which a graph is bound to that size and compiled again for every other.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Embed images (B, in_chans, H, W) as tokens (B, H', W', C), contiguous."""
-        if self.strict_img_size or self.dynamic_img_pad:
-            return super().forward(x).contiguous()
-        # Else all blocks would inherit the memory order of the convolution, and each norm would copy its input.
-        return self.norm(self.proj(check_divisible(x, self.patch_size)).permute(0, 2, 3, 1).contiguous())
 
 
 class Block(nn.Module):
@@ -199,8 +161,8 @@ class HyenaViT(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         dd = {"device": device, "dtype": dtype}
-        norm_layer = named_layer(get_norm_layer, "norm_layer", norm_layer) or partial(nn.LayerNorm, eps=1e-6)
-        act_layer = named_layer(get_act_layer, "act_layer", act_layer) or nn.GELU
+        norm = named_layer(get_norm_layer, "norm_layer", norm_layer) or partial(nn.LayerNorm, eps=1e-6)
+        act = named_layer(get_act_layer, "act_layer", act_layer) or nn.GELU
         if mixer_norm_layer is not None:
             mixer_kwargs["norm_layer"] = mixer_norm_layer
         mixer_layer = MIXERS[mixer_layer] if isinstance(mixer_layer, str) else mixer_layer
@@ -213,7 +175,7 @@ class HyenaViT(nn.Module):
 
         self.patch_embed = DynamicPatchEmbed(
             img_size=img_size,
-            patch_size=patch_size,
+            patch_size=patch_size,  # type: ignore[arg-type]
             in_chans=in_chans,
             embed_dim=embed_dim,
             output_fmt="NHWC",
@@ -221,7 +183,7 @@ class HyenaViT(nn.Module):
             dynamic_img_pad=dynamic_img_pad,
             **dd,
         )
-        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        rates: Any = calculate_drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.Sequential(
             *[
                 Block(
@@ -231,8 +193,8 @@ class HyenaViT(nn.Module):
                     proj_drop=proj_drop_rate,
                     init_values=init_values,
                     drop_path=rate,
-                    act_layer=act_layer,
-                    norm_layer=norm_layer,
+                    act_layer=act,
+                    norm_layer=norm,
                     **dd,
                 )
                 for rate in rates
@@ -240,7 +202,7 @@ class HyenaViT(nn.Module):
         )
         reduction = self.patch_embed.feat_ratio()
         self.feature_info = [dict(module=f"blocks.{i}", num_chs=embed_dim, reduction=reduction) for i in range(depth)]
-        self.norm = norm_layer(embed_dim, **dd)
+        self.norm = norm(embed_dim, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
         self.init_weights(needs_reset=False)
@@ -256,16 +218,18 @@ class HyenaViT(nn.Module):
         if needs_reset:
             # Children first, so that a mixer has the last word on its projections.
             for module in reversed(list(self.modules())):
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
-        linears = [m for block in self.blocks for m in block.mlp.modules() if isinstance(m, nn.Linear)]
-        for linear in [*linears, self.head]:
+                reset = getattr(module, "reset_parameters", None)
+                if reset is not None:
+                    reset()
+        mlps = [m for block in self.blocks for m in block.get_submodule("mlp").modules()]
+        for linear in [*mlps, self.head]:
             if isinstance(linear, nn.Linear):
                 trunc_normal_(linear.weight, std=0.02)
                 nn.init.zeros_(linear.bias)
         projection = self.patch_embed.proj
         trunc_normal_(projection.weight, std=projection.weight[0].numel() ** -0.5)
-        nn.init.zeros_(projection.bias)
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -321,8 +285,7 @@ class HyenaViT(nn.Module):
         self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
         for info in self.feature_info:
             info["reduction"] = self.patch_embed.feat_ratio()
-        if update_model_input_size is not None:
-            update_model_input_size(self, self.patch_embed.img_size, patch_size=patch_size)
+        update_model_input_size(self, self.patch_embed.img_size, patch_size=patch_size)
 
     def forward_intermediates(
         self,
@@ -424,7 +387,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HyenaViT) -> dict
         ValueError: The checkpoint belongs to another architecture or size; the message names the first weight that
             does not fit.
     """
-    state_dict = state_dict.get("model", state_dict)
+    state_dict = cast(dict[str, Tensor], state_dict.get("model", state_dict))
     own = model.state_dict()
     is_vit = not any(".mixer." in key for key in state_dict)
     renamed = {}
@@ -443,7 +406,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HyenaViT) -> dict
         if given is not None and key == "patch_embed.proj.weight" and given.ndim == 4:
             # timm adapts the input channels after this function.
             fits = given[:, 0].shape == value[:, 0].shape
-        if fits:
+        if given is not None and fits:
             fitted[key] = given
         elif key.startswith("head.") or (
             is_vit and (re.search(_FRESH_OF_MIXER, key) or _is_optional(key, model, given))
@@ -478,8 +441,8 @@ def _is_optional(key: str, model: HyenaViT, given: Tensor | None) -> bool:
 
 
 def _misfit(key: str, expected: Tensor, given: Tensor | None) -> str:
-    given = "nothing of that name" if given is None else f"shape {tuple(given.shape)}"
-    return f"the checkpoint does not fit the model: {key} has shape {tuple(expected.shape)}, the checkpoint has {given}"
+    has = "nothing of that name" if given is None else f"shape {tuple(given.shape)}"
+    return f"the checkpoint does not fit the model: {key} has shape {tuple(expected.shape)}, the checkpoint has {has}"
 
 
 def _summarise(keys: list[str]) -> str:

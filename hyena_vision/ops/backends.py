@@ -1,4 +1,4 @@
-"""Which implementation of an operator runs: a short table, and one rule to choose from it.
+"""Which implementation of the long convolutions runs: a short table, and one rule to choose from it.
 
 A backend that was named either runs or says why it cannot; nothing is replaced behind the caller's back.
 """
@@ -7,142 +7,56 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from hyena_vision.ops import blocked, cpp_library, fft, long_conv_cpp, reference
-from hyena_vision.ops.gated_op import gated_gradients, gated_op
-from hyena_vision.ops.library import WATCHED, is_watched, sum_dtype
+from hyena_vision.ops import fft, reference
+from hyena_vision.ops.cpp import library as cpp_library
+from hyena_vision.ops.cpp import long_conv as cpp
 from hyena_vision.ops.table import can_have_table, picks_triton
+from hyena_vision.ops.tensors import Gradients, Taps, result_dtype, sum_dtype
+from hyena_vision.ops.watchers import is_watched
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of the long convolutions.
+    """One implementation of the long convolutions, for checked arguments.
 
     Attributes:
         name: What callers pass as `backend=`.
-        long_conv: `(x, kernel, skip, gate, out_gate, centre, circular) -> y` on checked arguments; `centre` is the
-            index of displacement 0 on each axis.
         missing: None if the machine can run it at all, else a phrase that says what it lacks.
         reason: `(x, kernel) -> None` when it can run these arguments, else a phrase that says why not.
-        gradients: `(dy, x, kernel, skip, gate, out_gate, centre, circular)` to those of x, kernel, skip, gate and
-            out_gate (anything where they are None); None where autograd has to find them.
-        prepare: `(x, kernel, skip, centre, circular) -> tensors`: what can be done before x is known.
-        convolve_prepared: `(x, tensors, gate, out_gate, extents, centre, circular) -> y`, without gradients; `extents`
-            are those of the kernel.
-        automatic: Whether `backend=None` may pick it where no table does.
+        prepare: `(x, kernel, skip, taps) -> tensors`: what can be done before the numbers of x are known.
+        convolve: `(x, tensors, gate, out_gate, taps) -> y`, with what `prepare` made.
+        gradients: `(dy, x, kernel, skip, gate, out_gate, taps)` to those of x, kernel, skip, gate and out_gate, None
+            for None. The function itself is None where `prepare` and `convolve` are made of what autograd knows.
     """
 
     name: str
-    long_conv: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Sequence[int], bool], Tensor]
     missing: Callable[[], str | None]
     reason: Callable[[Tensor, Tensor], str | None]
-    gradients: Callable[..., Sequence[Tensor | None]] | None
-    prepare: Callable[[Tensor, Tensor, Tensor | None, Sequence[int], bool], tuple[Tensor, ...]]
-    convolve_prepared: Callable[..., Tensor]
-    automatic: bool = True
+    prepare: Callable[[Tensor, Tensor, Tensor | None, Taps], tuple[Tensor, ...]]
+    convolve: Callable[[Tensor, Sequence[Tensor], Tensor | None, Tensor | None, Taps], Tensor]
+    gradients: Callable[..., Gradients] | None
 
 
-def _between_gates(convolve: Callable[[Tensor], Tensor], x: Tensor, gate: Tensor | None, out_gate: Tensor | None):
-    """out_gate * convolve(gate * x), with products in the dtype of the sums: half precision would overflow."""
-    if gate is None and out_gate is None:
-        return convolve(x)
-    dtype, result = sum_dtype(x, gate, out_gate), x.dtype
-    y = convolve(x.to(dtype) if gate is None else x.to(dtype) * gate.to(dtype))
-    y = y if out_gate is None else y * out_gate.to(dtype)
-    for tensor in (gate, out_gate):
-        result = result if tensor is None else torch.promote_types(result, tensor.dtype)
-    return y.to(result)
-
-
-def _gated(long_conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A convolution between two gates, from one that knows of none."""
-
-    def gated(
-        x: Tensor,
-        kernel: Tensor,
-        skip: Tensor | None,
-        gate: Tensor | None,
-        out_gate: Tensor | None,
-        centre: Sequence[int],
-        circular: bool,
-    ) -> Tensor:
-        return _between_gates(lambda u: long_conv(u, kernel, skip, centre, circular), x, gate, out_gate)
-
-    return gated
-
-
-_fft_gradients = gated_gradients(fft.convolve, fft.gradients)
-_blocked_gradients = gated_gradients(blocked.forward, blocked.gradients)
-_blocked_op = gated_op("blocked_conv", _gated(blocked.forward), _blocked_gradients)
-# For torch.compile, which has nothing to fuse in an FFT and up to 2.11 at least mistakes the strides of spectra
-_fft_op = gated_op(
-    "fft_conv",
-    lambda *args: _gated(fft.convolve)(*args).contiguous(),
-    lambda *args: [None if t is None else t.contiguous() for t in _fft_gradients(*args)],
-    keep_layout=False,
-)
-
-
-def _blocked_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
-    return _blocked_op(x, kernel, skip, None, None, centre, circular)
-
-
-def _fft_conv(x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool) -> Tensor:
-    if torch.compiler.is_dynamo_compiling():
-        return _fft_op(x, kernel, skip, None, None, centre, circular)
-    return fft.convolve(x, kernel, skip, centre, circular)
-
-
-def _fft_prepared(
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    gate: Tensor | None,
-    out_gate: Tensor | None,
-    extents: Sequence[int],
-    centre: Sequence[int],
-    circular: bool,
-) -> Tensor:
-    return _between_gates(lambda u: fft.convolve_prepared(u, tensors, extents, centre, circular), x, gate, out_gate)
-
-
-def _kernel_and_skip(
-    x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
-) -> tuple[Tensor, ...]:
-    """For a backend that prepares nothing."""
+def _kernel_and_skip(x: Tensor, kernel: Tensor, skip: Tensor | None, taps: Taps) -> tuple[Tensor, ...]:
     return (kernel,) if skip is None else (kernel, skip)
 
 
-def _reference_prepared(
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    gate: Tensor | None,
-    out_gate: Tensor | None,
-    extents: Sequence[int],
-    centre: Sequence[int],
-    circular: bool,
+def _direct_sum(
+    x: Tensor, prepared: Sequence[Tensor], gate: Tensor | None, out_gate: Tensor | None, taps: Taps
 ) -> Tensor:
-    kernel, skip = tensors if len(tensors) == 2 else (*tensors, None)
-    return _gated(reference.long_conv)(x, kernel, skip, gate, out_gate, centre, circular)
-
-
-def _nothing() -> None:
-    return None
-
-
-def _no_reason(x: Tensor, kernel: Tensor) -> None:
-    return None
-
-
-def _reason_not_blocked(x: Tensor, kernel: Tensor) -> str | None:
-    if x.device.type != "cpu":
-        return f"it is for the CPU, and x is on {x.device}"
-    if is_watched(x, kernel):
-        return WATCHED
-    return None
+    """The reference between two gates, with products in the dtype of the sums: half precision would overflow."""
+    kernel, skip = prepared[0], prepared[1] if len(prepared) == 2 else None
+    if gate is None and out_gate is None:
+        return reference.long_conv(x, kernel, skip, taps.centre, taps.circular)
+    dtype = sum_dtype(x, gate, out_gate)
+    u = x.to(dtype) if gate is None else x.to(dtype) * gate.to(dtype)
+    y = reference.long_conv(u, kernel, skip, taps.centre, taps.circular)
+    return (y if out_gate is None else y * out_gate.to(dtype)).to(result_dtype(x, gate, out_gate))
 
 
 # Triton and the fused kernels are imported by the first call that asks for them.
@@ -156,73 +70,35 @@ def _missing_for_triton() -> str | None:
     return None if torch.cuda.is_available() or interpreted else "there is no CUDA device"
 
 
-def _reason_not_triton(x: Tensor, kernel: Tensor) -> str | None:
-    from hyena_vision.ops import long_conv_triton
-
-    return long_conv_triton.reason_not(x, kernel)
-
-
 def _triton(name: str) -> Callable[..., Any]:
     """A function of the fused kernels."""
 
     def function(*args) -> Any:
-        from hyena_vision.ops import long_conv_triton
+        from hyena_vision.ops.triton import long_conv
 
-        return getattr(long_conv_triton, name)(*args)
+        return getattr(long_conv, name)(*args)
 
     return function
 
 
-# In order of preference for `backend=None`.
+# In the order in which `backend=None` tries them; the last two are taken by name, `triton` also by a table.
 BACKENDS: dict[str, Backend] = {
-    "cpp": Backend(
-        "cpp",
-        long_conv_cpp.long_conv,
-        cpp_library.why_not,
-        long_conv_cpp.reason_not,
-        long_conv_cpp.gradients,
-        long_conv_cpp.prepare,
-        long_conv_cpp.convolve_prepared,
-    ),
-    "blocked": Backend(
-        "blocked",
-        _gated(_blocked_conv),
-        _nothing,
-        _reason_not_blocked,
-        _blocked_gradients,
-        blocked.prepare,
-        blocked.convolve_prepared,
-    ),
-    "fft": Backend(
-        "fft",
-        _gated(_fft_conv),
-        _nothing,
-        _no_reason,
-        _fft_gradients,
-        fft.prepare,
-        _fft_prepared,
-    ),
-    "triton": Backend(
-        "triton",
-        _triton("long_conv"),
-        _missing_for_triton,
-        _reason_not_triton,
-        _triton("gradients"),
-        _triton("prepare"),
-        _triton("convolve_prepared"),
-        automatic=False,
-    ),
-    "reference": Backend(
-        "reference",
-        _gated(reference.long_conv),
-        _nothing,
-        _no_reason,
-        None,
-        _kernel_and_skip,
-        _reference_prepared,
-        automatic=False,
-    ),
+    backend.name: backend
+    for backend in (
+        Backend("cpp", cpp_library.why_not, cpp.reason_not, cpp.prepare, cpp.convolve, cpp.gradients),
+        Backend("fft", lambda: None, lambda x, kernel: None, fft.prepare, fft.convolve, fft.gradients),
+        Backend("triton", _missing_for_triton, *map(_triton, ("reason_not", "prepare", "convolve", "gradients"))),
+        Backend("reference", lambda: None, lambda x, kernel: None, _kernel_and_skip, _direct_sum, None),
+    )
 }
+
+
+@overload
+def available_backends(reasons: Literal[False] = False) -> list[str]: ...
+
+
+@overload
+def available_backends(reasons: Literal[True]) -> dict[str, str | None]: ...
 
 
 def available_backends(reasons: bool = False) -> list[str] | dict[str, str | None]:
@@ -230,6 +106,10 @@ def available_backends(reasons: bool = False) -> list[str] | dict[str, str | Non
 
     Args:
         reasons: Whether to return all names, each with None or a phrase that says what the machine lacks for it.
+
+    Example:
+        >>> "fft" in available_backends()
+        True
     """
     missing = {name: backend.missing() for name, backend in BACKENDS.items()}
     return missing if reasons else [name for name, phrase in missing.items() if phrase is None]
@@ -239,8 +119,8 @@ def select(name: str | None, x: Tensor, kernel: Tensor, *, use: str | None = Non
     """Choose the implementation of one call.
 
     Args:
-        name: A backend's name, or None: `triton` if the table of the device takes it, else the first automatic one that
-            can run these arguments.
+        name: A backend's name, or None: `triton` if the table of the device takes it, else `cpp` if it can run these
+            arguments, else `fft`.
         x: Input of the operator.
         kernel: Kernel of the operator.
         use: One of `table.USES`, None for a call that no table is for.
@@ -255,15 +135,13 @@ def select(name: str | None, x: Tensor, kernel: Tensor, *, use: str | None = Non
     """
     if name is None:
         # What a table has was proven for shared kernels and zeros outside the signal
-        listed = can_have_table(x.device) and use is not None and kernel.ndim < x.ndim and not circular
-        if listed and not is_watched(x, kernel) and picks_triton(x.device, x.shape[2:], x.dtype, use):
+        listed = can_have_table(x.device) and kernel.ndim < x.ndim and not circular and not is_watched(x, kernel)
+        if listed and use is not None and picks_triton(x.device, x.shape[2:], x.dtype, use):
             backend = BACKENDS["triton"]
             if backend.missing() is None and backend.reason(x, kernel) is None:
                 return backend
-        for backend in BACKENDS.values():
-            if backend.automatic and backend.reason(x, kernel) is None and backend.missing() is None:
-                return backend
-        raise RuntimeError(f"no backend can run {tuple(x.shape)} {x.dtype} on {x.device}")
+        backend = BACKENDS["cpp"]
+        return backend if backend.reason(x, kernel) is None and backend.missing() is None else BACKENDS["fft"]
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}, expected one of {list(BACKENDS)}")
     backend = BACKENDS[name]

@@ -3,16 +3,17 @@ r"""All that a Hyena mixer of order 2 does between its two projections, as one o
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_vision.ops.backends import select
-from hyena_vision.ops.library import is_batched
-from hyena_vision.ops.long_conv import long_conv1d, long_conv2d
-from hyena_vision.ops.short_filter import MAX_TAPS, filter_sequence, gated_short_filter
+from hyena_vision.ops.backends import BACKENDS, select
+from hyena_vision.ops.long_conv import check_arguments, long_conv, taps1d, taps2d
+from hyena_vision.ops.short_filter import MAX_TAPS, gated_short_filter
+from hyena_vision.ops.short_filter_torch import filter_sequence
+from hyena_vision.ops.tensors import Taps
+from hyena_vision.ops.watchers import is_batched
 
 
 def hyena_operator(
@@ -55,12 +56,12 @@ def hyena_operator(
     Source:
         Hyena (arXiv:2302.10866), definition 3.1 as its code has it.
     """
-    settings = {"causal": causal} if short_weight.ndim == 3 else {"padding": padding}
-    if backend is None:
-        # Here, since a function's forward pass has no gradients, and its backward pass needs the same one
-        value, use = first_signal(tokens, short_weight.ndim - 2, 3), table_use(tokens)
-        backend = select(None, value, kernel, use=use, circular=settings.get("padding") == "circular").name
-    return _Hyena.apply(tokens, short_weight, short_bias, kernel, skip, {**settings, "backend": backend})
+    rank = short_weight.ndim - 2
+    value, use = first_signal(tokens, rank, 3), table_use(tokens)
+    # Here, since a function's forward pass has no gradients, and its backward pass needs the same one
+    chosen = select(backend, value, kernel, use=use, circular=padding == "circular")
+    taps = taps1d(kernel, causal) if rank == 1 else taps2d(kernel, padding)
+    return _Hyena.apply(tokens, short_weight, short_bias, kernel, skip, taps, causal, chosen.name)
 
 
 def first_signal(tokens: Tensor, rank: int, signals: int) -> Tensor:
@@ -86,13 +87,13 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
 
 
 def _signals(
-    tokens: Tensor, weight: Tensor, bias: Tensor | None, settings: dict[str, Any]
+    tokens: Tensor, weight: Tensor, bias: Tensor | None, causal: bool, backend: str
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Value, gate (None if the value is under it already) and last gate, and all of them (B, S, C, *size)."""
-    rank, causal = weight.ndim - 2, settings.get("causal", False)
-    if settings["backend"] == "triton" and weight[0].numel() <= MAX_TAPS:
+    rank = weight.ndim - 2
+    if backend == "triton" and weight[0].numel() <= MAX_TAPS:
         tokens = tokens.flatten(1, 2) if rank == 1 else tokens
-        signals = gated_short_filter(tokens, weight, bias, signals=3, causal=causal, backend=settings["backend"])
+        signals = gated_short_filter(tokens, weight, bias, signals=3, causal=causal, backend=backend)
     else:
         images = tokens.permute(0, 3, 1, 2)
         if rank == 1:
@@ -103,13 +104,6 @@ def _signals(
         signals = filtered.unflatten(1, (3, -1))
     out_gate, *gate, value = signals.unbind(1)
     return value, gate[0] if gate else None, out_gate, signals
-
-
-def _convolve(
-    value: Tensor, gate: Tensor | None, out_gate: Tensor, kernel: Tensor, skip: Tensor, settings: dict[str, Any]
-) -> Tensor:
-    long_conv = long_conv1d if value.ndim == 3 else long_conv2d
-    return long_conv(value, kernel, skip, gate=gate, out_gate=out_gate, **settings)
 
 
 def _autocast(device_type: str) -> Callable[[], AbstractContextManager]:
@@ -129,47 +123,51 @@ class _Hyena(torch.autograd.Function):
         bias: Tensor | None,
         kernel: Tensor,
         skip: Tensor,
-        settings: dict[str, Any],
+        taps: Taps,
+        causal: bool,
+        backend: str,
     ) -> Tensor:
         ctx.save_for_backward(tokens, weight, bias, kernel, skip)
-        ctx.settings, ctx.autocast = settings, _autocast(tokens.device.type)
-        *signals, _ = _signals(tokens, weight, bias, settings)
-        return _convolve(*signals, kernel, skip, settings)
+        ctx.settings, ctx.autocast = (taps, causal, backend), _autocast(tokens.device.type)
+        value, gate, out_gate, _ = _signals(tokens, weight, bias, causal, backend)
+        check_arguments(value, kernel, skip, len(taps.centre))
+        chosen = select(backend, value, kernel)
+        if not value.numel():
+            return torch.empty_like(value)
+        return chosen.convolve(value, chosen.prepare(value, kernel, skip, taps), gate, out_gate, taps)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        needed, again = ctx.needs_input_grad[:5], torch.is_grad_enabled()
+        needed, again, (taps, causal, backend) = ctx.needs_input_grad[:5], torch.is_grad_enabled(), ctx.settings
         # Aliases: where one argument follows from another, autograd goes that way itself
         leaves = [None if t is None else t.view_as(t) if again else t.detach() for t in ctx.saved_tensors]
         if not again:
             leaves = [t if t is None else t.requires_grad_(need) for t, need in zip(leaves, needed, strict=True)]
-        *of_filter, kernel, skip = leaves
+        tokens, weight, bias, kernel, skip = leaves
+        assert tokens is not None and weight is not None and kernel is not None and skip is not None
+        compute = BACKENDS[backend].gradients
         with torch.enable_grad(), ctx.autocast():
-            *signals, filtered = _signals(*of_filter, ctx.settings)
-            backend = select(ctx.settings["backend"], signals[0], kernel)
-            plainly = again or is_batched(dy) or backend.gradients is None or not dy.numel()
-            y = _convolve(*signals, kernel, skip, ctx.settings) if plainly else None
-        if plainly:
-            return *_gradients(y, leaves, needed, dy, create_graph=again), None
-        value, gate, out_gate = (None if t is None else t.detach() for t in signals)
-        rank, padding = value.ndim - 2, ctx.settings.get("padding")
-        centre = [0 if ctx.settings.get("causal") else extent // 2 for extent in kernel.shape[-rank:]]
-        dvalue, dkernel, dskip, dgate, dout_gate = backend.gradients(
-            dy, value, kernel.detach(), skip.detach(), gate, out_gate, centre, padding == "circular"
+            value, gate, out_gate, filtered = _signals(tokens, weight, bias, causal, backend)
+            if again or is_batched(dy) or compute is None or not dy.numel():
+                y = long_conv(value, kernel, skip, gate, out_gate, taps, backend)
+                return *_gradients(y, leaves, needed, dy, create_graph=again), None, None, None
+        signals = value.detach(), None if gate is None else gate.detach(), out_gate.detach()
+        dvalue, dkernel, dskip, dgate, dout_gate = compute(
+            dy, signals[0], kernel.detach(), skip.detach(), *signals[1:], taps
         )
-        parts = [t for t in (dout_gate, None if gate is None else dgate, dvalue) if t is not None]
+        parts = [t for t in (dout_gate, dgate, dvalue) if t is not None]
         if filtered.stride(2) == 1:  # neighbouring channels, which the short filter goes on with
             dfiltered = torch.stack([t.movedim(1, -1) for t in parts], -2).movedim((-2, -1), (1, 2))
         else:
             dfiltered = torch.stack(parts, 1)
         del dvalue, dgate, dout_gate, parts, value, gate, out_gate, signals
-        found = _gradients(filtered, of_filter, needed[:3], dfiltered)
-        return *found, dkernel if needed[3] else None, dskip if needed[4] else None, None
+        found = _gradients(filtered, [tokens, weight, bias], needed[:3], dfiltered)
+        return *found, dkernel if needed[3] else None, dskip if needed[4] else None, None, None, None
 
 
 def _gradients(
     y: Tensor, inputs: Sequence[Tensor | None], needed: Sequence[bool], dy: Tensor, create_graph: bool = False
 ) -> list[Tensor | None]:
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+    wanted = [t for t, need in zip(inputs, needed, strict=True) if t is not None and need]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph) if wanted else ())
     return [next(found) if need else None for need in needed]

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_vision.ops.library import is_batched, without_autocast
+from hyena_vision.ops.tensors import without_autocast
+from hyena_vision.ops.watchers import is_batched
 
 # Numbers of a kernel that are computed at a time: what one step writes, the next finds in the cache.
 _BLOCK = 2**19
@@ -19,7 +20,7 @@ _BLOCK = 2**19
 def implicit_kernel(
     features: Tensor,
     distances: Tensor,
-    layers: Sequence[tuple[Tensor, Tensor, Tensor]],
+    layers: Sequence[tuple[Tensor, Tensor | None, Tensor]],
     out: Tensor,
     *,
     decay: Tensor | None = None,
@@ -50,13 +51,13 @@ def implicit_kernel(
     Source:
         Hyena (arXiv:2302.10866), section 3.3; the radial window with a shift is HyenaPixel's (arXiv:2402.19305).
     """
-    tensors = (features, out, decay, log_sigma, shift, *(tensor for layer in layers for tensor in layer))
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _ImplicitKernel.apply(distances, *tensors)
-    return _in_blocks(distances, *tensors)
+    rest = (decay, log_sigma, shift, *(tensor for layer in layers for tensor in layer))
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (features, out, *rest)):
+        return _ImplicitKernel.apply(distances, features, out, *rest)
+    return _in_blocks(distances, features, out, *rest)
 
 
-def hidden_layers(features: Tensor, layers: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+def hidden_layers(features: Tensor, layers: Sequence[tuple[Tensor, Tensor | None, Tensor]]) -> Tensor:
     """The network but for its last weight, (P, F)."""
     for weight, bias, omega in layers:
         features = torch.sin(omega * F.linear(features, weight, bias))
@@ -95,9 +96,9 @@ def _in_blocks(distances: Tensor, features: Tensor, out: Tensor, *rest: Tensor |
 
 class _ImplicitKernel(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, distances: Tensor, *tensors: Tensor | None) -> Tensor:
-        ctx.save_for_backward(distances, *tensors)
-        return _in_blocks(distances, *tensors)
+    def forward(ctx, distances: Tensor, features: Tensor, out: Tensor, *rest: Tensor | None) -> Tensor:
+        ctx.save_for_backward(distances, features, out, *rest)
+        return _in_blocks(distances, features, out, *rest)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -115,7 +116,7 @@ class _ImplicitKernel(torch.autograd.Function):
                 if not again:
                     leaves = [t if t is None else t.requires_grad_(n) for t, n in zip(leaves, needed, strict=True)]
                 values = _values(distances, *leaves)
-            wanted = [t for t, need in zip(leaves, needed, strict=True) if need]
+            wanted = [t for t, need in zip(leaves, needed, strict=True) if t is not None and need]
             found = iter(torch.autograd.grad(values, wanted, grad, create_graph=again))
             return None, *(next(found) if need else None for need in needed)
         sums = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needed, strict=True)]
@@ -139,7 +140,7 @@ def _add_gradients(sums, block, grad, distances, features, out, decay, log_sigma
     factor = window(distances, decay, log_sigma, None)
     if factor is not None:
         dvalues = grad * (factor if shift is None else factor + shift)
-    if any(t is not None for t in (ddecay, dlog_sigma, dshift)):
+    if factor is not None and any(t is not None for t in (ddecay, dlog_sigma, dshift)):
         dfactor = F.linear(inputs[-1], out).mul_(grad)
         if dshift is not None:
             dshift += dfactor.sum(0).sum_to_size(dshift.shape)

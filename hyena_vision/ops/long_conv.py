@@ -4,13 +4,26 @@ Both operators *convolve*: the kernel is flipped relative to `torch.nn.functiona
 kernel of extent K has its centre, the tap of zero displacement, at index `K // 2`.
 """
 
+from collections.abc import Sequence
+from typing import Optional
+
 import torch
 from torch import Tensor
 
-from hyena_vision.ops import prepared_kernel
-from hyena_vision.ops.backends import select
-from hyena_vision.ops.library import check_tensors, sum_dtype
+from hyena_vision.ops import fft, prepared_kernel
+from hyena_vision.ops.backends import BACKENDS, select
 from hyena_vision.ops.prepared_kernel import PreparedKernel
+from hyena_vision.ops.register import register_operator
+from hyena_vision.ops.tensors import (
+    Taps,
+    check_gates,
+    check_tensors,
+    empty_gated_result,
+    empty_result,
+    laid_out_like,
+    sum_dtype,
+)
+from hyena_vision.ops.watchers import is_compiling, is_plain
 
 
 def long_conv1d(
@@ -51,7 +64,6 @@ def long_conv1d(
 
     Cost:
         `cpp`: O(B C L log L) time, a block of channels in the cache from one gate to the other.
-        `blocked`: O(B C L (sqrt(L) + log L)) time with small matrix products, for L with a divisor near its root.
         `fft`: O(B C F log F) time with F about L + min(K, L), and 2 L for any K in exported programs.
         `triton`: O(B C L sqrt(L)) time on tensor cores, L <= 65536; 8 bytes of memory traffic per token and channel
             in bfloat16 with both gates up to L = 16384, else 40.
@@ -61,9 +73,9 @@ def long_conv1d(
         Hyena (arXiv:2302.10866), section 3.1; the centred form is that of HyenaPixel (arXiv:2402.19305).
     """
     if isinstance(kernel, PreparedKernel):
-        return _convolve_prepared(x, kernel, skip, gate, out_gate)
-    _check(x, kernel, skip, "L")
-    return _convolve(x, kernel, skip, gate, out_gate, _centre1d(kernel, causal), False, backend)
+        return prepared_kernel.convolve(x, kernel, skip, gate, out_gate)
+    check_arguments(x, kernel, skip, 1)
+    return long_conv(x, kernel, skip, gate, out_gate, taps1d(kernel, causal), backend)
 
 
 def long_conv2d(
@@ -106,7 +118,6 @@ def long_conv2d(
 
     Cost:
         `cpp`: O(B C H W log(H W)) time, a block of channels in the cache from one gate to the other.
-        `blocked`: O(B C H W (W + log H)) time with small matrix products.
         `fft`: O(B C Fh Fw log(Fh Fw)) time, about 2H x 2W for the global kernel (2H-1, 2W-1); "circular" needs H x W.
         `triton`: O(B C H W (H + W)) time on tensor cores, H, W <= 256; 8 bytes of memory traffic per token and channel
             in bfloat16 with both gates up to 128 x 128, else 40.
@@ -116,10 +127,9 @@ def long_conv2d(
         HyenaPixel (arXiv:2402.19305), section 3; the 1D operator is Hyena's (arXiv:2302.10866).
     """
     if isinstance(kernel, PreparedKernel):
-        return _convolve_prepared(x, kernel, skip, gate, out_gate)
-    _check(x, kernel, skip, "H, W")
-    _check_padding(padding)
-    return _convolve(x, kernel, skip, gate, out_gate, _centre2d(kernel), padding == "circular", backend)
+        return prepared_kernel.convolve(x, kernel, skip, gate, out_gate)
+    check_arguments(x, kernel, skip, 2)
+    return long_conv(x, kernel, skip, gate, out_gate, taps2d(kernel, padding), backend)
 
 
 def prepare_kernel1d(
@@ -135,14 +145,14 @@ def prepare_kernel1d(
         backend: As for `long_conv1d`.
 
     Returns:
-        What `long_conv1d` takes as its kernel: data that can be copied and pickled. `cpp`, `blocked` and `fft` hold a
+        What `long_conv1d` takes as its kernel: data that can be copied and pickled. `cpp` and `fft` hold a
         spectrum of about 8 C L bytes (float32).
 
     Raises:
         ValueError, TypeError, RuntimeError: As `long_conv1d`.
     """
-    _check(x, kernel, skip, "L")
-    return prepared_kernel.prepare(x, kernel, skip, _centre1d(kernel, causal), False, backend)
+    check_arguments(x, kernel, skip, 1)
+    return prepared_kernel.prepare(x, kernel, skip, taps1d(kernel, causal), backend)
 
 
 def prepare_kernel2d(
@@ -158,42 +168,50 @@ def prepare_kernel2d(
         backend: As for `long_conv2d`.
 
     Returns:
-        What `long_conv2d` takes as its kernel: data that can be copied and pickled. `cpp`, `blocked` and `fft` hold a
-        spectrum of about 16 C H W bytes (float32; `blocked` and `fft` 4 C H W if "circular").
+        What `long_conv2d` takes as its kernel: data that can be copied and pickled. `cpp` and `fft` hold a
+        spectrum of about 16 C H W bytes (float32; `fft` 4 C H W if "circular").
 
     Raises:
         ValueError, TypeError, RuntimeError: As `long_conv2d`.
     """
-    _check(x, kernel, skip, "H, W")
-    _check_padding(padding)
-    return prepared_kernel.prepare(x, kernel, skip, _centre2d(kernel), padding == "circular", backend)
+    check_arguments(x, kernel, skip, 2)
+    return prepared_kernel.prepare(x, kernel, skip, taps2d(kernel, padding), backend)
 
 
-def _centre1d(kernel: Tensor, causal: bool) -> list[int]:
-    """Index of displacement 0."""
-    return [0 if causal else kernel.shape[-1] // 2]
+def taps1d(kernel: Tensor, causal: bool) -> Taps:
+    """Where the taps of a sequence's kernel lie."""
+    extent = kernel.shape[-1]
+    return Taps((extent,), (0 if causal else extent // 2,), False)
 
 
-def _centre2d(kernel: Tensor) -> list[int]:
-    return [kernel.shape[-2] // 2, kernel.shape[-1] // 2]
+def taps2d(kernel: Tensor, padding: str) -> Taps:
+    """Where the taps of an image's kernel lie."""
+    if padding not in ("linear", "circular"):
+        raise ValueError(f"padding must be 'linear' or 'circular', got {padding!r}")
+    extents = tuple(kernel.shape[-2:])
+    return Taps(extents, (extents[0] // 2, extents[1] // 2), padding == "circular")
 
 
-def _convolve(
+def long_conv(
     x: Tensor,
     kernel: Tensor,
     skip: Tensor | None,
     gate: Tensor | None,
     out_gate: Tensor | None,
-    centre: list[int],
-    circular: bool,
-    backend: str | None,
+    taps: Taps,
+    name: str | None,
 ) -> Tensor:
-    _check_gates(x, gate, out_gate)
+    """A convolution of either rank, on checked arguments but for the gates."""
+    check_gates(x, gate, out_gate)
     x = x.to(torch.float64) if sum_dtype(x, gate, out_gate) == torch.float64 else x
-    chosen = select(backend, x, kernel, use=_use(x, kernel, skip, gate, out_gate), circular=circular)
-    if not torch.compiler.is_exporting() and not x.numel():
-        return _empty(x, kernel, skip, gate, out_gate, len(centre))
-    return chosen.long_conv(x, kernel, skip, gate, out_gate, centre, circular)
+    backend = select(name, x, kernel, use=_use(x, kernel, skip, gate, out_gate), circular=taps.circular)
+    if backend.gradients is None:
+        return backend.convolve(x, backend.prepare(x, kernel, skip, taps), gate, out_gate, taps)
+    if backend.name == "fft" and not torch.compiler.is_dynamo_compiling():
+        # Whoever looks on sees transforms, and counts them; other backends have nothing to show, or have refused
+        if not is_plain(x, kernel, skip, gate, out_gate):
+            return fft.convolve_openly(x, kernel, skip, gate, out_gate, taps)
+    return _operator(x, kernel, skip, gate, out_gate, taps.centre, taps.circular, backend.name)
 
 
 def _use(x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None) -> str | None:
@@ -204,47 +222,89 @@ def _use(x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, ou
     return "training" if wanted and torch.is_grad_enabled() else "inference"
 
 
-def _empty(
-    x: Tensor, kernel: Tensor, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None, rank: int
+def _forward(
+    x: Tensor,
+    kernel: Tensor,
+    skip: Optional[Tensor],  # noqa: UP045  torch reads the schema from this spelling
+    gate: Optional[Tensor],  # noqa: UP045
+    out_gate: Optional[Tensor],  # noqa: UP045
+    centre: Sequence[int],
+    circular: bool,
+    backend: str,
 ) -> Tensor:
-    """The result for no samples or no channels, with gradients that are zero or empty."""
-    factor = kernel.sum(tuple(range(-rank, 0)))
-    factor = factor if skip is None else factor + skip
-    y = x * factor[(..., *[None] * rank)].to(x.dtype)
-    for tensor in (gate, out_gate):
-        y = y if tensor is None else y * tensor
-    return y
+    if not x.numel():
+        return empty_gated_result(x, gate, out_gate)
+    chosen, taps = BACKENDS[backend], _taps(kernel, centre, circular)
+    return chosen.convolve(x, chosen.prepare(x, kernel, skip, taps), gate, out_gate, taps)
 
 
-def _convolve_prepared(
-    x: Tensor, kernel: PreparedKernel, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None
-) -> Tensor:
-    if skip is not None:
-        raise ValueError("a prepared kernel has its skip already, got another one")
-    _check_gates(x, gate, out_gate)
-    return prepared_kernel.convolve(x, kernel, gate, out_gate)
+def _result_like(x, kernel, skip, gate, out_gate, centre, circular, backend):
+    if backend == "triton":
+        from hyena_vision.ops.triton.long_conv import make_tables
+
+        make_tables(x, circular)
+    return empty_gated_result(x, gate, out_gate)
 
 
-def _check_gates(x: Tensor, gate: Tensor | None, out_gate: Tensor | None) -> None:
-    """Refuse gates that do not fit."""
-    check_tensors(x, gate=gate, out_gate=out_gate)
-    for name, tensor in (("gate", gate), ("out_gate", out_gate)):
-        if tensor is not None and tensor.shape != x.shape:
-            raise ValueError(f"{name} must have the shape of x: x has {tuple(x.shape)}, {name} {tuple(tensor.shape)}")
+def _taps(kernel: Tensor, centre: Sequence[int], circular: bool) -> Taps:
+    return Taps(tuple(kernel.shape[-len(centre) :]), tuple(centre), circular)
 
 
-def _check_padding(padding: str) -> None:
-    if padding not in ("linear", "circular"):
-        raise ValueError(f"padding must be 'linear' or 'circular', got {padding!r}")
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    kernel: Tensor,
+    skip: Optional[Tensor],  # noqa: UP045
+    gate: Optional[Tensor],  # noqa: UP045
+    out_gate: Optional[Tensor],  # noqa: UP045
+    centre: Sequence[int],
+    circular: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    compute = BACKENDS[backend].gradients
+    if compute is None or not x.numel():
+        empty = _gradients_like(dy, x, kernel, skip, gate, out_gate, centre, circular, backend)
+        dx, dkernel, dskip, dgate, dout_gate = (t.zero_() for t in empty)
+        return dx, dkernel, dskip, dgate, dout_gate
+    dx, dkernel, *rest = compute(dy, x, kernel, skip, gate, out_gate, _taps(kernel, centre, circular))
+    # Empty for None: an operator returns tensors
+    dskip, dgate, dout_gate = (x.new_empty(0) if t is None else t for t in rest)
+    return dx, laid_out_like(kernel, dkernel), dskip, dgate, dout_gate
 
 
-def _check(x: Tensor, kernel: Tensor, skip: Tensor | None, axes: str) -> None:
+def _gradients_like(dy, x, kernel, skip, gate, out_gate, centre, circular, backend):
+    signals = (x.new_empty(0) if t is None else empty_result(t) for t in (gate, out_gate))
+    dskip = x.new_empty(0) if skip is None else skip.new_empty(skip.shape)
+    return empty_result(x), torch.empty_like(kernel), dskip, *signals
+
+
+_backward_operator = register_operator("long_conv_backward", _gradients, _gradients_like)
+
+
+def _keep_arguments(ctx, inputs, output) -> None:
+    *tensors, ctx.centre, ctx.circular, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = x, kernel, skip, gate, out_gate = ctx.saved_tensors
+    if torch.is_grad_enabled() and not is_compiling():
+        taps = _taps(kernel, ctx.centre, ctx.circular)
+        found = fft.gradients_openly(dy, x, kernel, skip, gate, out_gate, taps)
+    else:
+        found = _backward_operator(dy, *tensors, ctx.centre, ctx.circular, ctx.backend)
+    return *(None if t is None else grad for t, grad in zip(tensors, found, strict=True)), None, None, None
+
+
+_operator = register_operator("long_conv", _forward, _result_like, keep=_keep_arguments, backward=_backward)
+
+
+def check_arguments(x: Tensor, kernel: Tensor, skip: Tensor | None, rank: int) -> None:
     """Refuse arguments that would fail later or, worse, broadcast to a wrong number."""
-    rank = axes.count(",") + 1
+    axes, taps = ("L", "K") if rank == 1 else ("H, W", "Kh, Kw")
     check_tensors(x, kernel=kernel, skip=skip)
     if x.ndim != rank + 2:
         raise ValueError(f"x must have shape (B, C, {axes}), got {tuple(x.shape)}")
-    taps = axes.replace("L", "K").replace("H", "Kh").replace("W", "Kw")
     expected = f"kernel must have shape (C, {taps}) or (B, C, {taps})"
     given = f"x has shape {tuple(x.shape)}, kernel {tuple(kernel.shape)}"
     if kernel.ndim not in (rank + 1, rank + 2):

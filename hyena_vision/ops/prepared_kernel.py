@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hyena_vision.ops.backends import BACKENDS, select
-from hyena_vision.ops.gated_op import empty_gated_result
-from hyena_vision.ops.library import is_plain, laid_out_like, sum_dtype
+from hyena_vision.ops.register import register_operator
+from hyena_vision.ops.tensors import Taps, check_gates, empty_gated_result, laid_out_like, sum_dtype
+from hyena_vision.ops.watchers import is_plain
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,7 @@ class PreparedKernel:
         size: Extents of the signals, (L,) or (H, W).
         channels: C.
         batch: B if each sample has its own kernel, else None.
-        extents: Of the kernel, as many as of the signals.
-        centre: Index of displacement 0.
-        circular: Whether displacements are taken modulo the size.
+        taps: Where the taps of the kernel lie.
         dtype: Of the sums.
         device: Where it is.
         tensors: What the backend wants, usually a spectrum.
@@ -35,47 +34,47 @@ class PreparedKernel:
     size: tuple[int, ...]
     channels: int
     batch: int | None
-    extents: tuple[int, ...]
-    centre: tuple[int, ...]
-    circular: bool
+    taps: Taps
     dtype: torch.dtype
     device: torch.device
     tensors: tuple[Tensor, ...]
 
 
 @torch.no_grad()
-def prepare(
-    x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool, name: str | None
-) -> PreparedKernel:
-    """Prepare a kernel, whose index of displacement 0 is `centre`, on checked arguments."""
-    backend = select(name, x, kernel, use="prepared", circular=circular)
-    given = [t.untyped_storage()._cdata for t in (kernel, skip) if t is not None]
-    tensors = (t.detach() for t in backend.prepare(x, kernel, skip, centre, circular))
+def prepare(x: Tensor, kernel: Tensor, skip: Tensor | None, taps: Taps, name: str | None) -> PreparedKernel:
+    """Prepare a kernel, on checked arguments."""
+    backend = select(name, x, kernel, use="prepared", circular=taps.circular)
+    arguments = [t.untyped_storage()._cdata for t in (kernel, skip) if t is not None]
+    tensors = (t.detach() for t in backend.prepare(x, kernel, skip, taps))
     return PreparedKernel(
         backend.name,
         tuple(x.shape[2:]),
         x.shape[1],
         x.shape[0] if kernel.ndim == x.ndim else None,
-        tuple(kernel.shape[-len(centre) :]),
-        tuple(centre),
-        circular,
+        taps,
         sum_dtype(x),
         x.device,
-        tuple(t.clone() if t.untyped_storage()._cdata in given else t for t in tensors),
+        tuple(t.clone() if t.untyped_storage()._cdata in arguments else t for t in tensors),
     )
 
 
-def convolve(x: Tensor, kernel: PreparedKernel, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
-    """The convolution of x with a prepared kernel; gates fit x.
+def convolve(
+    x: Tensor, kernel: PreparedKernel, skip: Tensor | None, gate: Tensor | None, out_gate: Tensor | None
+) -> Tensor:
+    """The convolution of x with a prepared kernel.
 
     Raises:
-        ValueError: x has another shape or device than the kernel was prepared for.
+        ValueError: x has another shape or device than the kernel was prepared for, gates do not fit x, or there is
+            another skip.
         TypeError: Its sums are of another dtype.
         RuntimeError: A gradient is wanted.
     """
-    batch = "B" if kernel.batch is None else kernel.batch
+    if skip is not None:
+        raise ValueError("a prepared kernel has its skip already, got another one")
+    check_gates(x, gate, out_gate)
     fits = x.ndim == len(kernel.size) + 2 and x.shape[1:] == (kernel.channels, *kernel.size)
     if not fits or (kernel.batch is not None and x.shape[0] != kernel.batch):
+        batch = "B" if kernel.batch is None else kernel.batch
         shape = ", ".join(str(n) for n in (batch, kernel.channels, *kernel.size))
         raise ValueError(f"x must have shape ({shape}) for this prepared kernel, got {tuple(x.shape)}")
     if x.device != kernel.device:
@@ -85,21 +84,12 @@ def convolve(x: Tensor, kernel: PreparedKernel, gate: Tensor | None, out_gate: T
     dtype = sum_dtype(x, gate, out_gate)
     if dtype != kernel.dtype:
         raise TypeError(f"the kernel was prepared for sums in {kernel.dtype}, got x and gates in {dtype}")
-    settings = kernel.backend, kernel.extents, kernel.centre, kernel.circular
-    if is_plain(x, gate, out_gate):
-        with torch.no_grad():
-            return _run(x, gate, out_gate, kernel.tensors, *settings)
-    return _op(x, gate, out_gate, list(kernel.tensors), *settings)
+    if x.numel() and is_plain(x, gate, out_gate):
+        return BACKENDS[kernel.backend].convolve(x, kernel.tensors, gate, out_gate, kernel.taps)
+    return _operator(x, gate, out_gate, list(kernel.tensors), kernel.backend, *kernel.taps)
 
 
-def _run(x, gate, out_gate, tensors, backend, extents, centre, circular):
-    if not x.numel():
-        return empty_gated_result(x, gate, out_gate)
-    return BACKENDS[backend].convolve_prepared(x, tensors, gate, out_gate, extents, centre, circular)
-
-
-@torch.library.custom_op("hyena_vision::prepared_conv", mutates_args=())
-def _op(
+def _forward(
     x: Tensor,
     gate: Optional[Tensor],  # noqa: UP045  torch reads the schema from this spelling
     out_gate: Optional[Tensor],  # noqa: UP045
@@ -109,10 +99,15 @@ def _op(
     centre: Sequence[int],
     circular: bool,
 ) -> Tensor:
-    y = _run(x, gate, out_gate, tensors, backend, extents, centre, circular)
-    return laid_out_like(empty_gated_result(x, gate, out_gate), y)
+    empty = empty_gated_result(x, gate, out_gate)
+    if not x.numel():
+        return empty
+    taps = Taps(tuple(extents), tuple(centre), circular)
+    return laid_out_like(empty, BACKENDS[backend].convolve(x, tensors, gate, out_gate, taps))
 
 
-@_op.register_fake
-def _(x, gate, out_gate, tensors, backend, extents, centre, circular):
+def _result_like(x, gate, out_gate, tensors, backend, extents, centre, circular):
     return empty_gated_result(x, gate, out_gate)
+
+
+_operator = register_operator("prepared_conv", _forward, _result_like)

@@ -77,8 +77,9 @@ class Row:
     @property
     def backend(self) -> str:
         """The one that is taken: "triton" if it was right and at least as fast, else "fft"."""
-        timed = self.triton_ms is not None and self.fft_ms is not None
-        return "triton" if timed and not self.wrong and self.triton_ms <= self.fft_ms else "fft"
+        if self.wrong or self.triton_ms is None or self.fft_ms is None:
+            return "fft"
+        return "triton" if self.triton_ms <= self.fft_ms else "fft"
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,8 @@ def read_table(path: str | Path, card: Card) -> BackendTable:
     text = Path(path).read_text(encoding="utf-8")
     try:
         content = json.loads(text)
-        measured = Card(str(content["card"]), tuple(int(n) for n in content["capability"]))
+        major, minor = content["capability"]
+        measured = Card(str(content["card"]), (int(major), int(minor)))
         versions = {str(name): str(value) for name, value in content["versions"].items()}
         rows = tuple(_parsed(row) for row in content["rows"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -263,12 +265,14 @@ def read_table(path: str | Path, card: Card) -> BackendTable:
 
 
 def write_table(table: BackendTable, path: str | Path) -> BackendTable:
-    """Write a table, whole or not at all, and return it with its new source."""
-    path = Path(path)
+    """Write the table of a card, whole or not at all, and return it with its new source."""
+    path, card = Path(path), table.card
+    if card is None:
+        raise ValueError("a table is of a card, got one without")
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "card": table.card.name,
-        "capability": table.card.capability,
+        "card": card.name,
+        "capability": card.capability,
         "versions": dict(table.versions),
         "rows": [asdict(row) for row in table.rows],
     }
@@ -296,15 +300,8 @@ def current_versions() -> dict[str, str]:
 
 @cache
 def _kernels_version() -> str:
-    names = (
-        "half_frequency",
-        "long_conv_kernels",
-        "long_conv_parts_kernels",
-        "long_conv_triton",
-        "short_filter_triton",
-    )
-    sources = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in names)
-    return hashlib.sha256(sources).hexdigest()[:12]
+    sources = sorted(Path(__file__).with_name("triton").glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
 def _release(text: str) -> str:

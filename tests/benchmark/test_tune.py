@@ -314,7 +314,7 @@ def test_errors_of_a_kernel_are_what_is_wrong(monkeypatch):
 
 
 def test_what_the_kernels_decline_is_what_is_wrong(monkeypatch):
-    monkeypatch.setattr("hyena_vision.ops.long_conv_triton.reason_not", lambda x, kernel: "it is too large")
+    monkeypatch.setattr("hyena_vision.ops.triton.long_conv.reason_not", lambda x, kernel: "it is too large")
     assert "it is too large" in tune.measure(SHAPE, DEVICE, 1, 1)[0].wrong
 
 

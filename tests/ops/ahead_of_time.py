@@ -22,18 +22,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hyena_vision.ops import long_conv_kernels, long_conv_parts_kernels, long_conv_triton, short_filter_triton
-from hyena_vision.ops.half_frequency import make_plan
+from hyena_vision.ops.triton import long_conv as long_conv_triton
+from hyena_vision.ops.triton import long_conv_kernels, long_conv_parts_kernels, short_filter_kernels
+from hyena_vision.ops.triton import short_filter as short_filter_triton
+from hyena_vision.ops.triton.half_frequency import make_plan
 
 SIZES = ((256, 256), (128, 128), (16384,), (64, 64), (4096,), (32, 32), (16, 16))
 KERNELS = {
     "_long_conv_fwd_kernel": "whole",
     "_long_conv_bwd_kernel": "whole",
     "_spectrum_bwd_kernel": "spectrum",
-    "_spectrum_rows_bwd_kernel": "spectrum_rows",
-    "_rows_fwd_kernel": "rows",
-    "_lines_kernel": "lines",
-    "_rows_back_kernel": "rows",
+    "_spectrum_w_bwd_kernel": "spectrum_w",
+    "_transform_w_kernel": "transform_w",
+    "_convolve_h_kernel": "convolve_h",
+    "_transform_w_back_kernel": "transform_w",
 }
 
 
@@ -44,7 +46,7 @@ def constant(value):
 
 def arguments(plan, exact):
     """Of every parameter: the type, a constant, or a tuple of these; * and %16 stand for multiples of 16."""
-    large = max(plan.lines, plan.rows) > 64
+    large = max(plan.tile_h, plan.tile_w) > 64
     number = "*fp32" if exact else "*bf16"
     strides = ["i32%16"] * 4
     strides[3 if plan.rank == 2 else 2] = constant(1)
@@ -52,7 +54,7 @@ def arguments(plan, exact):
     signals = "x gate out_gate y dy dx dgate dout_gate factor other_factor other_y"
     return dict.fromkeys(signals.split(), signal) | {
         **({"dout_gate": constant(None)} if large else {}),
-        **dict.fromkeys(("workspace", "rows", "dy_rows"), "*fp32"),
+        **dict.fromkeys(("workspace", "x_w", "dy_w"), "*fp32"),
         "dspectrum": "*fp32",
         "scales": "*fp32",
         "spectrum": "*fp32" if exact else "*fp16",
@@ -143,8 +145,9 @@ def main(architecture, dtype, *sizes):
     exact, parts = dtype == "fp32", set()
     for size in [tuple(map(int, size.split("x"))) for size in sizes] or SIZES:
         plan = make_plan(size, False)
-        launches = ["whole"] if long_conv_triton.is_whole(plan, exact, torch.device("cpu")) else ["rows", "lines"]
-        launches += ["spectrum"] if max(plan.lines, plan.rows) <= 64 else ["rows", "spectrum_rows"]
+        is_whole = long_conv_triton.is_whole(plan, exact, torch.device("cpu"))
+        launches = ["whole"] if is_whole else ["transform_w", "convolve_h"]
+        launches += ["spectrum"] if max(plan.tile_h, plan.tile_w) <= 64 else ["transform_w", "spectrum_w"]
         for kernel, launch in KERNELS.items():
             if launch not in launches or kernel in parts:
                 continue
@@ -153,16 +156,16 @@ def main(architecture, dtype, *sizes):
             blocks = long_conv_triton.blocks_of(launch, plan, exact)
             given = arguments(plan, exact) | {key: constant(n) for key, n in blocks.items()}
             module = long_conv_kernels if launch in ("whole", "spectrum") else long_conv_parts_kernels
-            given["KEEP"] = constant(blocks["CHUNK"] == plan.line_frequencies if launch == "whole" else None)
+            given["KEEP"] = constant(blocks["CHUNK"] == plan.frequencies_h if launch == "whole" else None)
             options = {key: n for key, n in blocks.items() if not key.isupper()}
             # Whole tiles have one loop, over chunks, or, where there is one chunk, over samples
-            turns = plan.line_frequencies // blocks["CHUNK"] if launch == "whole" else 1
+            turns = plan.frequencies_h // blocks["CHUNK"] if launch == "whole" else 1
             report = compile_kernel(getattr(module, kernel), given, target, turns, **options)
             print(json.dumps({"kernel": kernel, "size": size, **report}), flush=True)
     for kernel in ("_short_filter_fwd_kernel", "_short_filter_bwd_signals_kernel", "_short_filter_bwd_inputs_kernel"):
         given = short_filter_arguments(exact, backward="inputs" in kernel)
         report = compile_kernel(
-            getattr(short_filter_triton, kernel), given, target, 1, num_warps=short_filter_triton.WARPS
+            getattr(short_filter_kernels, kernel), given, target, 1, num_warps=short_filter_triton.WARPS
         )
         print(json.dumps({"kernel": kernel, **report}), flush=True)
 

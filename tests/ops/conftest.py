@@ -2,7 +2,7 @@ import shlex
 
 import pytest
 
-from hyena_vision.ops import cpp_library
+from hyena_vision.ops.cpp import library as cpp_library
 
 
 def load_anew(monkeypatch, **environment):

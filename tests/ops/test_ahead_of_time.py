@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-from hyena_vision.ops.long_conv_triton import LARGE_SHARED_MEMORY, shared_memory
+from hyena_vision.ops.triton.long_conv import LARGE_SHARED_MEMORY, shared_memory
 
 # Bytes per thread; docs/gpu.md says which kernels need them.
 SPILLED = {("sm_90", "bf16"): 192, ("sm_80", "bf16"): 512, ("sm_89", "fp32"): 1024}

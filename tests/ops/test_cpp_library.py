@@ -10,7 +10,8 @@ import pytest
 import torch
 from operators import needs_cpp
 
-from hyena_vision.ops import available_backends, cpp_library
+from hyena_vision.ops import available_backends
+from hyena_vision.ops.cpp import library as cpp_library
 
 pytestmark = needs_cpp
 
@@ -98,7 +99,7 @@ def test_without_the_functions_the_next_backend_runs(load, monkeypatch):
     assert library is None and "hyena_lanes" in missing
     monkeypatch.setattr(cpp_library, "_load", lambda: (library, missing))
     assert "cpp" not in available_backends() and available_backends(reasons=True)["cpp"] == missing
-    assert available_backends(reasons=True)["blocked"] is None
+    assert available_backends(reasons=True)["fft"] is None
 
 
 def test_nothing_is_read_or_written_under_the_working_directory(tmp_path, monkeypatch):
@@ -155,16 +156,16 @@ def test_memory_that_was_given_back_has_no_address():
 
 def test_the_operator_itself_checks_what_c_plus_plus_would_read():
     """As a graph or a caller of torch.ops may have it, past the checks of the public function."""
-    op, x, kernel = torch.ops.hyena_vision.cpp_conv, torch.ones(1, 16, 4, 4), torch.ones(16, 7, 7)
-    assert op(x, kernel, None, None, None, [3, 3], False).shape == x.shape
+    op, x, kernel = torch.ops.hyena_vision.long_conv, torch.ones(1, 16, 4, 4), torch.ones(16, 7, 7)
+    assert op(x, kernel, None, None, None, [3, 3], False, "cpp").shape == x.shape
     for wrong in (dict(kernel=kernel[:9]), dict(centre=[7, 3]), dict(centre=[3, -1]), dict(skip=torch.ones(9))):
         given = {"kernel": kernel, "skip": None, "centre": [3, 3], **wrong}
         with pytest.raises(RuntimeError, match="C\\+\\+ expects|displacement 0 must be in the kernel"):
-            op(x, given["kernel"], given["skip"], None, None, given["centre"], False)
+            op(x, given["kernel"], given["skip"], None, None, given["centre"], False, "cpp")
 
 
 def test_one_function_alone_asks_for_addresses():
-    sources = Path(cpp_library.__file__).parent.glob("*cpp*.py")
+    sources = Path(cpp_library.__file__).parent.glob("*.py")
     assert [path.name for path in sources for line in path.read_text().splitlines() if "data_ptr()" in line] == [
-        "cpp_library.py"
+        "library.py"
     ]

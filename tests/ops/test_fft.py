@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operators import OPERATORS, needs_cpp
 
-from hyena_vision.ops import long_conv1d, long_conv2d
+from hyena_vision.ops import fft, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
 from hyena_vision.ops.fft import transform_size
+from hyena_vision.ops.tensors import Taps
 from hyena_vision.testing import LAYOUTS, TOLERANCES, Problem, assert_within_tolerance, problems_1d, problems_2d
 
 PROBLEMS = {name: problems_1d() if name in ("causal", "centred") else problems_2d() for name in OPERATORS}
-BACKENDS = ["fft", "blocked", pytest.param("cpp", marks=needs_cpp)]
-# And the operator that compilers see; that of `blocked` is what its backend calls in eager mode too.
-PATHS = ["fft", "blocked", "fft_conv", *([] if needs_cpp.args[0] else ["cpp"])]
+BACKENDS = ["fft", pytest.param("cpp", marks=needs_cpp)]
+# And what exporters, transforms and second derivatives see
+PATHS = ["fft", "openly", *([] if needs_cpp.args[0] else ["cpp"])]
 random_problems = settings(max_examples=100, deadline=None, derandomize=True)
 
 
@@ -25,9 +26,10 @@ def values_and_gradients(name, tensors, path=None):
     """Output, and gradients with respect to x, kernel and skip, for a cotangent that half precision can hold."""
     op, kwargs = OPERATORS[name]
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
-    if path == "fft_conv":
-        centre = [0 if name == "causal" else taps // 2 for taps in tensors[1].shape[2 - tensors[0].ndim :]]
-        y = torch.ops.hyena_vision.fft_conv(*leaves, None, None, centre, name == "circular")
+    if path == "openly":
+        extents = tuple(tensors[1].shape[2 - tensors[0].ndim :])
+        centre = tuple(0 if name == "causal" else extent // 2 for extent in extents)
+        y = fft.convolve_openly(*leaves, None, None, Taps(extents, centre, name == "circular"))
     else:
         y = op(*leaves, **kwargs, backend=path)
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -53,7 +55,7 @@ def check(name, problem, dtype, path):
 @pytest.mark.parametrize(
     ("path", "dtype"),
     [
-        *itertools.product(("fft", "blocked", "fft_conv"), TOLERANCES),
+        *itertools.product(("fft", "openly"), TOLERANCES),
         *(pytest.param("cpp", dtype, marks=needs_cpp) for dtype in TOLERANCES if dtype != torch.float64),
     ],
     ids=str,
@@ -64,7 +66,7 @@ def test_matches_direct_sum(name, path, dtype):
         check(name, problem, dtype, path)
 
 
-@pytest.mark.parametrize("op", ["fft_conv", "blocked_conv"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("problem", "circular"),
     [
@@ -75,20 +77,39 @@ def test_matches_direct_sum(name, path, dtype):
         (Problem((7,), (9,), per_sample=True, skip=False), False),
     ],
 )
-def test_operator_for_the_compiler_is_registered_as_torch_asks(problem, circular, op):
-    tensors = [None if t is None else t.requires_grad_() for t in problem.tensors(torch.float32)]
-    centre = [taps // 2 for taps in problem.kernel_size]
-    torch.library.opcheck(getattr(torch.ops.hyena_vision, op), (*tensors, None, None, centre, circular))
+def test_operator_is_registered_as_torch_asks(problem, circular, backend):
+    x, kernel, skip = (None if t is None else t.requires_grad_() for t in problem.tensors(torch.float32))
+    centre = [extent // 2 for extent in problem.kernel_size]
+    for gates in ((None, None), (x.detach().clone().requires_grad_(), x.detach().clone().requires_grad_())):
+        torch.library.opcheck(torch.ops.hyena_vision.long_conv, (x, kernel, skip, *gates, centre, circular, backend))
 
 
-@pytest.mark.parametrize("op", ["fft_conv", "blocked_conv"])
-def test_operator_for_the_compiler_keeps_no_spectra(op):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_operator_keeps_no_spectra(backend):
     """What is saved for the backward pass is what came in."""
     x, kernel, skip = (t.requires_grad_() for t in Problem((16, 16), (31, 31)).tensors(torch.float32))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        getattr(torch.ops.hyena_vision, op)(x, kernel, skip, None, None, [15, 15], False)
+        long_conv2d(x, kernel, skip, backend=backend)
     assert {t.data_ptr() for t in saved} <= {t.data_ptr() for t in (x, kernel, skip)}
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_blocks_of_channels_with_remainders(name, per_sample, monkeypatch):
+    """Most steps do not divide 7 channels; the last is all at once."""
+    size = (37,) if name in ("causal", "centred") else (5, 9)
+    problem = Problem(size, tuple(2 * n + 1 for n in size), channels=7, per_sample=per_sample, layout="channels_last")
+    op, kwargs = OPERATORS[name]
+    prepare = prepare_kernel1d if len(size) == 1 else prepare_kernel2d
+    monkeypatch.setattr(fft, "BLOCK_NUMBERS", 1)
+    for channels in (1, 2, 4, 7):
+        monkeypatch.setattr(fft, "BLOCK_CHANNELS", channels)
+        check(name, problem, torch.float64, "fft")
+        x, kernel, skip = problem.tensors()
+        y = op(x, prepare(x, kernel, skip, **kwargs, backend="fft"), gate=x, out_gate=x)
+        truth = op(x * x, kernel, skip, **kwargs, backend="reference") * x
+        assert_within_tolerance(y, truth, torch.float64)
 
 
 @random_problems
@@ -121,9 +142,8 @@ def test_random_images(name, size, taps, per_sample, skip, layout):
         check(name, problem, torch.float64, path)
 
 
-@pytest.mark.parametrize("backend", ["fft", "blocked"])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_gradcheck(name, backend):
+def test_gradcheck(name, backend="fft"):
     op, kwargs = OPERATORS[name]
     size, taps = ((4,), (9,)) if op is long_conv1d else ((2, 3), (5, 2))
     tensors = [t.requires_grad_() for t in Problem(size, taps).tensors()]

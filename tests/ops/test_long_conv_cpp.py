@@ -10,14 +10,14 @@ from operators import OPERATORS, convolve_in_threads, needs_cpp
 
 from hyena_vision.ops import (
     available_backends,
-    cpp_library,
     long_conv1d,
     long_conv2d,
-    long_conv_cpp,
     prepare_kernel1d,
     prepare_kernel2d,
 )
 from hyena_vision.ops.backends import select
+from hyena_vision.ops.cpp import library as cpp_library
+from hyena_vision.ops.cpp import long_conv as long_conv_cpp
 from hyena_vision.testing import LAYOUTS, TOLERANCES, Problem, assert_within_tolerance, lay_out
 
 pytestmark = needs_cpp
@@ -131,7 +131,7 @@ def test_gate_of_another_dtype():
     with pytest.raises(RuntimeError, match="'cpp' cannot run this call: its sums are float32, and x is float64"):
         long_conv2d(x, kernel, skip, gate=gate.double(), backend="cpp")
     assert select(None, x, kernel).name == "cpp"
-    assert select(None, x.double(), kernel).name == "blocked"
+    assert select(None, x.double(), kernel).name == "fft"
 
 
 @pytest.mark.parametrize("value", [float("nan"), 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8), 1e-40])
@@ -192,7 +192,7 @@ def test_registered_as_torch_asks(name):
         gates = [torch.randn_like(x).requires_grad_() if gated else None for _ in range(2)]
         centre = [0 if name == "causal" else taps // 2 for taps in problem.kernel_size]
         arguments = (x, kernel, skip, *gates, centre, name == "circular")
-        torch.library.opcheck(torch.ops.hyena_vision.cpp_conv, arguments)
+        torch.library.opcheck(torch.ops.hyena_vision.long_conv, (*arguments, "cpp"))
 
 
 def test_keeps_what_came_in_and_no_spectra():
@@ -293,13 +293,13 @@ def test_other_instructions(load, monkeypatch, capability, lanes):
     library, missing = load(CXX="")
     assert missing is None and library.hyena_lanes() == lanes
     monkeypatch.setattr(long_conv_cpp, "library", lambda: library)
-    long_conv_cpp._plan.cache_clear()
+    long_conv_cpp.forget_plans()
     try:
         for name in OPERATORS:
             for dtype in DTYPES:
                 check(name, problem_for(name, image=(14, 11), sequence=(50,), channels=21), dtype)
     finally:
-        long_conv_cpp._plan.cache_clear()
+        long_conv_cpp.forget_plans()
 
 
 def test_made_once_and_again_if_empty(load, compiler, tmp_path):
@@ -345,7 +345,7 @@ def test_without_it_the_next_backend_runs(monkeypatch):
     monkeypatch.setattr(cpp_library, "_load", lambda: (None, "there is no C++ compiler"))
     with pytest.raises(RuntimeError, match="'cpp' is not available on this machine: there is no C\\+\\+ compiler"):
         long_conv2d(x, kernel, backend="cpp")
-    assert select(None, x, kernel).name == "blocked"
+    assert select(None, x, kernel).name == "fft"
     assert "cpp" not in available_backends()
 
 

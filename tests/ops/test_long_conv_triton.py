@@ -11,7 +11,8 @@ from hyena_vision.testing import Problem, assert_within_tolerance, lay_out, rela
 pytest.importorskip("triton")
 import triton
 
-from hyena_vision.ops import half_frequency, long_conv_triton
+from hyena_vision.ops.triton import half_frequency
+from hyena_vision.ops.triton import long_conv as long_conv_triton
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("nan_filled_empties")]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -101,7 +102,7 @@ def use_blocks(size, monkeypatch):
     """Launch kernels with blocks of that size where tiles are as large."""
 
     def blocks_of(name, plan, exact):
-        most = dict(LINE_BLOCK=plan.lines, ROW_BLOCK=plan.rows, BLOCK=plan.row_frequencies, CHUNK=plan.line_frequencies)
+        most = dict(BLOCK_H=plan.tile_h, BLOCK_W=plan.tile_w, BLOCK=plan.frequencies_w, CHUNK=plan.frequencies_h)
         return {key: min(size, most[key]) if key in most else n for key, n in usual(name, plan, exact).items()}
 
     usual = long_conv_triton.blocks_of
@@ -138,7 +139,7 @@ def test_tiles_in_parts_match_direct_sum(name, problem, dtype, monkeypatch):
 def test_large_tiles_match_float64_transforms(name, problem, dtype):
     plan = half_frequency.make_plan(problem.size, name == "circular")
     assert long_conv_triton.is_whole(plan, dtype == torch.float32, torch.device(DEVICE, 0))
-    assert long_conv_triton.blocks_of("whole", plan, dtype == torch.float32)["CHUNK"] < plan.line_frequencies
+    assert long_conv_triton.blocks_of("whole", plan, dtype == torch.float32)["CHUNK"] < plan.frequencies_h
     check(name, arguments(problem, dtype), "fft")
 
 
@@ -199,8 +200,8 @@ def test_settings_of_the_caller_change_no_number(setting):
 def test_backward_operator_is_registered_as_torch_asks():
     x, gate, out_gate, kernel, skip = arguments(Problem((3, 4), (5, 7), 1, 2, layout="channels_last"), torch.float32)
     torch.library.opcheck(
-        torch.ops.hyena_vision.triton_conv_backward,
-        (x, x, kernel, skip, gate, out_gate, [2, 3], False),
+        torch.ops.hyena_vision.long_conv_backward,
+        (x, x, kernel, skip, gate, out_gate, [2, 3], False, "triton"),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -290,7 +291,7 @@ def test_operator_is_registered_as_torch_asks(problem, gates):
         None if t is None else t.requires_grad_() for t in arguments(problem, torch.float32, gates)
     )
     centre = [taps // 2 for taps in problem.kernel_size]
-    torch.library.opcheck(torch.ops.hyena_vision.triton_conv, (x, kernel, skip, gate, out_gate, centre, False))
+    torch.library.opcheck(torch.ops.hyena_vision.long_conv, (x, kernel, skip, gate, out_gate, centre, False, "triton"))
 
 
 def test_compiles_to_one_graph_for_all_sizes():
@@ -325,7 +326,7 @@ def test_a_compiler_makes_the_tables(size):
     with FakeTensorMode() as mode:
         x, gate, out_gate, kernel, skip = (mode.from_tensor(t) for t in tensors)
         centre = [n - 1 for n in size]
-        torch.ops.hyena_vision.triton_conv(x, kernel, skip, gate, out_gate, centre, False)
+        torch.ops.hyena_vision.long_conv(x, kernel, skip, gate, out_gate, centre, False, "triton")
     assert {cache.cache_info().currsize for cache in caches} == {1}
     values_and_gradients("linear" if len(size) == 2 else "centred", tensors, "triton")
     assert {cache.cache_info().misses for cache in caches} == {1}

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hyena_vision.ops.short_filter import filter_by_torch, gated_short_filter
+from hyena_vision.ops.short_filter import gated_short_filter
+from hyena_vision.ops.short_filter_torch import filter_by_torch
 from hyena_vision.testing import assert_within_tolerance
 
 pytestmark = pytest.mark.gpu
@@ -211,7 +212,7 @@ def test_repeats_are_equal_bit_by_bit():
 @needs_triton
 @pytest.mark.parametrize("bias", [False, True])
 def test_registered_operator(bias):
-    from hyena_vision.ops import short_filter_triton
+    from hyena_vision.ops.triton import short_filter as short_filter_triton
 
     tensors = [None if t is None else t.requires_grad_() for t in draw((4,), (3,), 2, 2, "slice", bias)]
     torch.library.opcheck(short_filter_triton.gated_short_filter, (*tensors, 2, False))
@@ -237,7 +238,7 @@ def test_compiles_to_one_graph(backend):
 
 @needs_triton
 def test_blocks_follow_their_rule():
-    from hyena_vision.ops.short_filter_triton import backward_block, forward_block
+    from hyena_vision.ops.triton.short_filter import backward_block, forward_block
 
     assert [forward_block(n, 2) for n in (196, 64, 4096, 1)] == [32, 64, 64, 32]
     assert [forward_block(n, 4) for n in (196, 64, 4096, 1)] == [16, 32, 32, 16]
@@ -269,7 +270,8 @@ def test_shapes_that_do_not_fit():
 
 @needs_triton
 def test_a_named_backend_that_cannot_run_says_why(monkeypatch):
-    from hyena_vision.ops import short_filter, short_filter_triton
+    from hyena_vision.ops import short_filter
+    from hyena_vision.ops.triton import short_filter as short_filter_triton
 
     x, weight, _ = draw((11,), (51,), 2, 2)
     with pytest.raises(RuntimeError, match="'triton'.*at most 49 taps"):

@@ -10,8 +10,8 @@ from torch import nn
 
 from hyena_vision.ops import backend_table, gated_short_filter, long_conv2d, prepare_kernel2d, table
 from hyena_vision.ops.backends import BACKENDS, select
-from hyena_vision.ops.half_frequency import make_plan
 from hyena_vision.ops.table import BackendTable, Card, Row, card_of, current_versions, tile_of, write_table
+from hyena_vision.ops.triton.half_frequency import make_plan
 from hyena_vision.testing import Problem
 
 _skip = pytest.mark.skipif(BACKENDS["triton"].missing() is not None, reason="Triton is not installed")
@@ -171,7 +171,7 @@ class Convolution(nn.Module):
 
 @needs_triton
 def test_short_filters_follow_the_table(follow, monkeypatch):
-    from hyena_vision.ops import short_filter_triton
+    from hyena_vision.ops.triton import short_filter as short_filter_triton
 
     launched, original = [], short_filter_triton.gated_short_filter
     monkeypatch.setattr(short_filter_triton, "gated_short_filter", lambda *args: launched.append(1) or original(*args))
@@ -234,10 +234,10 @@ def test_compiled_code_follows_the_table(follow, dynamic):
     compiled = torch.compile(mixer, backend=keep, dynamic=dynamic, fullgraph=True)
     x = torch.randn(1, 4, 5, 6, device=DEVICE)
     torch.testing.assert_close(compiled(x), mixer(x), rtol=1e-4, atol=1e-5)
-    assert "triton_conv" in graphs[-1] and "gated_short_filter" in graphs[-1]
+    assert "triton" in graphs[-1] and "gated_short_filter" in graphs[-1]
     x = torch.randn(1, 4, 20, 6, device=DEVICE)
     torch.testing.assert_close(compiled(x), mixer(x), rtol=1e-4, atol=1e-5)
-    assert "triton_conv" not in graphs[-1]
+    assert "triton" not in graphs[-1]
 
 
 DAMAGES = {

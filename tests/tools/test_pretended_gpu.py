@@ -25,4 +25,7 @@ def test_mixers_compile_to_one_graph_of_fused_kernels():
     run = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     operators = [json.loads(line) for line in run.stdout.splitlines()]
-    assert operators == [["hyena_vision.gated_short_filter.default", "hyena_vision.triton_conv.default"]] * 4
+    assert [[name for name, _ in graph] for graph in operators] == [
+        ["hyena_vision.gated_short_filter.default", "hyena_vision.long_conv.default"]
+    ] * 4
+    assert [graph[1][1] for graph in operators] == [["triton"]] * 4

@@ -1,4 +1,4 @@
-// Long convolutions on the CPU, several channels at a time; long_conv_cpp.py says how and calls this through ctypes.
+// Long convolutions on the CPU, several channels at a time; long_conv.py says how and calls this through ctypes.
 //
 // A vector holds the same number of LANES neighbouring channels, so that all arithmetic reads like that of one channel
 // and no transform needs to move numbers within a vector.
@@ -178,27 +178,27 @@ void transform(const Fft& fft, const Complex* x, long xs, Complex* y, long ys, C
 
 struct Plan {
   bool image;
-  int lines, rows, length;  // (H, W) of an image, or the length of a sequence, whose numbers a, a + lines, ... are line a
-  Fft line_fft, row_fft;
-  std::vector<Float2> row_twist, line_twist, phase;
+  int height, width, length;  // (H, W) of an image, or the length of a sequence, whose numbers a, a + height, ... are row a
+  Fft fft_h, fft_w;
+  std::vector<Float2> twist_w, twist_h, phase;
 
-  Plan(bool image, int lines, int rows, int line_size, int row_size)
-      : image(image), lines(image ? lines : line_size), rows(rows), length(rows), line_fft(line_size),
-        row_fft(row_size) {
-    for (int j = 0; j < row_size; ++j) row_twist.push_back(root(-j, 4.0 * row_size));
-    for (int a = 0; a < line_size; ++a) line_twist.push_back(root(a, 2.0 * line_size));
+  Plan(bool image, int height, int width, int size_h, int size_w)
+      : image(image), height(image ? height : size_h), width(width), length(width), fft_h(size_h),
+        fft_w(size_w) {
+    for (int j = 0; j < size_w; ++j) twist_w.push_back(root(-j, 4.0 * size_w));
+    for (int a = 0; a < size_h; ++a) twist_h.push_back(root(a, 2.0 * size_h));
     if (image) return;
-    double total = double(line_size) * row_size;
-    for (int a = 0; a < line_size; ++a)
-      for (int f = 0; f < row_size; ++f) phase.push_back(root((4.0 * f - 1.0) * a, 4.0 * total));
+    double total = double(size_h) * size_w;
+    for (int a = 0; a < size_h; ++a)
+      for (int f = 0; f < size_w; ++f) phase.push_back(root((4.0 * f - 1.0) * a, 4.0 * total));
   }
   int sets() const { return image ? 2 : 1; }
-  int line_size() const { return line_fft.size; }
-  int row_size() const { return row_fft.size; }
-  long pitch() const { return row_size() + 1; }  // a row more than needed: columns would share few sets of the cache
-  long numbers() const { return long(row_size()) * sets() * line_size(); }  // of a block's spectrum
-  float scale() const { return float(1.0 / (double(row_size()) * sets() * line_size())); }
-  int used(int a) const { return image ? rows : (a < length ? (length - a - 1) / line_size() + 1 : 0); }
+  int size_h() const { return fft_h.size; }
+  int size_w() const { return fft_w.size; }
+  long pitch() const { return size_w() + 1; }  // a row more than needed: columns would share few sets of the cache
+  long numbers() const { return long(size_w()) * sets() * size_h(); }  // of a block's spectrum
+  float scale() const { return float(1.0 / (double(size_w()) * sets() * size_h())); }
+  int used(int a) const { return image ? width : (a < length ? (length - a - 1) / size_h() + 1 : 0); }
 };
 
 // ---------------------------------------------------------------- kernels
@@ -207,8 +207,8 @@ struct Plan {
 template <typename T>
 struct Taps {
   T* data;
-  long channel_stride, line_stride, row_stride;
-  int channels, line_before, line_after, row_before, row_after;  // displacements -before .. after - 1
+  long channel_stride, stride_h, stride_w;
+  int channels, before_h, after_h, before_w, after_w;  // displacements -before .. after - 1
 
   Vec load(long displacement) const {
     Vec value = {};
@@ -237,117 +237,117 @@ inline bool displacement(long place, long period, int before, int after, long* r
 
 struct Work {
   const Plan& plan;
-  Complex *blocks, *row, *buffer, *other, *columns[4];
+  Complex *blocks, *signal, *buffer, *other, *columns[4];
   long of_block;
 
-  // Room for `count` blocks of `lines` rows
-  Work(const Plan& plan, int count, int lines) : plan(plan), of_block(lines * plan.pitch()) {
-    long n = std::max(plan.row_size(), plan.line_size());
+  // Room for `count` blocks of `height` rows
+  Work(const Plan& plan, int count, int height) : plan(plan), of_block(height * plan.pitch()) {
+    long n = std::max(plan.size_w(), plan.size_h());
     blocks = scratch.get<Complex>(count * of_block + 7 * n);
-    row = blocks + count * of_block, buffer = row + n, other = buffer + n;
+    signal = blocks + count * of_block, buffer = signal + n, other = buffer + n;
     for (int i = 0; i < 4; ++i) columns[i] = other + (i + 1) * n;
   }
-  Complex* line(int block, int a) const { return blocks + block * of_block + a * plan.pitch(); }
+  Complex* row(int block, int a) const { return blocks + block * of_block + a * plan.pitch(); }
 
   // Negacyclic transform of load(0), ..., load(used - 1): odd frequencies of a period of twice the size
   template <typename Load>
-  void row_forward(int a, int used, Complex* out, Load load) {
-    int size = plan.row_size();
+  void forward_w(int a, int used, Complex* out, Load load) {
+    int size = plan.size_w();
     for (int j = 0; j < size; ++j) {
       Vec re = j < used ? load(j) : Vec{};
-      Float2 w = plan.row_twist[j];
+      Float2 w = plan.twist_w[j];
       if (j + size < used)
-        row[j] = Complex{re, load(j + size)} * w;
+        signal[j] = Complex{re, load(j + size)} * w;
       else
-        row[j] = {re * w.re, re * w.im};
+        signal[j] = {re * w.re, re * w.im};
     }
-    transform<false>(plan.row_fft, row, 1, out, 1, buffer, other);
+    transform<false>(plan.fft_w, signal, 1, out, 1, buffer, other);
     if (plan.image || a == 0) return;
     const Float2* w = &plan.phase[long(a) * size];
     for (int f = 0; f < size; ++f) out[f] = out[f] * w[f];
   }
 
   template <typename Store>
-  void row_back(int a, int used, const Complex* in, Store store) {
-    int size = plan.row_size();
+  void back_w(int a, int used, const Complex* in, Store store) {
+    int size = plan.size_w();
     if (!plan.image && a > 0) {
       const Float2* w = &plan.phase[long(a) * size];
-      for (int f = 0; f < size; ++f) row[f] = times_conj(in[f], w[f]);
-      in = row;
+      for (int f = 0; f < size; ++f) signal[f] = times_conj(in[f], w[f]);
+      in = signal;
     }
-    transform<true>(plan.row_fft, in, 1, row, 1, buffer, other);
+    transform<true>(plan.fft_w, in, 1, signal, 1, buffer, other);
     for (int j = 0; j < size && j < used; ++j) {
-      Complex value = times_conj(row[j], plan.row_twist[j]);
+      Complex value = times_conj(signal[j], plan.twist_w[j]);
       store(j, value.re);
       if (j + size < used) store(j + size, value.im);
     }
   }
 
-  // Cyclic transform of `lines` numbers: even frequencies and odd ones; a sequence has the first kind alone
-  void column_forward(const Complex* in, int lines, Complex* even, Complex* odd) {
-    int size = plan.line_size();
+  // Cyclic transform of `height` numbers: even frequencies and odd ones; a sequence has the first kind alone
+  void forward_h(const Complex* in, int height, Complex* even, Complex* odd) {
+    int size = plan.size_h();
     long stride = plan.pitch();
-    if (!plan.image) return transform<false>(plan.line_fft, in, stride, even, 1, buffer, other);
+    if (!plan.image) return transform<false>(plan.fft_h, in, stride, even, 1, buffer, other);
     for (int a = 0; a < size; ++a) {
-      Complex sum = a < lines ? in[a * stride] : Complex{}, difference = sum;
-      if (a + size < lines) {
+      Complex sum = a < height ? in[a * stride] : Complex{}, difference = sum;
+      if (a + size < height) {
         Complex second = in[(a + size) * stride];
         sum = sum + second, difference = difference - second;
       }
       even[a] = sum;
-      odd[a] = difference * plan.line_twist[a];
+      odd[a] = difference * plan.twist_h[a];
     }
-    transform<false>(plan.line_fft, even, 1, even, 1, buffer, other);
-    transform<false>(plan.line_fft, odd, 1, odd, 1, buffer, other);
+    transform<false>(plan.fft_h, even, 1, even, 1, buffer, other);
+    transform<false>(plan.fft_h, odd, 1, odd, 1, buffer, other);
   }
 
-  void column_back(Complex* even, Complex* odd, Complex* out, int lines) {
-    int size = plan.line_size();
+  void back_h(Complex* even, Complex* odd, Complex* out, int height) {
+    int size = plan.size_h();
     long stride = plan.pitch();
-    if (!plan.image) return transform<true>(plan.line_fft, even, 1, out, stride, buffer, other);
-    transform<true>(plan.line_fft, even, 1, even, 1, buffer, other);
-    transform<true>(plan.line_fft, odd, 1, odd, 1, buffer, other);
-    for (int a = 0; a < size && a < lines; ++a) {
-      Complex second = times_conj(odd[a], plan.line_twist[a]);
+    if (!plan.image) return transform<true>(plan.fft_h, even, 1, out, stride, buffer, other);
+    transform<true>(plan.fft_h, even, 1, even, 1, buffer, other);
+    transform<true>(plan.fft_h, odd, 1, odd, 1, buffer, other);
+    for (int a = 0; a < size && a < height; ++a) {
+      Complex second = times_conj(odd[a], plan.twist_h[a]);
       out[a * stride] = even[a] + second;
-      if (a + size < lines) out[(a + size) * stride] = even[a] - second;
+      if (a + size < height) out[(a + size) * stride] = even[a] - second;
     }
   }
 
   // All rows of some blocks: neighbours in memory are used while their pages are at hand
   template <typename T>
-  void rows_forward(int first, const Signal<T>& x, const Signal<T>& gate) {
-    for (int a = 0; a < plan.lines; ++a) {
+  void all_forward_w(int first, const Signal<T>& x, const Signal<T>& gate) {
+    for (int a = 0; a < plan.height; ++a) {
       int used = plan.used(a);
-      if (a + 1 < plan.lines) x.prefetch(a + 1, plan.used(a + 1)), gate.prefetch(a + 1, plan.used(a + 1));
+      if (a + 1 < plan.height) x.prefetch(a + 1, plan.used(a + 1)), gate.prefetch(a + 1, plan.used(a + 1));
       for (int block = 0; block * LANES < x.channels; ++block) {
         Signal<T> u = x.block(block), g = gate.block(block);
         if (g.data)
-          row_forward(a, used, line(first + block, a), [&](int b) { return u.load(a, b) * g.load(a, b); });
+          forward_w(a, used, row(first + block, a), [&](int b) { return u.load(a, b) * g.load(a, b); });
         else
-          row_forward(a, used, line(first + block, a), [&](int b) { return u.load(a, b); });
+          forward_w(a, used, row(first + block, a), [&](int b) { return u.load(a, b); });
       }
     }
   }
 
   // Into y, times a gate if there is one, and times a second gate into a second result if there is one
   template <typename T>
-  void rows_back(int first, const Signal<T>& gate, const Signal<T>& y, const Signal<T>& gate2, const Signal<T>& y2) {
-    for (int a = 0; a < plan.lines; ++a) {
+  void all_back_w(int first, const Signal<T>& gate, const Signal<T>& y, const Signal<T>& gate2, const Signal<T>& y2) {
+    for (int a = 0; a < plan.height; ++a) {
       int used = plan.used(a);
-      if (a + 1 < plan.lines)
+      if (a + 1 < plan.height)
         for (const Signal<T>* signal : {&gate, &y, &gate2, &y2}) signal->prefetch(a + 1, plan.used(a + 1));
       for (int block = 0; block * LANES < y.channels; ++block) {
         Signal<T> g = gate.block(block), v = y.block(block), g2 = gate2.block(block), v2 = y2.block(block);
-        const Complex* in = line(first + block, a);
+        const Complex* in = row(first + block, a);
         if (v2.data)
-          row_back(a, used, in, [&](int b, Vec value) {
+          back_w(a, used, in, [&](int b, Vec value) {
             v.store(a, b, value * g.load(a, b)), v2.store(a, b, value * g2.load(a, b));
           });
         else if (g.data)
-          row_back(a, used, in, [&](int b, Vec value) { v.store(a, b, value * g.load(a, b)); });
+          back_w(a, used, in, [&](int b, Vec value) { v.store(a, b, value * g.load(a, b)); });
         else
-          row_back(a, used, in, [&](int b, Vec value) { v.store(a, b, value); });
+          back_w(a, used, in, [&](int b, Vec value) { v.store(a, b, value); });
       }
     }
   }
@@ -356,18 +356,18 @@ struct Work {
 template <typename T>
 void convolve(const Plan& plan, const Signal<T>& x, const Signal<T>& gate, const Signal<T>& out_gate,
               const Signal<T>& y, const Complex* spectrum) {
-  int blocks = blocks_of(x.channels), size = plan.line_size(), sets = plan.sets();
-  Work work(plan, blocks, plan.lines);
-  work.rows_forward(0, x, gate);
+  int blocks = blocks_of(x.channels), size = plan.size_h(), sets = plan.sets();
+  Work work(plan, blocks, plan.height);
+  work.all_forward_w(0, x, gate);
   for (int block = 0; block < blocks; ++block)
-    for (int f = 0; f < plan.row_size(); ++f) {
-      Complex* column = work.line(block, 0) + f;
-      work.column_forward(column, plan.lines, work.columns[0], work.columns[1]);
+    for (int f = 0; f < plan.size_w(); ++f) {
+      Complex* column = work.row(block, 0) + f;
+      work.forward_h(column, plan.height, work.columns[0], work.columns[1]);
       for (int set = 0; set < sets; ++set, spectrum += size)
         for (int g = 0; g < size; ++g) work.columns[set][g] = work.columns[set][g] * spectrum[g];
-      work.column_back(work.columns[0], work.columns[1], column, plan.lines);
+      work.back_h(work.columns[0], work.columns[1], column, plan.height);
     }
-  work.rows_back<T>(0, out_gate, y, {}, {});
+  work.all_back_w<T>(0, out_gate, y, {}, {});
 }
 
 // y = out_gate * conv(gate * x): gradients of x and both gates, and of the spectrum, which is set or added to
@@ -375,15 +375,15 @@ template <typename T>
 void gradients(const Plan& plan, const Signal<T>& dy, const Signal<T>& x, const Signal<T>& gate,
                const Signal<T>& out_gate, const Signal<T>& dx, const Signal<T>& dgate, const Signal<T>& dout_gate,
                const Complex* spectrum, Complex* dspectrum, bool add) {
-  int blocks = blocks_of(x.channels), size = plan.line_size(), sets = plan.sets();
-  Work work(plan, 2 * blocks, plan.lines);
-  work.rows_forward(0, x, gate);
-  work.rows_forward(blocks, dy, out_gate);
+  int blocks = blocks_of(x.channels), size = plan.size_h(), sets = plan.sets();
+  Work work(plan, 2 * blocks, plan.height);
+  work.all_forward_w(0, x, gate);
+  work.all_forward_w(blocks, dy, out_gate);
   for (int block = 0; block < blocks; ++block)
-    for (int f = 0; f < plan.row_size(); ++f) {
-      Complex *u = work.line(block, 0) + f, *v = work.line(blocks + block, 0) + f;
-      work.column_forward(u, plan.lines, work.columns[0], work.columns[1]);
-      work.column_forward(v, plan.lines, work.columns[2], work.columns[3]);
+    for (int f = 0; f < plan.size_w(); ++f) {
+      Complex *u = work.row(block, 0) + f, *v = work.row(blocks + block, 0) + f;
+      work.forward_h(u, plan.height, work.columns[0], work.columns[1]);
+      work.forward_h(v, plan.height, work.columns[2], work.columns[3]);
       for (int set = 0; set < sets; ++set, spectrum += size, dspectrum += size)
         for (int g = 0; g < size; ++g) {
           Complex a = work.columns[set][g], b = work.columns[2 + set][g], k = spectrum[g], d = times_conj(b, a);
@@ -391,98 +391,98 @@ void gradients(const Plan& plan, const Signal<T>& dy, const Signal<T>& x, const 
           work.columns[set][g] = a * k;
           work.columns[2 + set][g] = times_conj(b, k);
         }
-      if (dout_gate.data) work.column_back(work.columns[0], work.columns[1], u, plan.lines);
-      work.column_back(work.columns[2], work.columns[3], v, plan.lines);
+      if (dout_gate.data) work.back_h(work.columns[0], work.columns[1], u, plan.height);
+      work.back_h(work.columns[2], work.columns[3], v, plan.height);
     }
-  if (dout_gate.data) work.rows_back<T>(0, dy, dout_gate, {}, {});
-  work.rows_back<T>(blocks, gate, dx, dgate.data ? x : Signal<T>{}, dgate);
+  if (dout_gate.data) work.all_back_w<T>(0, dy, dout_gate, {}, {});
+  work.all_back_w<T>(blocks, gate, dx, dgate.data ? x : Signal<T>{}, dgate);
 }
 
 // Spectrum of a kernel that lies periodically, displacement 0 first, with its skip on that tap, times the scale of a
 // transform and back. What crosses the end of a row's period changes its sign.
 void make_spectrum(const Plan& plan, const Taps<const float>& taps, const float* skip, Complex* spectrum) {
-  int size = plan.line_size(), sets = plan.sets();
-  long row_period = 2L * plan.row_size(), line_period = 2L * size;
+  int size = plan.size_h(), sets = plan.sets();
+  long period_w = 2L * plan.size_w(), period_h = 2L * size;
   Work work(plan, sets, size);
   Vec centre = {};
   if (skip)
     for (int c = 0; c < taps.channels; ++c) centre[c] = skip[c];
   std::memset(static_cast<void*>(work.blocks), 0, sets * work.of_block * sizeof(Complex));
   for (int a = 0; a < sets * size; ++a) {
-    long line = 0, row;
-    if (plan.image && !displacement(a, line_period, taps.line_before, taps.line_after, &line)) continue;
+    long dh = 0, dw;
+    if (plan.image && !displacement(a, period_h, taps.before_h, taps.after_h, &dh)) continue;
     auto load = [&](int b) {
-      long place = plan.image ? b : long(b) * size + a, period = plan.image ? row_period : row_period * size;
-      if (!displacement(place, period, taps.row_before, taps.row_after, &row)) return Vec{};
-      Vec value = taps.load(line * taps.line_stride + row * taps.row_stride);
-      return a == 0 && b == 0 ? value + centre : row < 0 ? -value : value;
+      long place = plan.image ? b : long(b) * size + a, period = plan.image ? period_w : period_w * size;
+      if (!displacement(place, period, taps.before_w, taps.after_w, &dw)) return Vec{};
+      Vec value = taps.load(dh * taps.stride_h + dw * taps.stride_w);
+      return a == 0 && b == 0 ? value + centre : dw < 0 ? -value : value;
     };
-    Complex *out = work.columns[0], *even = work.line(0, a % size), *odd = work.line(sets - 1, a % size);
-    work.row_forward(a, int(row_period), out, load);
-    for (int f = 0; f < plan.row_size(); ++f) {
+    Complex *out = work.columns[0], *even = work.row(0, a % size), *odd = work.row(sets - 1, a % size);
+    work.forward_w(a, int(period_w), out, load);
+    for (int f = 0; f < plan.size_w(); ++f) {
       even[f] = even[f] + out[f];
       if (plan.image) odd[f] = a < size ? odd[f] + out[f] : odd[f] - out[f];
     }
   }
   float scale = plan.scale();
-  for (int f = 0; f < plan.row_size(); ++f)
+  for (int f = 0; f < plan.size_w(); ++f)
     for (int set = 0; set < sets; ++set, spectrum += size) {
-      Complex *in = work.line(set, 0) + f, *column = work.columns[0];
+      Complex *in = work.row(set, 0) + f, *column = work.columns[0];
       for (int a = 0; a < size; ++a) {
         Complex value = in[a * plan.pitch()];
         value = {value.re * scale, value.im * scale};
-        column[a] = set ? value * plan.line_twist[a] : value;
+        column[a] = set ? value * plan.twist_h[a] : value;
       }
-      transform<false>(plan.line_fft, column, 1, spectrum, 1, work.buffer, work.other);
+      transform<false>(plan.fft_h, column, 1, spectrum, 1, work.buffer, work.other);
     }
 }
 
 // Adjoint of make_spectrum, less the skip, whose gradient is that of the tap in the centre
 void kernel_gradient(const Plan& plan, const Complex* dspectrum, const Taps<float>& taps) {
-  int size = plan.line_size(), sets = plan.sets();
-  long row_period = 2L * plan.row_size(), line_period = 2L * size;
+  int size = plan.size_h(), sets = plan.sets();
+  long period_w = 2L * plan.size_w(), period_h = 2L * size;
   Work work(plan, sets, size);
-  for (int f = 0; f < plan.row_size(); ++f)
+  for (int f = 0; f < plan.size_w(); ++f)
     for (int set = 0; set < sets; ++set, dspectrum += size) {
-      Complex *out = work.line(set, 0) + f, *column = work.columns[0];
-      transform<true>(plan.line_fft, dspectrum, 1, column, 1, work.buffer, work.other);
+      Complex *out = work.row(set, 0) + f, *column = work.columns[0];
+      transform<true>(plan.fft_h, dspectrum, 1, column, 1, work.buffer, work.other);
       for (int a = 0; a < size; ++a)
-        out[a * plan.pitch()] = set ? times_conj(column[a], plan.line_twist[a]) : column[a];
+        out[a * plan.pitch()] = set ? times_conj(column[a], plan.twist_h[a]) : column[a];
     }
   float scale = plan.scale();
   for (int a = 0; a < sets * size; ++a) {
-    long line = 0, row;
-    if (plan.image && !displacement(a, line_period, taps.line_before, taps.line_after, &line)) continue;
-    Complex *in = work.columns[0], *even = work.line(0, a % size), *odd = work.line(sets - 1, a % size);
-    for (int f = 0; f < plan.row_size(); ++f)
+    long dh = 0, dw;
+    if (plan.image && !displacement(a, period_h, taps.before_h, taps.after_h, &dh)) continue;
+    Complex *in = work.columns[0], *even = work.row(0, a % size), *odd = work.row(sets - 1, a % size);
+    for (int f = 0; f < plan.size_w(); ++f)
       in[f] = !plan.image ? even[f] : a < size ? even[f] + odd[f] : even[f] - odd[f];
-    work.row_back(a, int(row_period), in, [&](int b, Vec value) {
-      long place = plan.image ? b : long(b) * size + a, period = plan.image ? row_period : row_period * size;
-      if (displacement(place, period, taps.row_before, taps.row_after, &row))
-        taps.store(line * taps.line_stride + row * taps.row_stride, value * (row < 0 ? -scale : scale));
+    work.back_w(a, int(period_w), in, [&](int b, Vec value) {
+      long place = plan.image ? b : long(b) * size + a, period = plan.image ? period_w : period_w * size;
+      if (displacement(place, period, taps.before_w, taps.after_w, &dw))
+        taps.store(dh * taps.stride_h + dw * taps.stride_w, value * (dw < 0 ? -scale : scale));
     });
   }
 }
 
 // ---------------------------------------------------------------- arguments
 
-struct Kernel {  // (samples, C, lines, rows)
+struct Kernel {  // (samples, C, H, W)
   float* data;   // of displacement 0
   long strides[4];
-  int line_before, line_after, row_before, row_after;
+  int before_h, after_h, before_w, after_w;
 };
 
 template <typename T>
 Taps<T> taps_of(const Kernel& kernel, int sample, int channel, int channels) {
   return {kernel.data + sample * kernel.strides[0] + channel * kernel.strides[1],
           kernel.strides[1], kernel.strides[2], kernel.strides[3],
-          channels, kernel.line_before, kernel.line_after, kernel.row_before, kernel.row_after};
+          channels, kernel.before_h, kernel.after_h, kernel.before_w, kernel.after_w};
 }
 
 // Blocks of channels that one task reads together, as long as they stay in the cache
 int group_of(const Plan& plan, int blocks, int buffers, int samples, int threads) {
   constexpr long cache = 5L << 18;
-  long bytes = plan.lines * plan.pitch() * long(sizeof(Complex)) * buffers;
+  long bytes = plan.height * plan.pitch() * long(sizeof(Complex)) * buffers;
   long most = std::max(1L, std::min(cache / bytes, 64L / LANES));
   while (most > 1 && ((blocks + most - 1) / most) * samples < 2L * threads) --most;
   return int(most);
@@ -505,8 +505,8 @@ extern "C" {
 
 int hyena_lanes() { return LANES; }
 
-void* hyena_new_plan(int image, int lines, int rows, int line_size, int row_size) {
-  return new Plan(image, lines, rows, line_size, row_size);
+void* hyena_new_plan(int image, int height, int width, int size_h, int size_w) {
+  return new Plan(image, height, width, size_h, size_w);
 }
 
 void hyena_free_plan(void* plan) { delete static_cast<Plan*>(plan); }

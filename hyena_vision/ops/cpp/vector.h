@@ -20,22 +20,22 @@ typedef uint32_t UVec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t HVec __attribute__((vector_size(2 * LANES)));
 
 template <typename T>
-struct Signal {  // of one image and some channels, at (line, row)
+struct Signal {  // of one image and some channels, at (h, w)
   T* data = nullptr;
-  long line_stride = 0, row_stride = 0;
+  long stride_h = 0, stride_w = 0;
   int channels = 0;
 
   Signal block(int index) const {
-    return {data ? data + index * LANES : data, line_stride, row_stride, std::min(LANES, channels - index * LANES)};
+    return {data ? data + index * LANES : data, stride_h, stride_w, std::min(LANES, channels - index * LANES)};
   }
-  void prefetch(int line, int count) const {
+  void prefetch(int h, int count) const {
     if (!data) return;
-    for (int row = 0; row < count; ++row)
+    for (int w = 0; w < count; ++w)
       for (int c = 0; c < channels; c += 64 / sizeof(T))
-        __builtin_prefetch(data + line * line_stride + row * row_stride + c);
+        __builtin_prefetch(data + h * stride_h + w * stride_w + c);
   }
-  Vec load(int line, int row) const { return widened(data + line * line_stride + row * row_stride); }
-  void store(int line, int row, Vec value) const { narrow(value, data + line * line_stride + row * row_stride); }
+  Vec load(int h, int w) const { return widened(data + h * stride_h + w * stride_w); }
+  void store(int h, int w, Vec value) const { narrow(value, data + h * stride_h + w * stride_w); }
 
  private:
   template <typename Bits>
@@ -75,7 +75,7 @@ struct Signal {  // of one image and some channels, at (line, row)
   }
 };
 
-struct Array {  // strides of sample, line and row; channels are neighbours
+struct Array {  // strides of sample, H and W; channels are neighbours
   void* data;
   long strides[3];
 };

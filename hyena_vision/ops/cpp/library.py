@@ -1,4 +1,4 @@
-"""Compiles the kernels in cpp/ with the machine's C++ compiler on first use, loads them, and hands them memory.
+"""Compiles the C++ in this folder with the machine's C++ compiler on first use, loads them, and hands them memory.
 
 The result is kept in `HYENA_VISION_CACHE`, by default `hyena_vision` in `XDG_CACHE_HOME` or ~/.cache, under a name that
 follows from source, compiler and flags, with a checksum at its end. It is loaded from there if the checksum holds and
@@ -23,7 +23,7 @@ from torch.nn import Parameter
 
 from hyena_vision.ops.cache import cache_folder
 
-_FOLDER = Path(__file__).with_name("cpp")
+_FOLDER = Path(__file__).parent
 # Vector instructions are those that torch uses: it knows what this CPU has, and ATEN_CPU_CAPABILITY bounds both.
 _VECTORS = {
     "AVX512": ["-DLANES=16", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
@@ -33,8 +33,15 @@ _FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fopenm
 
 
 def library() -> ctypes.CDLL:
-    """The compiled library; `why_not` must have said None."""
-    return _load()[0]
+    """The compiled library.
+
+    Raises:
+        RuntimeError: There is none; the message says what is missing.
+    """
+    loaded, missing = _load()
+    if loaded is None:
+        raise RuntimeError(f"backend 'cpp' is not available on this machine: {missing}")
+    return loaded
 
 
 @torch.compiler.assume_constant_result
@@ -99,8 +106,8 @@ def _built(command: list[str]) -> ctypes.CDLL:
             return _declared(ctypes.CDLL(str(path)))
     except (OSError, AttributeError):
         pass  # nothing can be kept there, or be run from there
-    with tempfile.TemporaryDirectory() as folder:
-        return _declared(ctypes.CDLL(str(build(folder))))
+    with tempfile.TemporaryDirectory() as other:
+        return _declared(ctypes.CDLL(str(build(other))))
 
 
 def _is_private(path: Path) -> bool:
@@ -147,18 +154,18 @@ def address(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], layout: 
 
 
 class Array(ctypes.Structure):
-    """A signal, or nothing: address, and strides of sample, line and row in numbers."""
+    """A signal, or nothing: address, and strides of sample, H and W in numbers."""
 
     _fields_ = [("data", ctypes.c_void_p), ("strides", ctypes.c_long * 3)]
 
 
 class Kernel(ctypes.Structure):
-    """A kernel: address of displacement 0, strides of sample, channel, line and row, and the taps that count."""
+    """A kernel: address of displacement 0, strides of sample, channel, H and W, and the taps that count."""
 
     _fields_ = [
         ("data", ctypes.c_void_p),
         ("strides", ctypes.c_long * 4),
-        *((name, ctypes.c_int) for name in ("line_before", "line_after", "row_before", "row_after")),
+        *((name, ctypes.c_int) for name in ("before_h", "after_h", "before_w", "after_w")),
     ]
 
 

@@ -1,26 +1,26 @@
 """The `triton` backend: long convolutions with their gates in fused kernels, for NVIDIA's GPUs from sm_80 on.
 
 Signals of up to 128 x 128 tokens (16384 of a sequence; in float32 and float16 64 x 64, and 4096) are convolved in one
-kernel, which reads x and the gates once and writes y once; larger ones in three, with rows' transforms between them in
-float32. Products have float16 operands: one product for bfloat16 input, three (numbers and what float16 leaves of them)
-for float32 and float16; sums are float32. The backward pass keeps what came in and nothing else. There are no atomic
-sums: equal calls give equal bits.
-docs/gpu.md has the formulas, and what the compiler makes of them.
+kernel, which reads x and the gates once and writes y once; larger ones in three, with transforms along W between them
+in float32. Products have float16 operands: one product for bfloat16 input, three (numbers and what float16 leaves of
+them) for float32 and float16; sums are float32. The backward pass keeps what came in and nothing else. There are no
+atomic sums: equal calls give equal bits.
+docs/notes/gpu.md has the formulas, and what the compiler makes of them.
 """
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from hyena_vision.ops import long_conv_kernels as kernels
-from hyena_vision.ops import long_conv_parts_kernels as parts_kernels
-from hyena_vision.ops.gated_op import empty_gated_result, gated_op
-from hyena_vision.ops.half_frequency import (
+from hyena_vision.ops.tensors import Gradients, Taps, empty_gated_result, empty_result, full_precision
+from hyena_vision.ops.triton import long_conv_kernels as kernels
+from hyena_vision.ops.triton import long_conv_parts_kernels as parts_kernels
+from hyena_vision.ops.triton.half_frequency import (
     LONGEST,
     Plan,
     Reach,
@@ -32,7 +32,7 @@ from hyena_vision.ops.half_frequency import (
     spectrum_gradients,
     tables,
 )
-from hyena_vision.ops.library import WATCHED, empty_result, full_precision, is_watched
+from hyena_vision.ops.watchers import WATCHED, is_watched
 
 # Longest axis of a tile that one program convolves, in bfloat16 twice as long.
 _WHOLE = 64
@@ -49,7 +49,8 @@ class Device(NamedTuple):
 
 def _devices() -> list[Device]:
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return [Device(10 * p.major + p.minor, p.shared_memory_per_block_optin) for p in found]
+    memory = [p.shared_memory_per_block_optin for p in found]  # type: ignore[attr-defined]
+    return [Device(10 * p.major + p.minor, bytes_) for p, bytes_ in zip(found, memory, strict=True)]
 
 
 _DEVICES = _devices()
@@ -74,27 +75,27 @@ def is_exact(x: Tensor, gate: Tensor | None) -> bool:
 def blocks_of(name: str, plan: Plan, exact: bool) -> dict[str, int]:
     """How a kernel is launched: what a program works on at a time, and warps.
 
-    As much as registers hold, by what the compiler reports for sm_80 and sm_90. Programs of whole tiles have 16 row
-    frequencies per warp and go through the line frequencies in chunks of `CHUNK`, whose cosines and sines are one
+    As much as registers hold, by what the compiler reports for sm_80 and sm_90. Programs of whole tiles have 16
+    frequencies of W per warp and go through the frequencies of H in chunks of `CHUNK`, whose cosines and sines are one
     operand if `STACKED`: products of 64 rows and more read it from shared memory on Hopper. Programs of other tiles
-    have `BLOCK` row frequencies. Loops are not pipelined (one stage): what they load, the tables, is in the caches.
+    have `BLOCK` frequencies of W. Loops are not pipelined (one stage): what they load, the tables, is in the caches.
     """
     if name in ("whole", "spectrum"):
-        chunk = 32 if name == "whole" and not exact and plan.lines <= 32 else 16
-        blocks = {"CHUNK": chunk, "STACKED": plan.row_frequencies >= 64, "num_warps": plan.row_frequencies // 16}
-        if name == "whole" and not exact and plan.rank == 2 and plan.row_frequencies == plan.lines == 64:
+        chunk = 32 if name == "whole" and not exact and plan.tile_h <= 32 else 16
+        blocks = {"CHUNK": chunk, "STACKED": plan.frequencies_w >= 64, "num_warps": plan.frequencies_w // 16}
+        if name == "whole" and not exact and plan.rank == 2 and plan.frequencies_w == plan.tile_h == 64:
             blocks["maxnreg"] = 168  # three programs for a multiprocessor
-    elif name == "spectrum_rows":
-        blocks = {"LINE_BLOCK": 64, "BLOCK": 32, "CHUNK": 16, "num_warps": 4}
-    elif name == "lines":
-        blocks = {"LINE_BLOCK": 64, "BLOCK": 16, "CHUNK": 16 if exact else 32, "num_warps": 8}
+    elif name == "spectrum_w":
+        blocks = {"BLOCK_H": 64, "BLOCK": 32, "CHUNK": 16, "num_warps": 4}
+    elif name == "convolve_h":
+        blocks = {"BLOCK_H": 64, "BLOCK": 16, "CHUNK": 16 if exact else 32, "num_warps": 8}
     else:
-        blocks = {"LINE_BLOCK": 64, "BLOCK": 32, "ROW_BLOCK": 64, "num_warps": 4}
+        blocks = {"BLOCK_H": 64, "BLOCK": 32, "BLOCK_W": 64, "num_warps": 4}
     most = {
-        "LINE_BLOCK": plan.lines,
-        "ROW_BLOCK": plan.rows,
-        "BLOCK": plan.row_frequencies,
-        "CHUNK": plan.line_frequencies,
+        "BLOCK_H": plan.tile_h,
+        "BLOCK_W": plan.tile_w,
+        "BLOCK": plan.frequencies_w,
+        "CHUNK": plan.frequencies_h,
     }
     return {key: min(size, most.get(key, size)) for key, size in blocks.items()} | {"num_stages": 1}
 
@@ -104,7 +105,7 @@ class _Kernel(NamedTuple):
 
     plan: Plan
     exact: bool
-    spectrum: Tensor  # ([B,] C, parts, line_frequencies, row_frequencies), divided by scales
+    spectrum: Tensor  # ([B,] C, parts, frequencies_h, frequencies_w), divided by scales
     scales: Tensor  # ([B,] C)
 
     @property
@@ -112,42 +113,40 @@ class _Kernel(NamedTuple):
         return constants_of(self.plan, self.exact)
 
 
-def _prepared(kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach, exact: bool) -> _Kernel:
+def _scaled_spectrum(kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach, exact: bool) -> _Kernel:
     with full_precision(kernel.device.type):
         values = spectrum(kernel, skip, plan, reach)
-    # At most 1 / n for n x n tokens. With signals below 2, products are below 4 n and, by Parseval's equation, rows'
-    # transforms of a result below 4 sqrt(2) n^1.5: both are in the range of float16
-    scales = values.abs().amax((-3, -2, -1)).clamp_min(1e-30) * (plan.lines * plan.rows) ** 0.5
+    # At most 1 / n for n x n tokens. With signals below 2, products are below 4 n and, by Parseval's equation,
+    # transforms along W of a result below 4 sqrt(2) n^1.5: both are in the range of float16
+    scales = values.abs().amax((-3, -2, -1)).clamp_min(1e-30) * (plan.tile_h * plan.tile_w) ** 0.5
     values /= scales[..., None, None, None]
     return _Kernel(plan, exact, values if exact else values.half(), scales)
 
 
 def constants_of(plan: Plan, exact: bool) -> dict:
     """What all kernels are compiled for."""
-    tile = (plan.lines, plan.rows, plan.line_frequencies, plan.row_frequencies)
+    tile = (plan.tile_h, plan.tile_w, plan.frequencies_h, plan.frequencies_w)
     return {"TILE": tile, "RANK": plan.rank, "EXACT": exact}
 
 
 @made_once
 def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Waves of rows and lines as float16 numbers and the rests they leave; twiddle factors in float32 and float16."""
+    """Waves of W and H as float16 numbers and the rests they leave; twiddle factors in float32 and float16."""
     *waves, twiddle = tables(plan)
     numbers = [wave.half() for wave in waves]
     rests = [((wave - n.double()) * kernels.REST.value).half() for wave, n in zip(waves, numbers, strict=True)]
-    row, line = (torch.stack(pair).to(device) for pair in zip(numbers, rests, strict=True))
-    return (
-        row,
-        line,
-        *(None if twiddle is None else twiddle.to(device, dtype) for dtype in (torch.float32, torch.float16)),
-    )
+    wave_w, wave_h = (torch.stack(pair).to(device) for pair in zip(numbers, rests, strict=True))
+    if twiddle is None:
+        return wave_w, wave_h, None, None
+    return wave_w, wave_h, twiddle.to(device, torch.float32), twiddle.to(device, torch.float16)
 
 
 def _signal(tensor: Tensor | None, plan: Plan) -> tuple[Tensor, tuple[int, ...]] | None:
-    """As kernels take it: with its strides of sample, channel, line and row."""
+    """As kernels take it: with its strides of sample, channel, H and W."""
     if tensor is None:
         return None
     strides = tensor.stride()
-    return tensor, strides if plan.rank == 2 else (*strides, plan.lines * strides[-1])
+    return tensor, strides if plan.rank == 2 else (*strides, plan.tile_h * strides[-1])
 
 
 def _sizes(plan: Plan, x: Tensor) -> tuple[tuple[int, int], int, int]:
@@ -158,7 +157,7 @@ def _sizes(plan: Plan, x: Tensor) -> tuple[tuple[int, int], int, int]:
 def is_whole(plan: Plan, exact: bool, device: torch.device) -> bool:
     """Whether one program convolves a whole tile: as far as registers and shared memory go."""
     large = not exact and (device.type != "cuda" or _DEVICES[device.index].shared_memory >= LARGE_SHARED_MEMORY)
-    return max(plan.lines, plan.rows) <= (2 if large else 1) * _WHOLE
+    return max(plan.tile_h, plan.tile_w) <= (2 if large else 1) * _WHOLE
 
 
 def shared_memory(size: Sequence[int], exact: bool) -> int:
@@ -175,27 +174,13 @@ def _samples(batch: int, programs: int, warps: int) -> int:
     return -(-batch // min(batch, -(-_WARPS // (programs * warps))))
 
 
-def _convolve(x: Tensor, kernel: _Kernel, gate: Tensor | None, out_gate: Tensor | None) -> Tensor:
-    y = empty_gated_result(x, gate, out_gate)
-    if not y.numel():
-        return y
-    plan = kernel.plan
-    if not is_whole(plan, kernel.exact, x.device):
-        workspace = _rows(x, gate, plan, kernel.exact)
-        _lines(workspace, x, kernel, conjugate=False)
-        _rows_back(workspace, kernel, out_gate, y)
-        return y
-    _launch_whole(kernels._long_conv_fwd_kernel, kernel, x, gate, out_gate, y)
-    return y
-
-
-def _launch_whole(function: Callable, kernel: _Kernel, x: Tensor, *signals: Tensor | None) -> None:
+def _launch_whole(program: Any, kernel: _Kernel, x: Tensor, *signals: Tensor | None) -> None:
     plan, (batch, channels) = kernel.plan, x.shape[:2]
     per_sample, blocks = kernel.scales.ndim == 2, blocks_of("whole", kernel.plan, kernel.exact)
     # Of several samples what they share is kept, as far as registers go
-    keep = blocks["CHUNK"] == plan.line_frequencies
+    keep = blocks["CHUNK"] == plan.frequencies_h
     samples = _samples(batch, channels, blocks["num_warps"]) if keep and not per_sample else 1
-    function[(-(-batch // samples) * channels,)](
+    program[(-(-batch // samples) * channels,)](
         *(_signal(t, plan) for t in (x, *signals)),
         _tables(plan.table_key, x.device),
         kernel.spectrum,
@@ -209,12 +194,12 @@ def _launch_whole(function: Callable, kernel: _Kernel, x: Tensor, *signals: Tens
     )
 
 
-def _rows(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Tensor:
-    """Rows' transforms of gate * x, (2, B * C, lines, row_frequencies), float32."""
-    images, blocks = x.shape[0] * x.shape[1], blocks_of("rows", plan, exact)
-    workspace = torch.empty((2, images, plan.lines, plan.row_frequencies), dtype=torch.float32, device=x.device)
-    parts_kernels._rows_fwd_kernel[
-        (images, plan.lines // blocks["LINE_BLOCK"], plan.row_frequencies // blocks["BLOCK"])
+def _transform_w(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Tensor:
+    """Transforms along W of gate * x, (2, B * C, H, frequencies_w), float32."""
+    images, blocks = x.shape[0] * x.shape[1], blocks_of("transform_w", plan, exact)
+    workspace = torch.empty((2, images, plan.tile_h, plan.frequencies_w), dtype=torch.float32, device=x.device)
+    parts_kernels._transform_w_kernel[
+        (images, plan.tile_h // blocks["BLOCK_H"], plan.frequencies_w // blocks["BLOCK"])
     ](
         _signal(x, plan),
         _signal(gate, plan),
@@ -227,10 +212,10 @@ def _rows(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Tensor:
     return workspace
 
 
-def _lines(workspace: Tensor, x: Tensor, kernel: _Kernel, conjugate: bool) -> None:
-    """Convolve rows' transforms of signals like x along lines, in place."""
-    plan, blocks = kernel.plan, blocks_of("lines", kernel.plan, kernel.exact)
-    parts_kernels._lines_kernel[(x.shape[0] * x.shape[1], plan.row_frequencies // blocks["BLOCK"])](
+def _convolve_h(workspace: Tensor, x: Tensor, kernel: _Kernel, conjugate: bool) -> None:
+    """Convolve transforms along W of signals like x along H, in place."""
+    plan, blocks = kernel.plan, blocks_of("convolve_h", kernel.plan, kernel.exact)
+    parts_kernels._convolve_h_kernel[(x.shape[0] * x.shape[1], plan.frequencies_w // blocks["BLOCK"])](
         workspace,
         _tables(plan.table_key, x.device),
         kernel.spectrum,
@@ -244,7 +229,7 @@ def _lines(workspace: Tensor, x: Tensor, kernel: _Kernel, conjugate: bool) -> No
     )
 
 
-def _rows_back(
+def _transform_w_back(
     workspace: Tensor,
     kernel: _Kernel,
     factor: Tensor | None,
@@ -252,10 +237,10 @@ def _rows_back(
     other_factor: Tensor | None = None,
     other_y: Tensor | None = None,
 ) -> None:
-    """Transform rows back: times `factor` into y, and times `other_factor` into other_y if given."""
-    plan, blocks = kernel.plan, blocks_of("rows", kernel.plan, kernel.exact)
-    grid = (y.shape[0] * y.shape[1], plan.lines // blocks["LINE_BLOCK"], plan.rows // blocks["ROW_BLOCK"])
-    parts_kernels._rows_back_kernel[grid](
+    """Transform back along W: times `factor` into y, and times `other_factor` into other_y if given."""
+    plan, blocks = kernel.plan, blocks_of("transform_w", kernel.plan, kernel.exact)
+    grid = (y.shape[0] * y.shape[1], plan.tile_h // blocks["BLOCK_H"], plan.tile_w // blocks["BLOCK_W"])
+    parts_kernels._transform_w_back_kernel[grid](
         workspace,
         *(_signal(t, plan) for t in (factor, y, other_factor, other_y)),
         _tables(plan.table_key, y.device),
@@ -263,31 +248,6 @@ def _rows_back(
         **kernel.constants,
         **blocks,
     )
-
-
-def _gradients(
-    dy: Tensor,
-    x: Tensor,
-    kernel: Tensor,
-    skip: Tensor | None,
-    gate: Tensor | None,
-    out_gate: Tensor | None,
-    centre: Sequence[int],
-    circular: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, kernel, skip, gate and out_gate (empty for None)."""
-    plan, exact = make_plan(x.shape[2:], circular), is_exact(x, gate)
-    reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
-    dx = empty_result(x, keep_layout=True)
-    dgate, dout_gate = (None if t is None else empty_result(t, keep_layout=True) for t in (gate, out_gate))
-    if x.numel():
-        prepared = _prepared(kernel, skip, plan, reach, exact)
-        dspectrum = _signal_gradients(dy, x, prepared, gate, out_gate, dx, dgate, dout_gate)
-        with full_precision(x.device.type):
-            dkernel, dskip = spectrum_gradients(dspectrum, kernel, skip, plan, reach)
-    else:
-        dkernel, dskip = torch.zeros_like(kernel), None if skip is None else torch.zeros_like(skip)
-    return dx, dkernel.contiguous(), *(x.new_empty(0) if t is None else t for t in (dskip, dgate, dout_gate))
 
 
 def _signal_gradients(
@@ -302,7 +262,7 @@ def _signal_gradients(
 ) -> Tensor:
     """Fills dx, dgate and dout_gate; returns the gradient of the spectrum."""
     plan, exact, per_sample = kernel.plan, kernel.exact, kernel.scales.ndim == 2
-    large = max(plan.lines, plan.rows) > _WHOLE
+    large = max(plan.tile_h, plan.tile_w) > _WHOLE
     if is_whole(plan, exact, x.device):
         if large and out_gate is not None:
             # Two convolutions of large tiles in one program would need more registers than there are
@@ -314,28 +274,28 @@ def _signal_gradients(
             "spectrum", x, plan, exact, per_sample, [_signal(t, plan) for t in (dy, x, gate, out_gate)]
         )
     else:
-        rows, dy_rows = _rows(x, gate, plan, exact), _rows(dy, out_gate, plan, exact)
-        dspectrum = _dspectrum("spectrum_rows", x, plan, exact, per_sample, [rows, dy_rows])
+        x_w, dy_w = _transform_w(x, gate, plan, exact), _transform_w(dy, out_gate, plan, exact)
+        dspectrum = _dspectrum("spectrum_w", x, plan, exact, per_sample, [x_w, dy_w])
         if not is_whole(plan, exact, x.device):
-            if out_gate is not None:
-                _lines(rows, x, kernel, conjugate=False)
-                _rows_back(rows, kernel, dy, dout_gate)
-            _lines(dy_rows, x, kernel, conjugate=True)
-            _rows_back(dy_rows, kernel, gate, dx, None if gate is None else x, dgate)
+            if dout_gate is not None:
+                _convolve_h(x_w, x, kernel, conjugate=False)
+                _transform_w_back(x_w, kernel, dy, dout_gate)
+            _convolve_h(dy_w, x, kernel, conjugate=True)
+            _transform_w_back(dy_w, kernel, gate, dx, None if gate is None else x, dgate)
     return dspectrum if per_sample else dspectrum.sum(0)
 
 
 def _dspectrum(name: str, x: Tensor, plan: Plan, exact: bool, per_sample: bool, inputs: list) -> Tensor:
-    """Gradient of the spectrum, ([B or groups of samples,] C, parts, line_frequencies, row_frequencies)."""
+    """Gradient of the spectrum, ([B or groups of samples,] C, parts, frequencies_h, frequencies_w)."""
     (batch, channels), blocks = x.shape[:2], blocks_of(name, plan, exact)
-    programs = channels * (plan.line_frequencies // blocks["CHUNK"])
-    programs *= plan.row_frequencies // blocks.get("BLOCK", plan.row_frequencies)
+    programs = channels * (plan.frequencies_h // blocks["CHUNK"])
+    programs *= plan.frequencies_w // blocks.get("BLOCK", plan.frequencies_w)
     samples = 1 if per_sample else _samples(batch, programs, blocks["num_warps"])
     groups = -(-batch // samples)
-    shape = (groups, channels, plan.parts, plan.line_frequencies, plan.row_frequencies)
+    shape = (groups, channels, plan.parts, plan.frequencies_h, plan.frequencies_w)
     dspectrum = torch.empty(shape, dtype=torch.float32, device=x.device)
     whole = name == "spectrum"
-    (kernels._spectrum_bwd_kernel if whole else parts_kernels._spectrum_rows_bwd_kernel)[(groups * programs,)](
+    (kernels._spectrum_bwd_kernel if whole else parts_kernels._spectrum_w_bwd_kernel)[(groups * programs,)](
         *inputs,
         dspectrum,
         _tables(plan.table_key, x.device),
@@ -368,32 +328,13 @@ def on_device_of_x(function: Callable) -> Callable:
     return run
 
 
-@on_device_of_x
-def _forward(
-    x: Tensor,
-    kernel: Tensor,
-    skip: Tensor | None,
-    gate: Tensor | None,
-    out_gate: Tensor | None,
-    centre: Sequence[int],
-    circular: bool,
-) -> Tensor:
-    plan = make_plan(x.shape[2:], circular)
-    reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
-    return _convolve(x, _prepared(kernel, skip, plan, reach, is_exact(x, gate)), gate, out_gate)
-
-
-def _make_tables(x: Tensor, circular: bool) -> None:
+def make_tables(x: Tensor, circular: bool) -> None:
     """Where a compiler traces a fixed size: what it captures as a CUDA graph may not make tables that stay."""
     if all(isinstance(n, int) for n in x.shape[2:]) and (x.device.type == "cpu" or torch.cuda.is_available()):
         with unset_fake_temporarily():
             plan = make_plan(x.shape[2:], circular)
             _tables(plan.table_key, x.device)
             make_kernel_tables(plan, x.device)
-
-
-gradients = on_device_of_x(_gradients)
-long_conv = gated_op("triton_conv", _forward, gradients, _make_tables)
 
 
 def reason_not(x: Tensor, kernel: Tensor) -> str | None:
@@ -420,27 +361,46 @@ def reason_not(x: Tensor, kernel: Tensor) -> str | None:
     return None
 
 
-def prepare(
-    x: Tensor, kernel: Tensor, skip: Tensor | None, centre: Sequence[int], circular: bool
-) -> tuple[Tensor, ...]:
-    """Spectrum of a kernel for signals like x, in float32 and in float16, and its scales."""
-    plan = make_plan(x.shape[2:], circular)
-    reach = reach_of(plan, kernel.shape[-plan.rank :], centre)
-    made = _prepared(kernel, skip, plan, reach, True)
-    return made.spectrum, made.spectrum.half(), made.scales
+@on_device_of_x
+def prepare(x: Tensor, kernel: Tensor, skip: Tensor | None, taps: Taps) -> tuple[Tensor, ...]:
+    """Spectrum of a kernel for signals like x, and its scales; the spectrum in float16 as well where that is enough."""
+    plan = make_plan(x.shape[2:], taps.circular)
+    made = _scaled_spectrum(kernel, skip, plan, reach_of(plan, taps.extents, taps.centre), True)
+    return (made.spectrum, made.scales) if is_exact(x, None) else (made.spectrum, made.scales, made.spectrum.half())
 
 
 @on_device_of_x
-def convolve_prepared(
+def convolve(x: Tensor, prepared: Sequence[Tensor], gate: Tensor | None, out_gate: Tensor | None, taps: Taps) -> Tensor:
+    """The convolution with what `prepare` made."""
+    exact = is_exact(x, gate)
+    kernel = _Kernel(make_plan(x.shape[2:], taps.circular), exact, prepared[0] if exact else prepared[2], prepared[1])
+    y = empty_gated_result(x, gate, out_gate)
+    if is_whole(kernel.plan, exact, x.device):
+        _launch_whole(kernels._long_conv_fwd_kernel, kernel, x, gate, out_gate, y)
+    else:
+        workspace = _transform_w(x, gate, kernel.plan, exact)
+        _convolve_h(workspace, x, kernel, conjugate=False)
+        _transform_w_back(workspace, kernel, out_gate, y)
+    return y
+
+
+@on_device_of_x
+def gradients(
+    dy: Tensor,
     x: Tensor,
-    tensors: Sequence[Tensor],
+    kernel: Tensor,
+    skip: Tensor | None,
     gate: Tensor | None,
     out_gate: Tensor | None,
-    extents: Sequence[int],
-    centre: Sequence[int],
-    circular: bool,
-) -> Tensor:
-    """The convolution with what `prepare` made."""
-    (spectrum, half, scales), exact = tensors, is_exact(x, gate)
-    kernel = _Kernel(make_plan(x.shape[2:], circular), exact, spectrum if exact else half, scales)
-    return _convolve(x, kernel, gate, out_gate)
+    taps: Taps,
+) -> Gradients:
+    """Gradients of x, kernel, skip, gate and out_gate, None for None."""
+    plan, exact = make_plan(x.shape[2:], taps.circular), is_exact(x, gate)
+    reach = reach_of(plan, taps.extents, taps.centre)
+    dx = empty_result(x)
+    dgate, dout_gate = (None if t is None else empty_result(t) for t in (gate, out_gate))
+    of_signals = _scaled_spectrum(kernel, skip, plan, reach, exact)
+    dspectrum = _signal_gradients(dy, x, of_signals, gate, out_gate, dx, dgate, dout_gate)
+    with full_precision(x.device.type):
+        dkernel, dskip = spectrum_gradients(dspectrum, kernel, skip, plan, reach)
+    return dx, dkernel.contiguous(), dskip, dgate, dout_gate

@@ -1,12 +1,12 @@
 r"""Long convolutions as products with small real matrices: sizes, tables, and spectra of kernels.
 
-A signal is read as `lines` x `rows` numbers per channel, index a of a line and b within it: the axes of an image, or
-remainder and quotient of a sequence's index by `lines`, $m = a + n_a b$. All sums run over real cosines and sines at
+A signal is read as H x W numbers per channel, with index a along H and b along W: the axes of an image, or remainder
+and quotient of a sequence's index by H, $m = a + H b$. All sums run over real cosines and sines at
 odd half-frequencies $\theta_k = 2 \pi (k + 1/2) / T$, k = 0..T/2 - 1, of a period T >= 2n - 1: no displacement wraps
 onto another, and none of the T/2 frequencies of a real signal is its own conjugate, so that all matrices are square
 and no frequency is a special case. Circular convolutions take $2 \pi k / n$, k = 0..n // 2, instead.
 
-An image has rows $A_c = u\, c^T,\ A_s = u\, s^T$ and lines
+Transforms of an image are $A_c = u\, c^T,\ A_s = u\, s^T$ along W, and along H
 
 $$X^{\pm} = P^{\pm} - i Q^{\pm}, \quad P^{\pm} = C A_c \mp S A_s, \quad Q^{\pm} = S A_c \pm C A_s$$
 
@@ -44,18 +44,18 @@ class Plan(NamedTuple):
 
     Attributes:
         size: (H, W) or (L,).
-        lines: Tile along a.
-        rows: Tile along b.
-        line_frequencies: Along a, padded.
-        row_frequencies: Along b, padded.
+        tile_h: H of a tile, index a.
+        tile_w: W of a tile, index b.
+        frequencies_h: Along a, padded.
+        frequencies_w: Along b, padded.
         circular: Whether displacements are taken modulo the size.
     """
 
     size: tuple[int, ...]
-    lines: int
-    rows: int
-    line_frequencies: int
-    row_frequencies: int
+    tile_h: int
+    tile_w: int
+    frequencies_h: int
+    frequencies_w: int
     circular: bool
 
     @property
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
     @property
     def parts(self) -> int:
-        """Real numbers of a spectrum per frequency of a line and of a row."""
+        """Real numbers of a spectrum per frequency of H and of W."""
         return 2 * self.rank
 
     @property
@@ -75,10 +75,10 @@ class Plan(NamedTuple):
 
     @property
     def periods(self) -> tuple[int, int]:
-        """Period of the convolution along lines (of a sequence, of the whole) and rows."""
+        """Period of the convolution along H (of a sequence, of the whole) and W."""
         if self.rank == 1:
-            return 2 * self.lines * self.rows, 2 * self.rows
-        return self.size if self.circular else (2 * self.lines, 2 * self.rows)
+            return 2 * self.tile_h * self.tile_w, 2 * self.tile_w
+        return (self.size[0], self.size[1]) if self.circular else (2 * self.tile_h, 2 * self.tile_w)
 
 
 def make_plan(size: Sequence[int], circular: bool) -> Plan:
@@ -88,14 +88,14 @@ def make_plan(size: Sequence[int], circular: bool) -> Plan:
         ValueError: The size is beyond what two axes of `LONGEST` hold.
     """
     if len(size) == 1:
-        lines = _tile(2 ** math.ceil(math.log2(size[0]) / 2))
-        rows = _tile(-(-size[0] // lines))
-        plan = Plan(tuple(size), lines, rows, lines, rows, False)
+        tile_h = _tile(2 ** math.ceil(math.log2(size[0]) / 2))
+        tile_w = _tile(-(-size[0] // tile_h))
+        plan = Plan(tuple(size), tile_h, tile_w, tile_h, tile_w, False)
     else:
-        lines, rows = _tile(size[0]), _tile(size[1])
-        frequencies = [_tile(n // 2 + 1) for n in size] if circular else [lines, rows]
-        plan = Plan(tuple(size), lines, rows, *frequencies, circular)
-    if max(plan.lines, plan.rows) > LONGEST:
+        tile_h, tile_w = _tile(size[0]), _tile(size[1])
+        of_h, of_w = (_tile(size[0] // 2 + 1), _tile(size[1] // 2 + 1)) if circular else (tile_h, tile_w)
+        plan = Plan(tuple(size), tile_h, tile_w, of_h, of_w, circular)
+    if max(plan.tile_h, plan.tile_w) > LONGEST:
         most = LONGEST**2 if len(size) == 1 else LONGEST
         raise ValueError(f"at most {most} tokens on each axis, got {tuple(size)}")
     return plan
@@ -106,21 +106,21 @@ def _tile(length: int) -> int:
 
 
 class Tables(NamedTuple):
-    """Cosines and sines, float64 on the CPU; rows and columns of padding are zero."""
+    """Cosines and sines, float64 on the CPU; waves_w and columns of padding are zero."""
 
-    row: Tensor  # (2, rows, row_frequencies)
-    line: Tensor  # (2, line_frequencies, lines)
-    twiddle: Tensor | None  # (2, lines, row_frequencies), of a sequence
+    wave_w: Tensor  # (2, W, frequencies_w)
+    wave_h: Tensor  # (2, frequencies_h, H)
+    twiddle: Tensor | None  # (2, H, frequencies_w), of a sequence
 
 
 def tables(plan: Plan) -> Tables:
     """The tables of a plan."""
-    line_period, row_period = plan.periods
-    row = _waves(_range(plan.rows), _row_frequencies(plan), row_period)
+    period_h, period_w = plan.periods
+    wave_w = _waves(_range(plan.tile_w), _frequencies_w(plan), period_w)
     if plan.rank == 2:
-        return Tables(row, _waves(_line_frequencies(plan), _range(plan.lines), line_period), None)
-    line = _waves(_range(plan.lines), _range(plan.lines), plan.lines)
-    return Tables(row, line, _waves(_range(plan.lines), _row_frequencies(plan), line_period))
+        return Tables(wave_w, _waves(_frequencies_h(plan), _range(plan.tile_h), period_h), None)
+    wave_h = _waves(_range(plan.tile_h), _range(plan.tile_h), plan.tile_h)
+    return Tables(wave_w, wave_h, _waves(_range(plan.tile_h), _frequencies_w(plan), period_h))
 
 
 def _range(*limits: int) -> Tensor:
@@ -128,12 +128,12 @@ def _range(*limits: int) -> Tensor:
     return torch.arange(*limits, dtype=torch.float64, device="cpu")
 
 
-def _row_frequencies(plan: Plan) -> Tensor:
-    return _frequencies(plan.row_frequencies, plan.size[-1] if plan.circular else None)
+def _frequencies_w(plan: Plan) -> Tensor:
+    return _frequencies(plan.frequencies_w, plan.size[-1] if plan.circular else None)
 
 
-def _line_frequencies(plan: Plan) -> Tensor:
-    return _frequencies(plan.line_frequencies, plan.size[0] if plan.circular else None)
+def _frequencies_h(plan: Plan) -> Tensor:
+    return _frequencies(plan.frequencies_h, plan.size[0] if plan.circular else None)
 
 
 def _frequencies(count: int, circular_size: int | None) -> Tensor:
@@ -153,9 +153,9 @@ def _waves(index: Tensor, other: Tensor, period: int) -> Tensor:
 
 @made_once
 def _weights(plan: Plan, device: torch.device) -> Tensor:
-    """Of the inverse transform, (line_frequencies, row_frequencies), float32: zero for padding."""
+    """Of the inverse transform, (frequencies_h, frequencies_w), float32: zero for padding."""
     weights = []
-    for frequencies, size in zip((_line_frequencies(plan), _row_frequencies(plan)), plan.periods, strict=True):
+    for frequencies, size in zip((_frequencies_h(plan), _frequencies_w(plan)), plan.periods, strict=True):
         # Frequencies that are their own conjugate count once, the others twice
         single = plan.circular & ((frequencies == 0) | (2 * frequencies == size))
         weights.append((1 - 0.5 * single.double()).masked_fill(frequencies.isnan(), 0))
@@ -163,28 +163,28 @@ def _weights(plan: Plan, device: torch.device) -> Tensor:
 
 
 def _kernel_tables(plan: Plan, reach: "Reach", device: torch.device) -> tuple[Tensor, Tensor]:
-    """For the taps of an image's kernel, float32: (2 line_frequencies, Kh) and (Kw, 2 row_frequencies)."""
-    lines, rows = _displacement_tables(plan.table_key, device)
+    """For the taps of an image's kernel, float32: (2 frequencies_h, Kh) and (Kw, 2 frequencies_w)."""
+    waves_h, waves_w = _displacement_tables(plan.table_key, device)
     if plan.circular:
-        line, row = (
+        index_h, index_w = (
             torch.arange(first, first + taps, device=device).remainder(size)
             for first, taps, size in zip(reach.first, reach.taps, plan.size, strict=True)
         )
-        return lines[:, line], rows[row]
-    first_line, first_row = reach.first[0] + plan.lines - 1, reach.first[1] + plan.rows - 1
-    return lines[:, first_line : first_line + reach.taps[0]], rows[first_row : first_row + reach.taps[1]]
+        return waves_h[:, index_h], waves_w[index_w]
+    first_h, first_w = reach.first[0] + plan.tile_h - 1, reach.first[1] + plan.tile_w - 1
+    return waves_h[:, first_h : first_h + reach.taps[0]], waves_w[first_w : first_w + reach.taps[1]]
 
 
 @made_once
 def _displacement_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
     """For displacements from 1 - tile to tile - 1, or from 0 to size - 1 if circular."""
     if plan.circular:
-        line, row = (_range(size) for size in plan.size)
+        wave_h, wave_w = (_range(size) for size in plan.size)
     else:
-        line, row = _range(1 - plan.lines, plan.lines), _range(1 - plan.rows, plan.rows)
-    lines = _waves(_line_frequencies(plan), line, plan.periods[0]).flatten(0, 1)
-    rows = _waves(row, _row_frequencies(plan), plan.periods[1]).movedim(0, 1).flatten(1)
-    return lines.float().to(device), rows.float().to(device)
+        wave_h, wave_w = _range(1 - plan.tile_h, plan.tile_h), _range(1 - plan.tile_w, plan.tile_w)
+    waves_h = _waves(_frequencies_h(plan), wave_h, plan.periods[0]).flatten(0, 1)
+    waves_w = _waves(wave_w, _frequencies_w(plan), plan.periods[1]).movedim(0, 1).flatten(1)
+    return waves_h.float().to(device), waves_w.float().to(device)
 
 
 def make_kernel_tables(plan: Plan, device: torch.device) -> None:
@@ -231,24 +231,24 @@ def spectrum(kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach) -> T
         reach: Of the kernel.
 
     Returns:
-        (..., C, parts, line_frequencies, row_frequencies), float32: real and imaginary part at $(\theta_f, \theta_g)$
+        (..., C, parts, frequencies_h, frequencies_w), float32: real and imaginary part at $(\theta_f, \theta_g)$
         and, of an image, at $(\theta_f, -\theta_g)$.
     """
     taps = reach.of(kernel).float()
     if plan.rank == 2:
-        lines, rows = _kernel_tables(plan, reach, kernel.device)
-        cosine, sine = (lines @ (taps @ rows)).unflatten(-2, (2, -1)).unbind(-3)
+        waves_h, waves_w = _kernel_tables(plan, reach, kernel.device)
+        cosine, sine = (waves_h @ (taps @ waves_w)).unflatten(-2, (2, -1)).unbind(-3)
         cc, cs = cosine.chunk(2, -1)
         sc, ss = sine.chunk(2, -1)
         parts = torch.stack([cc - ss, -(sc + cs), cc + ss, cs - sc], dim=-3)
         parts[..., ::2, :, :] += 0 if skip is None else skip.float()[:, None, None, None]
         return parts.mul_(_weights(plan.table_key, kernel.device))
-    row, line, twiddle = _sequence_tables(plan.table_key, kernel.device)
-    lines = _lay_periodically(taps, plan, reach.first[0]).unflatten(-1, (2 * plan.rows, plan.lines)).mT
-    cosine, sine = (lines @ row).chunk(2, -1)
+    wave_w, wave_h, twiddle = _sequence_tables(plan.table_key, kernel.device)
+    waves_h = _lay_periodically(taps, plan, reach.first[0]).unflatten(-1, (2 * plan.tile_w, plan.tile_h)).mT
+    cosine, sine = (waves_h @ wave_w).chunk(2, -1)
     real = cosine * twiddle[0] - sine * twiddle[1]
     imag = -cosine * twiddle[1] - sine * twiddle[0]
-    parts = torch.stack([line[0] @ real + line[1] @ imag, line[0] @ imag - line[1] @ real], dim=-3)
+    parts = torch.stack([wave_h[0] @ real + wave_h[1] @ imag, wave_h[0] @ imag - wave_h[1] @ real], dim=-3)
     parts[..., 0, :, :] += 0 if skip is None else skip.float()[:, None, None]
     return parts.mul_(2 / plan.periods[0])
 
@@ -262,18 +262,18 @@ def spectrum_gradients(
         plus_real, plus_imag, minus_real, minus_imag = grad.unbind(-3)
         cosine = torch.cat([plus_real + minus_real, minus_imag - plus_imag], -1)
         sine = torch.cat([-(plus_imag + minus_imag), minus_real - plus_real], -1)
-        lines, rows = _kernel_tables(plan, reach, kernel.device)
-        dtaps = lines.T @ torch.cat([cosine, sine], -2) @ rows.T
+        waves_h, waves_w = _kernel_tables(plan, reach, kernel.device)
+        dtaps = waves_h.T @ torch.cat([cosine, sine], -2) @ waves_w.T
         dskip = grad[..., ::2, :, :].sum((-3, -2, -1))
     else:
         grad *= 2 / plan.periods[0]
-        row, line, twiddle = _sequence_tables(plan.table_key, kernel.device)
+        wave_w, wave_h, twiddle = _sequence_tables(plan.table_key, kernel.device)
         dreal, dimag = grad.unbind(-3)
-        real = line[0].T @ dreal - line[1].T @ dimag
-        imag = line[1].T @ dreal + line[0].T @ dimag
+        real = wave_h[0].T @ dreal - wave_h[1].T @ dimag
+        imag = wave_h[1].T @ dreal + wave_h[0].T @ dimag
         cosine = real * twiddle[0] - imag * twiddle[1]
         sine = -real * twiddle[1] - imag * twiddle[0]
-        periodic = (torch.cat([cosine, sine], -1) @ row.T).mT.flatten(-2)
+        periodic = (torch.cat([cosine, sine], -1) @ wave_w.T).mT.flatten(-2)
         dtaps = _taken_from_period(periodic, reach.taps[0], reach.first[0])
         dskip = dreal.sum((-2, -1))
     dkernel = torch.zeros(kernel.shape, dtype=kernel.dtype, device=kernel.device)
@@ -285,10 +285,11 @@ def spectrum_gradients(
 
 @made_once
 def _sequence_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of a whole period (2 rows, 2 row_frequencies), lines and twiddle factors, float32."""
-    row = _waves(_range(2 * plan.rows), _row_frequencies(plan), plan.periods[1]).movedim(0, 1).flatten(1)
-    _, line, twiddle = tables(plan)
-    return tuple(table.float().to(device) for table in (row, line, twiddle))
+    """Waves along W of a whole period (2 W, 2 frequencies_w), along H, and twiddle factors, float32."""
+    wave_w = _waves(_range(2 * plan.tile_w), _frequencies_w(plan), plan.periods[1]).movedim(0, 1).flatten(1)
+    _, wave_h, _ = tables(plan)
+    twiddle = _waves(_range(plan.tile_h), _frequencies_w(plan), plan.periods[0])
+    return wave_w.float().to(device), wave_h.float().to(device), twiddle.float().to(device)
 
 
 def _lay_periodically(taps: Tensor, plan: Plan, first: int) -> Tensor:

@@ -1,14 +1,14 @@
 """Triton kernels of long convolutions by products with real matrices; `half_frequency` has the formulas.
 
-A tile is lines x rows numbers of one channel of one sample, (a, b). Products have float16 operands, scaled so that the
+A tile is H x W numbers of one channel of one sample, (a, b). Products have float16 operands, scaled so that the
 largest number of a tile is 1 to 2, and float32 sums. If `EXACT`, an operand is a float16 number and the float16 rest
 that it leaves, 22 bits together, and a product is three.
 
 Arguments that come as tuples:
-    A signal: its pointer, and its strides of sample, channel, line and row; or None.
-    tables: pointers to waves (2, 2, ., .) of rows and of lines: numbers and rests, cosines and sines; and to the
-        twiddle factors (2, lines, row_frequencies) in float32 and in float16, or None.
-    TILE: lines, rows, line_frequencies, row_frequencies.
+    A signal: its pointer, and its strides of sample, channel, H and W; or None.
+    tables: pointers to waves (2, 2, ., .) of W and of H: numbers and rests, cosines and sines; and to the
+        twiddle factors (2, H, frequencies_w) in float32 and in float16, or None.
+    TILE: H, W, frequencies_h, frequencies_w.
 """
 
 import triton
@@ -70,42 +70,42 @@ def _transposed(operand):
 
 
 @triton.jit
-def _inside(lines, rows, size, TILE: tl.constexpr, RANK: tl.constexpr):
+def _inside(h, w, size, TILE: tl.constexpr, RANK: tl.constexpr):
     """Which places of a tile are tokens."""
     if RANK == 1:
-        mask = lines + TILE[0] * rows < size[0]
+        mask = h + TILE[0] * w < size[0]
     else:
-        mask = (lines < size[0]) & (rows < size[1])
+        mask = (h < size[0]) & (w < size[1])
     return mask
 
 
 @triton.jit
-def _at(signal, sample, channel, lines, rows):
-    """Addresses of a tile; lines and rows are indices with an axis each."""
+def _addresses(signal, sample, channel, h, w):
+    """Addresses of a tile; h and w are indices with an axis each."""
     pointer, strides = signal
     image = sample.to(tl.int64) * strides[0] + channel.to(tl.int64) * strides[1]
-    return pointer + image + (lines.to(tl.int64) * strides[2] + rows.to(tl.int64) * strides[3])
+    return pointer + image + (h.to(tl.int64) * strides[2] + w.to(tl.int64) * strides[3])
 
 
 @triton.jit
-def _load(signal, factor, sample, channel, lines, rows, mask):
+def _load(signal, factor, sample, channel, h, w, mask):
     """A tile of a signal, times that of another unless it is None, float32."""
-    tile = tl.load(_at(signal, sample, channel, lines, rows), mask=mask, other=0.0).to(tl.float32)
+    tile = tl.load(_addresses(signal, sample, channel, h, w), mask=mask, other=0.0).to(tl.float32)
     if factor is not None:
-        tile *= tl.load(_at(factor, sample, channel, lines, rows), mask=mask, other=0.0).to(tl.float32)
+        tile *= tl.load(_addresses(factor, sample, channel, h, w), mask=mask, other=0.0).to(tl.float32)
     return tile
 
 
 @triton.jit
-def _store(tile, factor, signal, sample, channel, lines, rows, mask):
+def _store(tile, factor, signal, sample, channel, h, w, mask):
     """A tile, times that of a signal unless it is None, into a signal."""
     if factor is not None:
-        tile *= tl.load(_at(factor, sample, channel, lines, rows), mask=mask, other=0.0).to(tl.float32)
-    tl.store(_at(signal, sample, channel, lines, rows), tile.to(signal[0].dtype.element_ty), mask=mask)
+        tile *= tl.load(_addresses(factor, sample, channel, h, w), mask=mask, other=0.0).to(tl.float32)
+    tl.store(_addresses(signal, sample, channel, h, w), tile.to(signal[0].dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _parts_at(place, PART: tl.constexpr, RANK: tl.constexpr):
+def _load_parts(place, PART: tl.constexpr, RANK: tl.constexpr):
     """Real and imaginary part of a kernel's spectrum, and of an image also at the other frequencies."""
     parts = tl.load(place), tl.load(place + PART)
     if RANK == 2:
@@ -124,7 +124,7 @@ def _filtered(p, q, real, imag, CONJUGATE: tl.constexpr):
 
 @triton.jit
 def _product(cc, cs, sc, ss, parts, RANK: tl.constexpr, CONJUGATE: tl.constexpr):
-    """The four products of waves with rows' transforms, for the result, with the parts of a kernel's spectrum."""
+    """The four products of waves with transforms along W, for the result, with the parts of a kernel's spectrum."""
     real, imag = _filtered(cc - ss, sc + cs, parts[0], parts[1], CONJUGATE)
     if RANK == 1:
         product = real, -imag, -imag, -real
@@ -134,7 +134,7 @@ def _product(cc, cs, sc, ss, parts, RANK: tl.constexpr, CONJUGATE: tl.constexpr)
     return product
 
 
-# ---- whole tiles: (rows, lines), so that every product but the last takes the one before as its left operand, from
+# ---- whole tiles: (W, H), so that every product but the last takes the one before as its left operand, from
 # registers, and a table as its right one
 
 
@@ -151,47 +151,47 @@ def _beside(left, right, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _row_waves(tables, TILE: tl.constexpr, EXACT: tl.constexpr):
+def _waves_w(tables, TILE: tl.constexpr, EXACT: tl.constexpr):
     return _waves(tables[0], tl.arange(0, TILE[1]), tl.arange(0, TILE[3]), TILE[1], TILE[3], EXACT)
 
 
 @triton.jit
-def _line_waves(tables, start, TILE: tl.constexpr, CHUNK: tl.constexpr, STACKED: tl.constexpr, EXACT: tl.constexpr):
-    """Cosines and sines (CHUNK, lines) at the line frequencies from `start` on, or both as one operand."""
-    lines = tl.arange(0, TILE[0])
+def _waves_h(tables, start, TILE: tl.constexpr, CHUNK: tl.constexpr, STACKED: tl.constexpr, EXACT: tl.constexpr):
+    """Cosines and sines (CHUNK, H) at the frequencies of H from `start` on, or both as one operand."""
+    h = tl.arange(0, TILE[0])
     if STACKED:
         index = tl.arange(0, 2 * CHUNK)
         index = index // CHUNK * TILE[2] + start + index % CHUNK
-        number = _matrix(tables[1], index, lines, TILE[0])
+        number = _matrix(tables[1], index, h, TILE[0])
         rest = number
         if EXACT:
-            rest = _matrix(tables[1] + 2 * TILE[2] * TILE[0], index, lines, TILE[0])
+            rest = _matrix(tables[1] + 2 * TILE[2] * TILE[0], index, h, TILE[0])
         waves = number, rest
     else:
-        waves = _waves(tables[1], start + tl.arange(0, CHUNK), lines, TILE[2], TILE[0], EXACT)
+        waves = _waves(tables[1], start + tl.arange(0, CHUNK), h, TILE[2], TILE[0], EXACT)
     return waves
 
 
 @triton.jit
 def _filter(spectrum, start, TILE: tl.constexpr, CHUNK: tl.constexpr, RANK: tl.constexpr):
-    """The parts (row_frequencies, CHUNK) of a kernel's spectrum at the line frequencies from `start` on."""
+    """The parts (frequencies_w, CHUNK) of a kernel's spectrum at the frequencies of H from `start` on."""
     place = spectrum + tl.arange(0, TILE[3])[:, None] + (start + tl.arange(0, CHUNK))[None, :] * TILE[3]
-    return _parts_at(place, TILE[2] * TILE[3], RANK)
+    return _load_parts(place, TILE[2] * TILE[3], RANK)
 
 
 @triton.jit
-def _rows_of(tile, waves, tables, TILE: tl.constexpr, RANK: tl.constexpr, EXACT: tl.constexpr):
-    """Rows' transforms (row_frequencies, lines) of operands (rows, lines)."""
+def _transform_w(tile, waves, tables, TILE: tl.constexpr, RANK: tl.constexpr, EXACT: tl.constexpr):
+    """Transforms along W (frequencies_w, H) of operands (W, H)."""
     c, s = waves
     cosine, sine = _dot(_transposed(c), tile, EXACT), _dot(_transposed(s), tile, EXACT)
     if RANK == 1:
-        cosine, sine = _twiddled_rows(cosine, sine, tables, TILE, False, EXACT)
+        cosine, sine = _twiddled_w(cosine, sine, tables, TILE, False, EXACT)
     return cosine, sine
 
 
 @triton.jit
-def _twiddled_rows(cosine, sine, tables, TILE: tl.constexpr, BACK: tl.constexpr, EXACT: tl.constexpr):
-    """(cosine - i sine), (row_frequencies, lines), times the twiddle factors, or their conjugates."""
+def _twiddled_w(cosine, sine, tables, TILE: tl.constexpr, BACK: tl.constexpr, EXACT: tl.constexpr):
+    """(cosine - i sine), (frequencies_w, H), times the twiddle factors, or their conjugates."""
     place = tl.arange(0, TILE[3])[:, None] + tl.arange(0, TILE[0])[None, :] * TILE[3]
     # Their float16 form takes half the registers, and is as good as the operands
     place += tables[2] if EXACT else tables[3]
@@ -202,10 +202,10 @@ def _twiddled_rows(cosine, sine, tables, TILE: tl.constexpr, BACK: tl.constexpr,
 
 
 @triton.jit
-def _spectrum_of_rows(
+def _spectrum_along_h(
     cosine, sine, waves, TILE: tl.constexpr, CHUNK: tl.constexpr, STACKED: tl.constexpr, EXACT: tl.constexpr
 ):
-    """The four products of lines' waves with rows' transforms as operands: (row_frequencies, CHUNK)."""
+    """The four products of waves of H with transforms along W as operands: (frequencies_w, CHUNK)."""
     if STACKED:
         waves = _transposed(waves)
         cc, sc = _halves(_dot(cosine, waves, EXACT), TILE[3], CHUNK)
@@ -218,7 +218,7 @@ def _spectrum_of_rows(
 
 
 @triton.jit
-def _convolve_rows(
+def _convolve_along_h(
     cosine,
     sine,
     waves,
@@ -230,8 +230,8 @@ def _convolve_rows(
     CONJUGATE: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Rows' transforms of the result, of what has CHUNK line frequencies."""
-    cc, cs, sc, ss = _spectrum_of_rows(cosine, sine, waves, TILE, CHUNK, STACKED, EXACT)
+    """Transforms along W of the result, of what has CHUNK frequencies of H."""
+    cc, cs, sc, ss = _spectrum_along_h(cosine, sine, waves, TILE, CHUNK, STACKED, EXACT)
     cc, cs, sc, ss = _product(cc, cs, sc, ss, parts, RANK, CONJUGATE)
     if STACKED:
         cosine = _dot(_split(_beside(cc, sc, TILE[3], CHUNK), EXACT), waves, EXACT)
@@ -245,9 +245,9 @@ def _convolve_rows(
 
 @triton.jit
 def _kept(tables, spectrum, TILE: tl.constexpr, RANK: tl.constexpr, STACKED: tl.constexpr, EXACT: tl.constexpr):
-    """What the samples share, where the spectrum is one chunk: waves of rows and lines, and the spectrum."""
-    waves = _line_waves(tables, 0, TILE, TILE[2], STACKED, EXACT)
-    return _row_waves(tables, TILE, EXACT), waves, _filter(spectrum, 0, TILE, TILE[2], RANK)
+    """What the samples share, where the spectrum is one chunk: waves of W and H, and the spectrum."""
+    waves = _waves_h(tables, 0, TILE, TILE[2], STACKED, EXACT)
+    return _waves_w(tables, TILE, EXACT), waves, _filter(spectrum, 0, TILE, TILE[2], RANK)
 
 
 @triton.jit
@@ -264,10 +264,10 @@ def _convolve(
     CONJUGATE: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """A whole tile convolved with a kernel whose spectrum was divided by `scale`, CHUNK line frequencies at a time."""
+    """A whole tile convolved with a kernel whose spectrum was divided by `scale`, CHUNK frequencies of H at a time."""
     largest, inverse = _largest(tile)
-    row_waves = _row_waves(tables, TILE, EXACT) if kept is None else kept[0]
-    cosine, sine = _rows_of(_split(tile * inverse, EXACT), row_waves, tables, TILE, RANK, EXACT)
+    waves_w = _waves_w(tables, TILE, EXACT) if kept is None else kept[0]
+    cosine, sine = _transform_w(_split(tile * inverse, EXACT), waves_w, tables, TILE, RANK, EXACT)
     cosine, sine = _split(cosine, EXACT), _split(sine, EXACT)
     if kept is None:
         HEIGHT: tl.constexpr = TILE[3]
@@ -275,21 +275,21 @@ def _convolve(
         back_cosine = tl.zeros((HEIGHT, WIDTH), tl.float32)
         back_sine = tl.zeros((HEIGHT, WIDTH), tl.float32)
         for start in range(0, TILE[2], CHUNK):
-            waves = _line_waves(tables, start, TILE, CHUNK, STACKED, EXACT)
+            waves = _waves_h(tables, start, TILE, CHUNK, STACKED, EXACT)
             parts = _filter(spectrum, start, TILE, CHUNK, RANK)
-            more_cosine, more_sine = _convolve_rows(
+            more_cosine, more_sine = _convolve_along_h(
                 cosine, sine, waves, parts, TILE, CHUNK, RANK, STACKED, CONJUGATE, EXACT
             )
             back_cosine += more_cosine
             back_sine += more_sine
-        row_waves = _row_waves(tables, TILE, EXACT)
+        waves_w = _waves_w(tables, TILE, EXACT)
     else:
-        back_cosine, back_sine = _convolve_rows(
+        back_cosine, back_sine = _convolve_along_h(
             cosine, sine, kept[1], kept[2], TILE, CHUNK, RANK, STACKED, CONJUGATE, EXACT
         )
     if RANK == 1:
-        back_cosine, back_sine = _twiddled_rows(back_cosine, back_sine, tables, TILE, True, EXACT)
-    c, s = row_waves
+        back_cosine, back_sine = _twiddled_w(back_cosine, back_sine, tables, TILE, True, EXACT)
+    c, s = waves_w
     result = _dot(c, _split(back_cosine, EXACT), EXACT) + _dot(s, _split(back_sine, EXACT), EXACT)
     return result * (largest * scale)
 
@@ -325,13 +325,13 @@ def _long_conv_fwd_kernel(
     kept = None
     if KEEP:
         kept = _kept(tables, spectrum, TILE, RANK, STACKED, EXACT)
-    lines, rows = tl.arange(0, TILE[0])[None, :], tl.arange(0, TILE[1])[:, None]
-    mask = _inside(lines, rows, size, TILE, RANK)
+    h, w = tl.arange(0, TILE[0])[None, :], tl.arange(0, TILE[1])[:, None]
+    mask = _inside(h, w, size, TILE, RANK)
     for index in range(0, count):
         sample = first + index
-        tile = _load(x, gate, sample, channel, lines, rows, mask)
+        tile = _load(x, gate, sample, channel, h, w, mask)
         tile = _convolve(tile, kept, tables, spectrum, scale, TILE, CHUNK, RANK, STACKED, False, EXACT)
-        _store(tile, out_gate, y, sample, channel, lines, rows, mask)
+        _store(tile, out_gate, y, sample, channel, h, w, mask)
 
 
 @triton.jit
@@ -378,19 +378,19 @@ def _long_conv_bwd_kernel(
     kept = None
     if KEEP:
         kept = _kept(tables, spectrum, TILE, RANK, STACKED, EXACT)
-    lines, rows = tl.arange(0, TILE[0])[None, :], tl.arange(0, TILE[1])[:, None]
-    mask = _inside(lines, rows, size, TILE, RANK)
+    h, w = tl.arange(0, TILE[0])[None, :], tl.arange(0, TILE[1])[:, None]
+    mask = _inside(h, w, size, TILE, RANK)
     for index in range(0, count):
         sample = first + index
         if dout_gate is not None:
-            tile = _load(x, gate, sample, channel, lines, rows, mask)
+            tile = _load(x, gate, sample, channel, h, w, mask)
             tile = _convolve(tile, kept, tables, spectrum, scale, TILE, CHUNK, RANK, STACKED, False, EXACT)
-            _store(tile, dy, dout_gate, sample, channel, lines, rows, mask)
-        tile = _load(dy, out_gate, sample, channel, lines, rows, mask)
+            _store(tile, dy, dout_gate, sample, channel, h, w, mask)
+        tile = _load(dy, out_gate, sample, channel, h, w, mask)
         tile = _convolve(tile, kept, tables, spectrum, scale, TILE, CHUNK, RANK, STACKED, True, EXACT)
         if gate is not None:
-            _store(tile, x, dgate, sample, channel, lines, rows, mask)
-        _store(tile, gate, dx, sample, channel, lines, rows, mask)
+            _store(tile, x, dgate, sample, channel, h, w, mask)
+        _store(tile, gate, dx, sample, channel, h, w, mask)
 
 
 @triton.jit
@@ -399,10 +399,10 @@ def _spectrum_of(
     factor,
     sample,
     channel,
-    lines,
-    rows,
+    h,
+    w,
     mask,
-    row_waves,
+    waves_w,
     waves,
     tables,
     TILE: tl.constexpr,
@@ -411,11 +411,11 @@ def _spectrum_of(
     STACKED: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """As `_spectrum_of_rows`, from a signal times a factor; and what it must be multiplied with."""
-    tile = _load(signal, factor, sample, channel, lines, rows, mask)
+    """As `_spectrum_along_h`, from a signal times a factor; and what it must be multiplied with."""
+    tile = _load(signal, factor, sample, channel, h, w, mask)
     largest, inverse = _largest(tile)
-    cosine, sine = _rows_of(_split(tile * inverse, EXACT), row_waves, tables, TILE, RANK, EXACT)
-    spectrum = _spectrum_of_rows(_split(cosine, EXACT), _split(sine, EXACT), waves, TILE, CHUNK, STACKED, EXACT)
+    cosine, sine = _transform_w(_split(tile * inverse, EXACT), waves_w, tables, TILE, RANK, EXACT)
+    spectrum = _spectrum_along_h(_split(cosine, EXACT), _split(sine, EXACT), waves, TILE, CHUNK, STACKED, EXACT)
     return spectrum, largest
 
 
@@ -437,32 +437,32 @@ def _spectrum_bwd_kernel(
     RANK: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Gradient of a channel's spectrum at CHUNK line frequencies, summed over `samples` samples.
+    """Gradient of a channel's spectrum at CHUNK frequencies of H, summed over `samples` samples.
 
     Programs that read the same signals are neighbours.
     """
     COUNT: tl.constexpr = TILE[2] // CHUNK
     start, image = tl.program_id(0) % COUNT * CHUNK, tl.program_id(0) // COUNT
     channel, group = image % channels, image // channels
-    row_waves = _row_waves(tables, TILE, EXACT)
-    waves = _line_waves(tables, start, TILE, CHUNK, STACKED, EXACT)
-    lines, rows = tl.arange(0, TILE[0])[None, :], tl.arange(0, TILE[1])[:, None]
-    mask = _inside(lines, rows, size, TILE, RANK)
+    waves_w = _waves_w(tables, TILE, EXACT)
+    waves = _waves_h(tables, start, TILE, CHUNK, STACKED, EXACT)
+    h, w = tl.arange(0, TILE[0])[None, :], tl.arange(0, TILE[1])[:, None]
+    mask = _inside(h, w, size, TILE, RANK)
     sums = _no_spectrum(TILE[3], CHUNK, RANK)
     for index in range(0, tl.minimum(samples, batch - group * samples)):
         sample = group * samples + index
         values, largest = _spectrum_of(
-            x, gate, sample, channel, lines, rows, mask, row_waves, waves, tables, TILE, CHUNK, RANK, STACKED, EXACT
+            x, gate, sample, channel, h, w, mask, waves_w, waves, tables, TILE, CHUNK, RANK, STACKED, EXACT
         )
         dvalues, dlargest = _spectrum_of(
             dy,
             out_gate,
             sample,
             channel,
-            lines,
-            rows,
+            h,
+            w,
             mask,
-            row_waves,
+            waves_w,
             waves,
             tables,
             TILE,
@@ -471,7 +471,7 @@ def _spectrum_bwd_kernel(
             STACKED,
             EXACT,
         )
-        sums = _more(sums, values, dvalues, largest * dlargest, RANK)
+        sums = _add_sample(sums, values, dvalues, largest * dlargest, RANK)
     place = dspectrum + (group * channels + channel).to(tl.int64) * (2 * RANK * TILE[2] * TILE[3])
     place += tl.arange(0, TILE[3])[:, None] + (start + tl.arange(0, CHUNK))[None, :] * TILE[3]
     _store_spectrum(place, sums, TILE[2] * TILE[3], RANK)
@@ -487,7 +487,7 @@ def _no_spectrum(HEIGHT: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr):
 
 
 @triton.jit
-def _more(sums, values, dvalues, factor, RANK: tl.constexpr):
+def _add_sample(sums, values, dvalues, factor, RANK: tl.constexpr):
     """Sums of the gradient of a spectrum, and that of one more sample."""
     cc, cs, sc, ss = values
     dcc, dcs, dsc, dss = dvalues

@@ -1,0 +1,1 @@
+"""Long convolutions in C++ for the CPU, compiled on first use."""
