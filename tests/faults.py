@@ -671,7 +671,7 @@ FAULTS = [
         LOADER,
         "seed_generators(mix_seed(*self.key, self.epoch, self.first, ERASING))",
         "seed_generators(mix_seed(*self.key, self.first, ERASING))",
-        ("training/test_loader.py",),
+        ("test_train_steps.py",),
     ),
     Fault(
         "training: after the last image comes none",
