@@ -180,7 +180,7 @@ FAULTS = [
         "fft: transform one too short",
         FFT,
         "max(size + reaching - 1 - start, start + size)",
-        "max(size + reaching - 5 - start, start + size - 4)",
+        "max(size + reaching - 2 - start, start + size)",
         ("ops/test_fft.py::test_matches_direct_sum",),
     ),
     Fault(
@@ -381,7 +381,7 @@ FAULTS = [
         LONG_CONV,
         "return Taps((extent,), (0 if causal else extent // 2,), False)",
         "return Taps((extent,), (0 if causal else (extent - 1) // 2,), False)",
-        ("ops/test_contract.py::test_the_operator_of_a_mixer_has_the_gradients_of_its_parts",),
+        ("ops/test_long_conv.py", "ops/test_reference.py"),
     ),
     Fault(
         "operator: backward pass of circular images is linear",
@@ -672,7 +672,7 @@ FAULTS = [
         LOADER,
         "seed_generators(mix_seed(*self.key, self.epoch, self.first, ERASING))",
         "seed_generators(mix_seed(*self.key, self.first, ERASING))",
-        ("training/test_seeded_loader.py",),
+        ("test_train_steps.py",),
     ),
     Fault(
         "training: after the last image comes none",

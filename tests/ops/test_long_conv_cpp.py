@@ -191,8 +191,8 @@ def test_registered_as_torch_asks(name):
         x, kernel, skip = (None if t is None else t.requires_grad_() for t in problem.tensors(torch.float32))
         gates = [torch.randn_like(x).requires_grad_() if gated else None for _ in range(2)]
         centre = [0 if name == "causal" else taps // 2 for taps in problem.kernel_size]
-        arguments = (x, kernel, skip, *gates, centre, name == "circular", "cpp")
-        torch.library.opcheck(torch.ops.hyena_vision.long_conv, arguments)
+        arguments = (x, kernel, skip, *gates, centre, name == "circular")
+        torch.library.opcheck(torch.ops.hyena_vision.long_conv, (*arguments, "cpp"))
 
 
 def test_keeps_what_came_in_and_no_spectra():
