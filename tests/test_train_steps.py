@@ -3,7 +3,7 @@
 import torch
 
 from hyena_vision.training import loop
-from hyena_vision.training.loader import SeededErasing
+from hyena_vision.training.seeded_loader import SeededErasing
 
 
 def test_every_step_draws_its_own_random_numbers(run, monkeypatch):
