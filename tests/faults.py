@@ -350,8 +350,8 @@ FAULTS = [
     Fault(
         "triton: gradient of the last gate of tiles in parts",
         BY_TRITON,
-        "_transform_w_back(x_w, kernel, dy, dout_gate)",
-        "_transform_w_back(x_w, kernel, out_gate, dout_gate)",
+        "_transform_w_back(x_w, spectrum, dy, dout_gate)",
+        "_transform_w_back(x_w, spectrum, out_gate, dout_gate)",
         ("ops/test_long_conv_triton.py::test_tiles_in_parts_match_direct_sum",),
     ),
     # ---- ops: implicit kernel, and the operator of a mixer

@@ -100,12 +100,12 @@ def blocks_of(name: str, plan: Plan, exact: bool) -> dict[str, int]:
     return {key: min(size, most.get(key, size)) for key, size in blocks.items()} | {"num_stages": 1}
 
 
-class _Kernel(NamedTuple):
-    """A kernel as it is used for signals of one size."""
+class _Spectrum(NamedTuple):
+    """Of a kernel, for signals of one size."""
 
     plan: Plan
     exact: bool
-    spectrum: Tensor  # ([B,] C, parts, frequencies_h, frequencies_w), divided by scales
+    values: Tensor  # ([B,] C, parts, frequencies_h, frequencies_w), divided by scales
     scales: Tensor  # ([B,] C)
 
     @property
@@ -113,14 +113,14 @@ class _Kernel(NamedTuple):
         return constants_of(self.plan, self.exact)
 
 
-def _scaled_spectrum(kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach, exact: bool) -> _Kernel:
+def _scaled_spectrum(kernel: Tensor, skip: Tensor | None, plan: Plan, reach: Reach, exact: bool) -> _Spectrum:
     with full_precision(kernel.device.type):
         values = spectrum(kernel, skip, plan, reach)
     # At most 1 / n for n x n tokens. With signals below 2, products are below 4 n and, by Parseval's equation,
     # transforms along W of a result below 4 sqrt(2) n^1.5: both are in the range of float16
     scales = values.abs().amax((-3, -2, -1)).clamp_min(1e-30) * (plan.tile_h * plan.tile_w) ** 0.5
     values /= scales[..., None, None, None]
-    return _Kernel(plan, exact, values if exact else values.half(), scales)
+    return _Spectrum(plan, exact, values if exact else values.half(), scales)
 
 
 def constants_of(plan: Plan, exact: bool) -> dict:
@@ -174,22 +174,22 @@ def _samples(batch: int, programs: int, warps: int) -> int:
     return -(-batch // min(batch, -(-_WARPS // (programs * warps))))
 
 
-def _launch_whole(program: Any, kernel: _Kernel, x: Tensor, *signals: Tensor | None) -> None:
-    plan, (batch, channels) = kernel.plan, x.shape[:2]
-    per_sample, blocks = kernel.scales.ndim == 2, blocks_of("whole", kernel.plan, kernel.exact)
+def _launch_whole(program: Any, spectrum: _Spectrum, x: Tensor, *signals: Tensor | None) -> None:
+    plan, (batch, channels) = spectrum.plan, x.shape[:2]
+    per_sample, blocks = spectrum.scales.ndim == 2, blocks_of("whole", spectrum.plan, spectrum.exact)
     # Of several samples what they share is kept, as far as registers go
     keep = blocks["CHUNK"] == plan.frequencies_h
     samples = _samples(batch, channels, blocks["num_warps"]) if keep and not per_sample else 1
     program[(-(-batch // samples) * channels,)](
         *(_signal(t, plan) for t in (x, *signals)),
         _tables(plan.table_key, x.device),
-        kernel.spectrum,
-        kernel.scales,
+        spectrum.values,
+        spectrum.scales,
         *_sizes(plan, x),
         samples,
         PER_SAMPLE=per_sample,
         KEEP=keep,
-        **kernel.constants,
+        **spectrum.constants,
         **blocks,
     )
 
@@ -212,40 +212,40 @@ def _transform_w(x: Tensor, gate: Tensor | None, plan: Plan, exact: bool) -> Ten
     return workspace
 
 
-def _convolve_h(workspace: Tensor, x: Tensor, kernel: _Kernel, conjugate: bool) -> None:
+def _convolve_h(workspace: Tensor, x: Tensor, spectrum: _Spectrum, conjugate: bool) -> None:
     """Convolve transforms along W of signals like x along H, in place."""
-    plan, blocks = kernel.plan, blocks_of("convolve_h", kernel.plan, kernel.exact)
+    plan, blocks = spectrum.plan, blocks_of("convolve_h", spectrum.plan, spectrum.exact)
     parts_kernels._convolve_h_kernel[(x.shape[0] * x.shape[1], plan.frequencies_w // blocks["BLOCK"])](
         workspace,
         _tables(plan.table_key, x.device),
-        kernel.spectrum,
-        kernel.scales,
+        spectrum.values,
+        spectrum.scales,
         x.shape[0],
         x.shape[1],
-        PER_SAMPLE=kernel.scales.ndim == 2,
+        PER_SAMPLE=spectrum.scales.ndim == 2,
         CONJUGATE=conjugate,
-        **kernel.constants,
+        **spectrum.constants,
         **blocks,
     )
 
 
 def _transform_w_back(
     workspace: Tensor,
-    kernel: _Kernel,
+    spectrum: _Spectrum,
     factor: Tensor | None,
     y: Tensor,
     other_factor: Tensor | None = None,
     other_y: Tensor | None = None,
 ) -> None:
     """Transform back along W: times `factor` into y, and times `other_factor` into other_y if given."""
-    plan, blocks = kernel.plan, blocks_of("transform_w", kernel.plan, kernel.exact)
+    plan, blocks = spectrum.plan, blocks_of("transform_w", spectrum.plan, spectrum.exact)
     grid = (y.shape[0] * y.shape[1], plan.tile_h // blocks["BLOCK_H"], plan.tile_w // blocks["BLOCK_W"])
     parts_kernels._transform_w_back_kernel[grid](
         workspace,
         *(_signal(t, plan) for t in (factor, y, other_factor, other_y)),
         _tables(plan.table_key, y.device),
         *_sizes(plan, y),
-        **kernel.constants,
+        **spectrum.constants,
         **blocks,
     )
 
@@ -253,7 +253,7 @@ def _transform_w_back(
 def _signal_gradients(
     dy: Tensor,
     x: Tensor,
-    kernel: _Kernel,
+    spectrum: _Spectrum,
     gate: Tensor | None,
     out_gate: Tensor | None,
     dx: Tensor,
@@ -261,14 +261,14 @@ def _signal_gradients(
     dout_gate: Tensor | None,
 ) -> Tensor:
     """Fills dx, dgate and dout_gate; returns the gradient of the spectrum."""
-    plan, exact, per_sample = kernel.plan, kernel.exact, kernel.scales.ndim == 2
+    plan, exact, per_sample = spectrum.plan, spectrum.exact, spectrum.scales.ndim == 2
     large = max(plan.tile_h, plan.tile_w) > _WHOLE
     if is_whole(plan, exact, x.device):
         if large and out_gate is not None:
             # Two convolutions of large tiles in one program would need more registers than there are
-            _launch_whole(kernels._long_conv_fwd_kernel, kernel, x, gate, dy, dout_gate)
+            _launch_whole(kernels._long_conv_fwd_kernel, spectrum, x, gate, dy, dout_gate)
             dout_gate = None
-        _launch_whole(kernels._long_conv_bwd_kernel, kernel, dy, x, gate, out_gate, dx, dgate, dout_gate)
+        _launch_whole(kernels._long_conv_bwd_kernel, spectrum, dy, x, gate, out_gate, dx, dgate, dout_gate)
     if not large:
         dspectrum = _dspectrum(
             "spectrum", x, plan, exact, per_sample, [_signal(t, plan) for t in (dy, x, gate, out_gate)]
@@ -278,10 +278,10 @@ def _signal_gradients(
         dspectrum = _dspectrum("spectrum_w", x, plan, exact, per_sample, [x_w, dy_w])
         if not is_whole(plan, exact, x.device):
             if dout_gate is not None:
-                _convolve_h(x_w, x, kernel, conjugate=False)
-                _transform_w_back(x_w, kernel, dy, dout_gate)
-            _convolve_h(dy_w, x, kernel, conjugate=True)
-            _transform_w_back(dy_w, kernel, gate, dx, None if gate is None else x, dgate)
+                _convolve_h(x_w, x, spectrum, conjugate=False)
+                _transform_w_back(x_w, spectrum, dy, dout_gate)
+            _convolve_h(dy_w, x, spectrum, conjugate=True)
+            _transform_w_back(dy_w, spectrum, gate, dx, None if gate is None else x, dgate)
     return dspectrum if per_sample else dspectrum.sum(0)
 
 
@@ -366,21 +366,22 @@ def prepare(x: Tensor, kernel: Tensor, skip: Tensor | None, taps: Taps) -> tuple
     """Spectrum of a kernel for signals like x, and its scales; the spectrum in float16 as well where that is enough."""
     plan = make_plan(x.shape[2:], taps.circular)
     made = _scaled_spectrum(kernel, skip, plan, reach_of(plan, taps.extents, taps.centre), True)
-    return (made.spectrum, made.scales) if is_exact(x, None) else (made.spectrum, made.scales, made.spectrum.half())
+    return (made.values, made.scales) if is_exact(x, None) else (made.values, made.scales, made.values.half())
 
 
 @on_device_of_x
 def convolve(x: Tensor, prepared: Sequence[Tensor], gate: Tensor | None, out_gate: Tensor | None, taps: Taps) -> Tensor:
     """The convolution with what `prepare` made."""
     exact = is_exact(x, gate)
-    kernel = _Kernel(make_plan(x.shape[2:], taps.circular), exact, prepared[0] if exact else prepared[2], prepared[1])
+    plan, values, scales = make_plan(x.shape[2:], taps.circular), prepared[0 if exact else 2], prepared[1]
+    spectrum = _Spectrum(plan, exact, values, scales)
     y = empty_gated_result(x, gate, out_gate)
-    if is_whole(kernel.plan, exact, x.device):
-        _launch_whole(kernels._long_conv_fwd_kernel, kernel, x, gate, out_gate, y)
+    if is_whole(plan, exact, x.device):
+        _launch_whole(kernels._long_conv_fwd_kernel, spectrum, x, gate, out_gate, y)
     else:
-        workspace = _transform_w(x, gate, kernel.plan, exact)
-        _convolve_h(workspace, x, kernel, conjugate=False)
-        _transform_w_back(workspace, kernel, out_gate, y)
+        workspace = _transform_w(x, gate, plan, exact)
+        _convolve_h(workspace, x, spectrum, conjugate=False)
+        _transform_w_back(workspace, spectrum, out_gate, y)
     return y
 
 
