@@ -19,14 +19,17 @@ def actions():
 
 @pytest.fixture(scope="module")
 def documented(actions):
-    """Rows of the table as {dest: (flags, here, note)}."""
-    rows = {}
-    for flags, here, note in re.findall(r"^\| (`.*?) \| (.*?) \|(.*)\|$", DOCS.split("## Retired keys")[0], re.M):
-        flags = re.findall("`(.*?)`", flags)
-        dest = next((flag for flag in flags if flag.startswith("--")), flags[0]).lstrip("-").replace("-", "_")
-        assert dest not in rows
-        rows[dest] = (flags, here, note.strip())
-    return rows
+    """Flags of the page by section, each with its note: what differs from timm."""
+    sections, seen = {}, set()
+    for section in DOCS.split("## Retired keys")[0].split("\n## ")[1:]:
+        rows = sections[section.splitlines()[0]] = {}
+        for flags, note in re.findall(r"^\| (`.*?) \| (.*) \|$", section, re.M):
+            flags = re.findall("`(.*?)`", flags)
+            dest = next((flag for flag in flags if flag.startswith("--")), flags[0]).lstrip("-").replace("-", "_")
+            assert dest not in seen and flags == (list(actions[dest].option_strings) or [dest])
+            seen.add(dest)
+            rows[dest] = note
+    return sections
 
 
 def test_every_flag_of_timm_is_here_with_its_names_and_default(actions):
@@ -52,24 +55,29 @@ def test_the_facts_about_timm_are_about_all_our_other_flags(actions):
     assert not ours & {flag["dest"] for flag in TIMM}
 
 
-def test_documented_flags_are_those_of_the_parser(actions, documented):
-    expected = {dest: list(action.option_strings) or [dest] for dest, action in actions.items()}
-    assert {dest: row[0] for dest, row in documented.items()} == expected
+def test_documented_differences_are_those_of_the_parser(actions, documented):
+    timm = {flag["dest"] for flag in TIMM}
+    left_out, no_effect, different, added, newer = documented.values()
+    assert list(documented) == ["Left out", "No effect", "Different", "Added", "Newer than timm 1.0.29"]
+    assert left_out.keys() == set(LEFT_OUT) | {dest for dest in timm if dest.startswith("naflex_")}
+    assert no_effect.keys() == {dest for dest, action in actions.items() if "no effect" in (action.help or "")}
+    assert added.keys() == actions.keys() - timm - NEWER and newer.keys() == NEWER
+    assert different.keys() <= timm
+    for rows in documented.values():
+        for flag in re.findall("`--(.*?)`", " ".join(rows.values())):
+            assert flag.replace("-", "_") in actions, flag
 
 
-def test_documented_state_of_each_flag(documented):
-    states = {
-        state: {dest for dest, row in documented.items() if row[1] == state} for _, state, _ in documented.values()
-    }
-    naflex = {flag["dest"] for flag in TIMM if flag["dest"].startswith("naflex_")}
-    assert states.keys() == {"yes", "left out", "no effect", "added"}
-    assert states["left out"] == set(LEFT_OUT) | naflex
-    assert states["no effect"] == {"local_rank", "worker_seeding", "use_multi_epochs_loader"}
-    assert states["added"] == set(documented) - {flag["dest"] for flag in TIMM} - NEWER
-    for dest, (_, here, note) in documented.items():
-        assert note or here == "yes", dest
-        for flag in re.findall("`--(.*?)`", note):
-            assert flag.replace("-", "_") in documented, flag
+def test_every_flag_of_timm_is_accepted_with_its_default():
+    parser, given = create_parser(), 0
+    for flag in TIMM:
+        if flag["default"] in (None, [], {}) or flag["default"] is False:  # by not giving it
+            continue
+        values = flag["default"] if isinstance(flag["default"], list) else [flag["default"]]
+        for name in flag["flags"]:
+            assert getattr(parser.parse_args([name, *map(str, values)]), flag["dest"]) == flag["default"], name
+            given += 1
+    assert given > 80
 
 
 def test_documented_retired_keys_are_those_that_are_read(actions):
