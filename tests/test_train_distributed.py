@@ -1,48 +1,44 @@
 """Several processes: the same gradients, the same validation, and runs that go on wherever they were stopped."""
 
 import os
+import random
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
-from trainer import ONE_UPDATE, QUICK, RANDOM, ROOT, assert_same_run, load, summary, train_imagenet
+from torch.multiprocessing import start_processes
+from trainer import ONE_UPDATE, QUICK, RANDOM, ROOT, assert_same_run, load, signal_at, summary, train_imagenet
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 STOPPED = ("ddp", "fsdp")
 
-# Each way of training: straight through, then stopped by a signal that only one process gets, and resumed. Two
-# processes as torchrun starts them, but for the import of torch, which is done once.
-DRIVER = """
-import os, random, sys, pytest, numpy, torch
-from trainer import signal_at, train_imagenet
 
-output, *argv = sys.argv[1:]
-child = os.fork()
-os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(int(child == 0))
-torch.distributed.init_process_group("gloo")  # one group for all runs: its store keeps the addresses of the first
-torch.distributed.init_process_group = torch.distributed.destroy_process_group = lambda *args, **kwargs: None
-for name, more in {"ddp": [], "fsdp": ["--fsdp"]}.items():
-    def run(experiment, *last):
-        random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
-        return train_imagenet.main([*argv, *more, "--output", output, "--experiment", experiment, *last])
+def train_on_two(rank: int, output: str, argv: list[str], port: int) -> None:
+    """Train in each way: straight through, then stopped by a signal that only one process gets, and resumed."""
+    two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= two | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    torch.distributed.init_process_group("gloo")  # one group for all runs: its store keeps the addresses of the first
+    torch.distributed.init_process_group = torch.distributed.destroy_process_group = lambda *args, **kwargs: None
+    for name, more in {"ddp": [], "fsdp": ["--fsdp"]}.items():
 
-    run(name)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        signal_at(patch, 3 if os.environ["RANK"] == "1" else 0)
-        run(name + "-stopped")
-    assert stopped.value.code == 75
-    if name == "ddp":  # one process goes on from a copy, later
-        if os.environ["RANK"] == "0":
-            import shutil
+        def run(experiment: str, *last: str, more: list[str] = more) -> None:
+            random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+            train_imagenet.main([*argv, *more, "--output", output, "--experiment", experiment, *last])
+
+        run(name)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+            signal_at(patch, 3 if rank == 1 else 0)
+            run(f"{name}-stopped")
+        assert stopped.value.code == 75
+        if name == "ddp" and rank == 0:  # one process goes on from a copy, later
             shutil.copytree(f"{output}/ddp-stopped", f"{output}/alone")
-    run(name + "-stopped", "--resume", "auto")
-if child:
-    assert os.waitpid(child, 0)[1] == 0
-"""
+        run(f"{name}-stopped", "--resume", "auto")
 
 
 def free_port() -> int:
@@ -54,12 +50,9 @@ def free_port() -> int:
 @pytest.fixture
 def runs(images, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("runs")
-    (output / "driver.py").write_text(DRIVER)
-    command = [sys.executable, str(output / "driver.py"), str(output), *QUICK]
-    command += ["--data-dir", str(images), *RANDOM, "-b", "4", "--epochs", "2"]
-    two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    done = subprocess.run(command, env=ENVIRONMENT | two, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
+    argv = [*QUICK, "--data-dir", str(images), *RANDOM, "-b", "4", "--epochs", "2"]
+    # As torchrun starts them, but for the import of torch
+    start_processes(train_on_two, (str(output), argv, free_port()), 2, start_method="fork")
     return output
 
 

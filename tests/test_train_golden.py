@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from trainer import ROOT, signal_at, train_imagenet
+from trainer import ROOT, load, signal_at, train_imagenet
 
 from hyena_vision.training import task
 
@@ -31,3 +31,8 @@ def test_first_losses_of_make_train(tmp_path, monkeypatch):
         train_imagenet.main([*argv, "--experiment", "run"])
     assert stopped.value.code == 75
     assert losses == pytest.approx([float(loss) for loss in LOSSES.split()], rel=1e-5)
+    # Losses hardly tell of weight decay
+    squares = {True: 0.0, False: 0.0}
+    for name, weight in load(tmp_path / "run", "recovery-0-19.pth.tar")["state_dict"].items():
+        squares[".filter." in name] += weight.double().square().sum().item()
+    assert squares == pytest.approx({True: 7444.1882, False: 2043.1677}, rel=1e-5)

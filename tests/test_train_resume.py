@@ -5,8 +5,8 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import numpy
@@ -17,7 +17,6 @@ from trainer import (
     MODEL,
     QUICK,
     RANDOM,
-    ROOT,
     assert_equal,
     assert_same_run,
     contents,
@@ -116,37 +115,35 @@ def test_random_numbers_matter(run, straight):
         assert not torch.equal(other, whole)
 
 
-# For each line of its input a new process, which gets a signal; prints how it ended. torch is imported once.
-PROCESSES = """
-import os, sys, pytest, trainer
-for line in sys.stdin:
+def in_a_new_process(argv: list[str], said: Path, call: int, number: int) -> int:
+    """Run the program in a forked process, which gets a signal, and return how it ended."""
     if child := os.fork():
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    else:
-        os.dup2(2, 1)
-        trainer.signal_at(pytest.MonkeyPatch(), *map(int, line.split()))
-        trainer.train_imagenet.main(sys.argv[1:])
-        sys.exit()
-"""
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 1
+    try:
+        sys.stdout = sys.stderr = said.open("a", buffering=1)
+        signal_at(pytest.MonkeyPatch(), call, number)
+        train_imagenet.main(argv)
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def test_killed_process_and_new_process(images, straight, tmp_path):
     """k steps, SIGUSR1, a new process, SIGKILL in it, and a third one."""
-    workers = ["-j", "1", "--recovery-interval", "1"]
-    argv = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run", *RANDOM, *workers]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [sys.executable, "-c", PROCESSES, *argv, "--resume", "auto"]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    with open(tmp_path / "stderr", "w+") as stderr, subprocess.Popen(command, stderr=stderr, **pipes) as starter:
-        for number, call, code in ((signal.SIGUSR1, 4, 75), (signal.SIGKILL, 3, -signal.SIGKILL), (0, 0, 0)):
-            print(call, int(number), file=starter.stdin, flush=True)
-            ended = starter.stdout.readline().strip()
-            said = (tmp_path / "stderr").read_text()
-            assert ended == str(code), said
-            assert "Traceback" not in said
-            if number == signal.SIGUSR1:
-                assert "stopped by SIGUSR1; --resume auto goes on from here" in said
-                assert load(tmp_path / "run", "recovery-1-0.pth.tar")["progress"][0]["step"] == 1
+    argv = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run", *RANDOM]
+    argv += ["-j", "1", "--recovery-interval", "1", "--resume", "auto"]
+    said = tmp_path / "said"
+    for number, call, code in ((signal.SIGUSR1, 4, 75), (signal.SIGKILL, 3, -signal.SIGKILL), (0, 0, 0)):
+        assert in_a_new_process(argv, said, call, number) == code, said.read_text()
+        assert "Traceback" not in said.read_text()
+        if number == signal.SIGUSR1:
+            assert "stopped by SIGUSR1; --resume auto goes on from here" in said.read_text()
+            assert load(tmp_path / "run", "recovery-1-0.pth.tar")["progress"][0]["step"] == 1
     assert_same_run(straight(), tmp_path / "run")
 
 

@@ -17,17 +17,18 @@ def actions():
     return {action.dest: action for action in create_parser()._actions if action.dest != "help"}
 
 
-@pytest.fixture
-def documented():
-    """Sections of the page, as {title: {dest: (flags, note)}}."""
-    sections = {}
-    for section in DOCS.split("\n## ")[1:]:
+@pytest.fixture(scope="module")
+def documented(actions):
+    """Flags of the page by section, each with its note: what differs from timm."""
+    sections, seen = {}, set()
+    for section in DOCS.split("## Retired keys")[0].split("\n## ")[1:]:
         rows = sections[section.splitlines()[0]] = {}
         for flags, note in re.findall(r"^\| (`.*?) \| (.*) \|$", section, re.M):
             flags = re.findall("`(.*?)`", flags)
             dest = next((flag for flag in flags if flag.startswith("--")), flags[0]).lstrip("-").replace("-", "_")
-            assert dest not in rows
-            rows[dest] = (flags, note)
+            assert dest not in seen and flags == (list(actions[dest].option_strings) or [dest])
+            seen.add(dest)
+            rows[dest] = note
     return sections
 
 
@@ -55,19 +56,28 @@ def test_the_facts_about_timm_are_about_all_our_other_flags(actions):
 
 
 def test_documented_differences_are_those_of_the_parser(actions, documented):
-    left_out, no_effect, different, added = (
-        documented[title] for title in ("Left out", "No effect", "Different", "Added")
-    )
-    listed = [dest for section in (left_out, no_effect, different, added) for dest in section]
-    assert len(listed) == len(set(listed)) < len(TIMM) / 2
-    for dest, (flags, note) in {**left_out, **no_effect, **different, **added}.items():
-        assert flags == (list(actions[dest].option_strings) or [dest]) and note, dest
-        for flag in re.findall("`--(.*?)`", note):
+    timm = {flag["dest"] for flag in TIMM}
+    left_out, no_effect, different, added, newer = documented.values()
+    assert list(documented) == ["Left out", "No effect", "Different", "Added", "Newer than timm 1.0.29"]
+    assert left_out.keys() == set(LEFT_OUT) | {dest for dest in timm if dest.startswith("naflex_")}
+    assert no_effect.keys() == {dest for dest, action in actions.items() if "no effect" in (action.help or "")}
+    assert added.keys() == actions.keys() - timm - NEWER and newer.keys() == NEWER
+    assert different.keys() <= timm
+    for rows in documented.values():
+        for flag in re.findall("`--(.*?)`", " ".join(rows.values())):
             assert flag.replace("-", "_") in actions, flag
-    assert left_out.keys() == set(LEFT_OUT) | {flag["dest"] for flag in TIMM if flag["dest"].startswith("naflex_")}
-    assert no_effect.keys() == {"local_rank", "worker_seeding", "use_multi_epochs_loader"}
-    assert added.keys() == set(actions) - {flag["dest"] for flag in TIMM} - NEWER
-    assert documented["Newer than timm 1.0.29"].keys() == NEWER
+
+
+def test_every_flag_of_timm_is_accepted_with_its_default():
+    parser, given = create_parser(), 0
+    for flag in TIMM:
+        if flag["default"] in (None, [], {}) or flag["default"] is False:  # by not giving it
+            continue
+        values = flag["default"] if isinstance(flag["default"], list) else [flag["default"]]
+        for name in flag["flags"]:
+            assert getattr(parser.parse_args([name, *map(str, values)]), flag["dest"]) == flag["default"], name
+            given += 1
+    assert given > 80
 
 
 def test_documented_retired_keys_are_those_that_are_read(actions):

@@ -1,14 +1,12 @@
 """Two processes of gloo on the CPU do what one process does with the whole batch.
 
-They are started once, as `python test_distributed.py FOLDER`, and call each function in `ON_TWO`. It is one test, so
-that several test processes do not start them again; it fails with the tracebacks that they leave in the folder.
+They are forked once and call each function in `ON_TWO`. It is one test, so that several test processes do not start
+them again; it fails with the tracebacks that they leave in the folder.
 """
 
 import argparse
 import io
 import math
-import subprocess
-import sys
 import traceback
 from datetime import timedelta
 
@@ -263,8 +261,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_on_two_processes(tmp_path):
-    done = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, timeout=240)
-    assert done.returncode == 0, done.stderr.decode()
+    torch.multiprocessing.start_processes(work, (str(tmp_path),), 2, start_method="fork")  # torch is imported already
     errors = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert not any(errors), "\n".join(f"{name}: {text}" for error in errors for name, text in error.items())
 
@@ -287,7 +284,3 @@ def test_largest_gradient_does_not_overflow(dtype):
     for value in (math.inf, math.nan):
         parameters[0].grad[50] = value
         assert str(parallel.largest_gradient(parameters, CPU)) == str(value)
-
-
-if __name__ == "__main__":
-    torch.multiprocessing.start_processes(work, (sys.argv[1],), 2, start_method="fork")  # torch is imported once
