@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := $(shell date +%Y%m%d-%H%M%S)
 OUTPUT ?= output/digits-$(RUN)
 
-.PHONY: help train test test-floor test-gpu test-gpu-env gpu-report bench lint clean
+.PHONY: help train test faults test-floor test-gpu test-gpu-env gpu-report bench lint clean
 
 help:
 	@echo "make train       train Hyena and the attention ViT on real images, print the comparison"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-gpu    the tests of the fused kernels, on a GPU"
 	@echo "make gpu-report  all that a GPU has to tell, in parts: PART=1 to 11, PART=\"1 2 3\""
 	@echo "make test-gpu-env  the tests of the fused kernels with the versions of a GPU machine (torch 2.11), without a GPU"
+	@echo "make faults      plant a hundred faults, one at a time, and see that tests catch each (long)"
 	@echo "make bench       operators and models against attention, tables and figures into output/"
 	@echo "make lint        ruff, the direction of imports, and types"
 
@@ -43,6 +44,10 @@ lint: $(VENV)/.test
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 test: lint
 	$(PYTEST)
+
+# Before tests are made fewer, and after.
+faults: $(VENV)/.test
+	$(BIN)/python tests/faults.py --jobs 2
 
 # Machines with a GPU often come with an environment and without a network: PYTHON is taken if it has all that is needed.
 NEEDED := torch, torchvision, timm, einops, PIL, pytest, hypothesis, matplotlib, sklearn
@@ -84,7 +89,7 @@ FLOOR := torch==2.8.0 torchvision==0.23.0 timm==1.0.27 einops==0.8.0
 	touch $@
 
 test-floor: .venv-floor/.test
-	.venv-floor/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -n auto --dist worksteal
 
 clean:
 	rm -rf $(VENV) .venv-floor .venv-gpu output build dist *.egg-info
