@@ -6,10 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import main
 from PIL import Image
 
 from hyena_vision.benchmark import gpu_report
+from hyena_vision.benchmark.__main__ import main
 from hyena_vision.benchmark.gpu_report import Part, Step, StepRow, make_parts
 from hyena_vision.benchmark.tables import read_csv
 
@@ -60,7 +60,9 @@ def test_real_parts_ask_for_what_commands_have(tmp_path):
 
 FAIL = Step("fails", ("ops", "--dim", "7", "--heads", "2"))
 HANG = Step("hangs", ("pytest", "hang.py"), seconds=5)
-GOOD = Step("goes", tuple("ops --grids 3 --dim 2 --heads 1 --only copy --no-memory --rounds 1".split()))
+GOOD = Step(
+    "goes", ("ops", "--grids", "2", "--dim", "2", "--heads", "1", "--only", "copy", "--no-memory", "--device", "cpu")
+)
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def test_a_part_without_time_is_left_and_goes_on_when_called_again(small, tmp_pa
         calls.append(step.name)
         return StepRow(part, step.name, "ok", 1.0, "a machine")
 
-    monkeypatch.setattr(gpu_report, "run_step", run_step)
+    monkeypatch.setattr(gpu_report, "_run_step", run_step)
     assert set(run(tmp_path, "--part", "1").values()) == {"ok"} and calls == ["fails", "hangs", "goes"]
     run(tmp_path, "--part", "1")
     assert calls == ["fails", "hangs", "goes"] and "3 of 3 steps done" in capsys.readouterr().out
@@ -137,7 +139,7 @@ JUNIT = """<testsuites><testsuite>
 def test_failures_of_each_kernel_are_named(tmp_path):
     (tmp_path / "gpu").mkdir()
     (tmp_path / "gpu" / "tests.xml").write_text(JUNIT)
-    gpu_report.gather_tests(tmp_path)
+    gpu_report._gather_tests(tmp_path)
     kernels = {row.kernel: row for row in read_csv(str(tmp_path / "kernels.csv"), gpu_report.KernelRow)}
     assert [(kernels["_b_kernel"].passed, kernels["_b_kernel"].failed), kernels["_a_kernel"].failed] == [(1, 1), 0]
     assert (kernels["no kernel"].failed, kernels["no kernel"].skipped) == (1, 1)
