@@ -12,7 +12,6 @@ import json
 import math
 import multiprocessing
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -25,11 +24,12 @@ from xml.etree import ElementTree
 
 import torch
 
-from hyena_vision.benchmark import profile
+from hyena_vision.benchmark import models, ops, profile, runs, tune
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.measure import SpeedRow
 from hyena_vision.benchmark.processes import end, last_line
+from hyena_vision.benchmark.program import run_command
 from hyena_vision.benchmark.tables import markdown_table, read_csv, write_csv
 from hyena_vision.ops.table import SWITCH, USES, Row
 from hyena_vision.training.arguments import positive_int
@@ -44,6 +44,7 @@ _BASE = ("hyena2d_vit_base", "vit_base_patch16_224")
 _VIT = "vit_small_patch16_224"
 _PYRAMIDS = (("hpx_former_s18", _VIT), ("convnext_small", "swin_small_patch4_window7_224", _VIT))
 # Contenders of an operator's part, against what memory can do and against attention; without a table ours are `fft`
+_COMMANDS = ops, models, tune, profile, runs
 _OPS = ("copy", "sdpa", "gated2d", "triton:gated2d", "gated1d", "triton:gated1d", "long_conv2d", "subquadratic_ops")
 # With the marks of tests of the fused kernels, the most telling first
 _TESTS = (
@@ -266,8 +267,7 @@ def _work(argv: Sequence[str], folder: str, switch: str) -> None:
     if argv[0] == "pytest":
         code = subprocess.call([sys.executable, "-m", *argv, f"--junitxml={folder}/tests.xml"])
         sys.exit(code if code != 1 else 0)  # tests that failed are what the step is to find
-    sys.argv[1:] = argv if argv[0] == "tune" else [*argv, "--output", folder]
-    runpy.run_module("hyena_vision.benchmark", run_name="__main__")  # not an import: that would be a circle
+    run_command(_COMMANDS, argv if argv[0] == "tune" else [*argv, "--output", folder])
 
 
 # What there is to do

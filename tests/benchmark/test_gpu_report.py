@@ -1,6 +1,5 @@
 """The report of a GPU, dry: every part's steps, tables and figures; and steps that fail, hang or are left."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -81,6 +80,14 @@ def run(folder, *argv):
     return {row.step: row.status for row in read_csv(str(path), StepRow)} if path.exists() else {}
 
 
+def is_running(pid):
+    """Whether a process has not ended; one that nobody has asked about since is a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_failures_are_rows_and_the_next_step_goes_on(small, tmp_path, monkeypatch, capsys):
     body = "pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
     (tmp_path / "hang.py").write_text(f"import os, time, pathlib\ndef test_hang():\n    {body}\n")
@@ -89,8 +96,7 @@ def test_failures_are_rows_and_the_next_step_goes_on(small, tmp_path, monkeypatc
     assert "--dim must be a multiple of --heads" in status["fails"] and "exit code 1" in status["fails"]
     assert status["hangs"] == "failed: took longer than 5 s" and small == [tmp_path / "report" / "1-small"]
     assert status["goes"] == "ok"
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert not is_running((tmp_path / "pid").read_text())
     assert "failed: fails, hangs" in capsys.readouterr().out
 
 
