@@ -1,4 +1,4 @@
-"""HyenaPixel's models with the arithmetic and keys of its authors' code: what `hyena_former` is measured against.
+"""HyenaPixel's models with the arithmetic and keys of its authors' code: what `hyena_former` is compared with.
 
 Every call runs the filter networks and transforms kernel and signal to twice the size of the image (or to the size of
 the kernel if that is larger), with plain torch.fft. Nothing is kept between calls.
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timm.layers import trunc_normal_
 from timm.models.metaformer import LayerNormNoBias, MetaFormerBlock, MlpHead, StarReLU
 from torch import Tensor, nn
 
@@ -201,11 +200,6 @@ class HyenaPixelFormer(nn.Module):
             channels = dim
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.head = MlpHead(channels, self.num_classes, norm_layer=nn.LayerNorm)
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, in_chans, H, W)."""

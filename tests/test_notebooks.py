@@ -9,10 +9,6 @@ from nbclient import NotebookClient
 
 PATH = Path(__file__).parents[1] / "notebooks" / "throughput.ipynb"
 SMALL_MODELS = ("hyena2d_iso_tiny", "vit_tiny_patch16_224")
-CLOCKS = re.compile(
-    r"\b(import|from)\s+time\b|\btime\.\w|\bperf_counter|\bmonotonic|\bprocess_time|\btimeit\b|%%?time"
-    r"|cuda\.Event|utils\.benchmark|benchmark\.timing"
-)
 
 
 @pytest.fixture(scope="module")
@@ -75,30 +71,10 @@ def test_stored_without_outputs(stored):
 def test_no_clock_of_its_own(stored):
     """What is timed is timed by the package."""
     source = "\n".join(cell.source for cell in code_cells(stored))
-    assert not CLOCKS.search(source)
     tree = ast.parse(re.sub(r"^%matplotlib inline$", "", source, flags=re.MULTILINE))  # and no other magic
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not {"time", "timeit"} & imported
+    assert not {"time", "timeit", "torch.utils.benchmark", "hyena_vision.benchmark.timing"} & imported
     assert {"hyena_vision.benchmark.models", "hyena_vision.benchmark.ops"} <= imported
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "import time",
-        "start = time.time()",
-        "from time import perf_counter",
-        "perf_counter()",
-        "%timeit f()",
-        "%%time",
-        "import timeit",
-        "torch.cuda.Event()",
-    ],
-)
-def test_clocks_are_found(line):
-    assert CLOCKS.search(line)
-
-
-def test_settings_are_no_clocks():
-    assert not CLOCKS.search("time_limit = 60.0  # one time\nrows = measure_models(time_limit=time_limit)")
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not {"Event", "Timer"} & attributes  # of torch

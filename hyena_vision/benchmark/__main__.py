@@ -1,9 +1,17 @@
 """`python -m hyena_vision.benchmark COMMAND`."""
 
+from collections.abc import Sequence
+
 from hyena_vision.benchmark import gpu_report, models, ops, profile, runs, tune
-from hyena_vision.benchmark.program import main
+from hyena_vision.benchmark.program import run_command
 
 COMMANDS = ops, models, tune, profile, runs, gpu_report
 
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one benchmark."""
+    run_command(COMMANDS, argv)
+
+
 if __name__ == "__main__":
-    main(COMMANDS)
+    main()

@@ -24,12 +24,13 @@ from xml.etree import ElementTree
 
 import torch
 
-from hyena_vision.benchmark import figures, models, ops, profile, runs, tables, tune
-from hyena_vision.benchmark.command import describe_machine
-from hyena_vision.benchmark.models import ModelRow
-from hyena_vision.benchmark.ops import OpRow
+from hyena_vision.benchmark import models, ops, profile, runs, tune
+from hyena_vision.benchmark.figures import require_matplotlib, save_figure
+from hyena_vision.benchmark.machine import describe_machine
+from hyena_vision.benchmark.measure import SpeedRow
 from hyena_vision.benchmark.processes import end, last_line
-from hyena_vision.benchmark.program import main
+from hyena_vision.benchmark.program import run_command
+from hyena_vision.benchmark.tables import markdown_table, read_csv, write_csv
 from hyena_vision.ops.table import SWITCH, USES, Row
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
@@ -165,7 +166,7 @@ def run(args: argparse.Namespace) -> list[StepRow]:
     Raises:
         UserError: There is no such part.
     """
-    figures.require_matplotlib()
+    require_matplotlib()
     folder = Path(args.output)
     parts = make_parts(args.dry, folder)
     if unknown := [number for number in args.part if number > len(parts)]:
@@ -183,7 +184,7 @@ def run(args: argparse.Namespace) -> list[StepRow]:
         text = ["# GPU report", "", *dict.fromkeys(row.machine for row in rows if row.machine), ""]
         written = [part.name for part in parts if (folder / part.name / "README.md").exists()]
         text += [*[f"- [{name}]({name}/README.md)" for name in written], "", *[f"    {line}" for line in lines], ""]
-        text += [tables.markdown_table(rows, ("part", "step", "status", "seconds")), ""]
+        text += [markdown_table(rows, ("part", "step", "status", "seconds")), ""]
         (folder / "README.md").write_text("\n".join(text), encoding="utf-8")
     return rows
 
@@ -197,10 +198,10 @@ def _run_part(number: int, part: Part, folder: Path, seconds: float) -> None:
     for step in sorted(todo, key=lambda step: status.get(step.name, LEFT) != LEFT):
         rows = _read_rows(folder)
         print(f"{part.name}/{step.name} ...", flush=True)
-        row = run_step(number, step, folder / part.name / step.name, folder, seconds - (time.monotonic() - start))
+        row = _run_step(number, step, folder / part.name / step.name, folder, seconds - (time.monotonic() - start))
         print(f"{part.name}/{step.name}: {row.status}, {row.seconds:.0f} s", flush=True)
         others = [other for other in rows if (other.part, other.step) != (row.part, row.step)]
-        tables.write_csv(sorted([*others, row], key=lambda row: row.part), str(folder), "steps.csv")
+        write_csv(sorted([*others, row], key=lambda row: row.part), str(folder), "steps.csv")
     try:
         part.gather(folder / part.name)
     except Exception as error:  # a figure that cannot be drawn must not hide what was measured
@@ -221,13 +222,13 @@ def _state(number: int, part: Part, rows: Sequence[StepRow]) -> str:
 
 def _read_rows(folder: Path) -> list[StepRow]:
     path = folder / "steps.csv"
-    return tables.read_csv(str(path), StepRow) if path.exists() else []
+    return read_csv(str(path), StepRow) if path.exists() else []
 
 
 # Processes
 
 
-def run_step(part: int, step: Step, folder: Path, root: Path, left: float) -> StepRow:
+def _run_step(part: int, step: Step, folder: Path, root: Path, left: float) -> StepRow:
     """Run a step in a process, as long as it and its part may take."""
     start, folder = time.monotonic(), folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -266,7 +267,7 @@ def _work(argv: Sequence[str], folder: str, switch: str) -> None:
     if argv[0] == "pytest":
         code = subprocess.call([sys.executable, "-m", *argv, f"--junitxml={folder}/tests.xml"])
         sys.exit(code if code != 1 else 0)  # tests that failed are what the step is to find
-    main(_COMMANDS, [*argv, "--output", folder] if argv[0] != "tune" else argv)
+    run_command(_COMMANDS, argv if argv[0] == "tune" else [*argv, "--output", folder])
 
 
 # What there is to do
@@ -328,7 +329,7 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
         for step in models(f"{names[0]}-{mode}", names, *way, sizes=sizes[:3])
     ]
     return [
-        Part("1-tests", tuple(steps), gather_tests),
+        Part("1-tests", tuple(steps), _gather_tests),
         Part("2-tune", (Step("tune", tuple(tune)),), _gather_table),
         Part("3-operators", tuple(operators()), _gather_operators),
         Part("4-inference", tuple(models("compiled", small, *compiled, "--reparam")), _gather_models),
@@ -350,16 +351,16 @@ def _has(package: str) -> bool:
 
 
 def _write(
-    folder: Path, name: str, parts: Sequence[tuple[str, Sequence[Any], Sequence[str]]], figure: "Figure"
+    folder: Path, name: str, tables: Sequence[tuple[str, Sequence[Any], Sequence[str]]], figure: "Figure"
 ) -> None:
     """Write rows as CSV and Markdown, the first under the part's name, and a figure."""
     text = [f"# {folder.name}", "", f"![{name}]({name}.png)", ""]
-    for kind, rows, columns in parts:
+    for kind, rows, columns in tables:
         if rows:
-            tables.write_csv(rows, str(folder), f"{kind}.csv")
-            text += [f"{kind}:", "", tables.markdown_table(rows, columns), ""]
+            write_csv(rows, str(folder), f"{kind}.csv")
+            text += [f"{kind}:", "", markdown_table(rows, columns), ""]
     (folder / "README.md").write_text("\n".join(text), encoding="utf-8")
-    figures.save_figure(figure, str(folder), f"{name}.png")
+    save_figure(figure, str(folder), f"{name}.png")
 
 
 def _figure(panels: int) -> tuple["Figure", Sequence[Any]]:
@@ -388,11 +389,10 @@ def _lines(axes: Any, rows: Sequence[Any], label: str, x: str, y: str, **text: s
 def _gather(folder: Path, name: str, row_type: type) -> list[Any]:
     """Rows of all steps."""
     paths = sorted(folder.glob(f"*/{name}"), key=lambda path: (len(path.parent.name), path.parent.name))
-    return [row for path in paths for row in tables.read_csv(str(path), row_type)]
+    return [row for path in paths for row in read_csv(str(path), row_type)]
 
 
-def gather_tests(folder: Path) -> None:
-    """Write which kernels tests have launched, and the tests that failed."""
+def _gather_tests(folder: Path) -> None:
     kernels: dict[str, list[int]] = {}
     failures = []
     cases = (case for path in sorted(folder.glob("*/tests.xml")) for case in ElementTree.parse(path).iter("testcase"))
@@ -416,8 +416,8 @@ def gather_tests(folder: Path) -> None:
         left = [a + b for a, b in zip(left, counts, strict=True)]
     axes.set(xlabel="tests that launch the kernel")
     axes.legend(fontsize="small")
-    passed = ("kernels", rows, ("kernel", "passed", "failed", "skipped"))
-    _write(folder, "kernels", [passed, ("failures", failures, ("test", "kernels", "message"))], figure)
+    tables = [("kernels", rows, ("kernel", "passed", "failed", "skipped"))]
+    _write(folder, "kernels", [*tables, ("failures", failures, ("test", "kernels", "message"))], figure)
 
 
 @dataclass(frozen=True)
@@ -466,38 +466,38 @@ def _gather_table(folder: Path) -> None:
 
 
 def _gather_operators(folder: Path) -> None:
-    rows = _gather(folder, "ops.csv", OpRow)
+    rows = _gather(folder, "ops.csv", SpeedRow)
     figure, panels = _figure(2)
     for axes, mode in zip(panels, ("forward", "forward+backward"), strict=True):
         text = dict(title=mode, xlabel="grid side (tokens)", ylabel="traffic over that of a copy")
-        _lines(axes, [row for row in rows if row.mode == mode], "op", "grid", "copy_share", **text)
+        _lines(axes, [row for row in rows if row.mode == mode], "name", "size", "copy_share", **text)
         axes.axhline(0.6, color="0.5", linewidth=1)
     panels[0].legend(fontsize="small")
-    columns = ("op", "grid", "batch_size", "mode", "ms", "ratio", "gb_per_s", "copy_share", "peak_mb", "status")
+    columns = ("name", "size", "batch_size", "mode", "ms", "ratio", "gb_per_s", "copy_share", "peak_mb", "status")
     _write(folder, "operators", [("operators", rows, columns)], figure)
 
 
 def _gather_models(folder: Path) -> None:
-    rows = _gather(folder, "models.csv", ModelRow)
+    rows = _gather(folder, "models.csv", SpeedRow)
     modes = list(dict.fromkeys(row.mode for row in rows)) or ["infer"]
     figure, panels = _figure(2 * len(modes))
     for index, mode in enumerate(modes):
         speed, memory, some = panels[2 * index], panels[2 * index + 1], [row for row in rows if row.mode == mode]
         base = some[0].base if some else ""
-        _lines(speed, some, "model", "img_size", "ratio", title=mode, xlabel="image size", ylabel=f"speed over {base}")
+        _lines(speed, some, "name", "size", "ratio", title=mode, xlabel="image size", ylabel=f"speed over {base}")
         speed.axhline(1, color="0.5", linewidth=1)
-        _lines(memory, some, "model", "img_size", "peak_mb", title=mode, xlabel="image size", ylabel="peak memory (MB)")
+        _lines(memory, some, "name", "size", "peak_mb", title=mode, xlabel="image size", ylabel="peak memory (MB)")
         if any(row.peak_mb for row in some):
             memory.set_yscale("log")
     panels[0].legend(fontsize="small")
-    columns = ("model", "img_size", "batch_size", "mode", "compile", "images_per_s", "ratio", "peak_mb", "status")
+    columns = ("name", "size", "batch_size", "mode", "compile", "images_per_s", "ratio", "peak_mb", "status")
     _write(folder, "models", [("models", rows, columns)], figure)
 
 
 def _gather_profiles(folder: Path) -> None:
     rows = _gather(folder, "profile.csv", profile.ProfileRow)
-    tables.write_csv(rows, str(folder), "profile.csv")
-    figures.save_figure(profile.plot(rows), str(folder), "profile.png")
+    write_csv(rows, str(folder), "profile.csv")
+    save_figure(profile.plot(rows), str(folder), "profile.png")
     text = f"# {folder.name}\n\n![profile](profile.png)\n\n{profile.markdown(rows)}"
     (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -19,9 +19,11 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from hyena_vision.benchmark import figures, tables
-from hyena_vision.benchmark.command import DTYPES, add_output_argument, describe_machine
+from hyena_vision.benchmark.arguments import DTYPES, add_output_argument
+from hyena_vision.benchmark.figures import require_matplotlib, save_figure
+from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.step import count_tokens, create_model
+from hyena_vision.benchmark.tables import markdown_table, write_csv
 from hyena_vision.benchmark.timing import FAILED, OK, attempt
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
@@ -103,19 +105,19 @@ def run(args: argparse.Namespace) -> list[ProfileRow]:
         UserError: matplotlib is missing.
     """
     if args.output is not None:
-        figures.require_matplotlib()
+        require_matplotlib()
     rows: list[ProfileRow] = []
     for mode in ("infer", "train") if args.train else ("infer",):
         for img_size in args.img_sizes:
             for name in args.models:
                 rows += _profile(name, img_size, mode, args)
                 if args.output is not None:
-                    tables.write_csv(rows, args.output, "profile.csv")
+                    write_csv(rows, args.output, "profile.csv")
     text = markdown(rows)
     print(text)
     if args.output is not None:
         (Path(args.output) / "profile.md").write_text(text, encoding="utf-8")
-        figures.save_figure(plot(rows), args.output, "profile.png")
+        save_figure(plot(rows), args.output, "profile.png")
     return rows
 
 
@@ -272,7 +274,7 @@ def markdown(rows: Sequence[ProfileRow]) -> str:
         what += f", batch {some[0].batch_size}, {some[0].dtype}"
         parts.append(f"{what}: {some[0].block_us:.0f} us in a call of one block\n")
         some = [replace(row, kernel=f"`{row.kernel}`") for row in some]  # <float> is no tag
-        parts.append(tables.markdown_table(some, ("kernel", "calls", "us", "share")) + "\n")
+        parts.append(markdown_table(some, ("kernel", "calls", "us", "share")) + "\n")
     return "\n".join(parts)
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 from hyena_vision.training.errors import UserError
 
 
-def main(commands: Sequence[ModuleType], argv: Sequence[str] | None = None) -> None:
+def run_command(commands: Sequence[ModuleType], argv: Sequence[str] | None = None) -> None:
     """Run one of several commands, modules with `add_command`; a `UserError` is one line."""
     parser = argparse.ArgumentParser(prog="hyena_vision.benchmark")
     group = parser.add_subparsers(title="commands", required=True)

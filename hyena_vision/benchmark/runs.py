@@ -19,9 +19,10 @@ import numpy
 import torch
 from PIL import Image
 
-from hyena_vision.benchmark import figures, tables
-from hyena_vision.benchmark.command import describe_machine
+from hyena_vision.benchmark.figures import require_matplotlib, save_figure
+from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.processes import end, last_line
+from hyena_vision.benchmark.tables import markdown_table, read_csv, write_csv
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 from hyena_vision.training.interrupt import EXIT_RESUME
@@ -112,12 +113,12 @@ def run(args: argparse.Namespace) -> list[RunRow]:
     Raises:
         UserError: The training program is not there, or matplotlib is missing.
     """
-    figures.require_matplotlib()
+    require_matplotlib()
     if not Path(args.program).is_file():
         raise UserError(f"there is no training program {args.program}: call this where it is, or give --program FILE")
     output = Path(args.output)
     path = output / "runs.csv"
-    done = tables.read_csv(str(path), RunRow) if args.go_on and path.exists() else []
+    done = read_csv(str(path), RunRow) if args.go_on and path.exists() else []
     rows = [row for row in done if row.status == "ok"]
     for data in args.data:
         if data == "folder":
@@ -125,12 +126,12 @@ def run(args: argparse.Namespace) -> list[RunRow]:
         # The base comes first: others are compared with it
         for case in sorted(args.cases, key=lambda case: case != BASE):
             if not any((row.data, row.case) == (data, case) for row in rows):
-                rows.append(compared(train(data, case, args), rows, output))
-                tables.write_csv(rows, str(output), "runs.csv")
+                rows.append(_compared(train(data, case, args), rows, output))
+                write_csv(rows, str(output), "runs.csv")
     columns = [name for name in vars(rows[0]) if name not in ("machine", "device")]
-    text = tables.markdown_table(rows, columns)
+    text = markdown_table(rows, columns)
     (output / "runs.md").write_text(f"{rows[0].machine}, on {rows[0].device}\n\n{text}\n", encoding="utf-8")
-    figures.save_figure(plot(rows, output), str(output), "runs.png")
+    save_figure(plot(rows, output), str(output), "runs.png")
     print(text)
     return rows
 
@@ -215,7 +216,7 @@ def _call(command: Sequence[str], log: Path, time_limit: float, stop_at: Path | 
     return f"failed: exit code {process.returncode}, expected {expected}: {last}"
 
 
-def compared(row: RunRow, others: Sequence[RunRow], output: Path) -> RunRow:
+def _compared(row: RunRow, others: Sequence[RunRow], output: Path) -> RunRow:
     """With its loss over that of the base, and whether a resumed run is the base."""
     base = next((other for other in others if (other.data, other.case) == (row.data, BASE)), None)
     if base is None or base.train_loss is None or row.train_loss is None:

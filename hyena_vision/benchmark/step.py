@@ -1,5 +1,12 @@
-"""Models as functions without arguments: inference or a training step on random images of one size."""
+"""Models as functions without arguments: inference or a training step on random images of one size; and their FLOPs.
 
+A multiply-add is 2 FLOPs. Matrix products and convolutions are counted by torch's `FlopCounterMode`, which takes an FFT
+for nothing; here a real transform of N values is 2.5 N log2 N and a complex one 5 N log2 N, zeros of the padding
+included. Elementwise operations (gates, norms, products of spectra, sines) count as nothing, as is usual. A fused
+operator hides what it does: mixers are counted with `backend="fft"`, of which torch sees all.
+"""
+
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -10,13 +17,14 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from hyena_vision.benchmark.command import DTYPES
+from hyena_vision.benchmark.arguments import DTYPES
+from hyena_vision.benchmark.timing import attempt
 from hyena_vision.models import HyenaFormer, HyenaViT
 from hyena_vision.training.errors import UserError
 
-CEILING = "ceiling:"
-TRITON = "triton:"
+CEILING, TRITON = "ceiling:", "triton:"
 MAX_BATCH = 64
 
 
@@ -38,14 +46,12 @@ def create_model(name: str, img_size: int, **hyena_kwargs: Any) -> nn.Module:
     """Make a model for images of `img_size` pixels.
 
     Args:
-        name: Of a model of timm; `ceiling:` and that of a ViT; or `triton:` and that of a Hyena model, which then runs
-            the fused kernels.
+        name: Of a model of timm, `ceiling:` and that of a ViT, or `triton:` and that of a Hyena model.
         img_size: Side of the image. ViTs have position embeddings of this size, so that none are resampled.
         **hyena_kwargs: More arguments for Hyena models; others do not get them.
 
     Raises:
-        UserError: timm knows no model of that name, the model of a ceiling has no plain attention, or that of `triton:`
-            is none of ours.
+        UserError: There is no such model.
     """
     if name.startswith(CEILING):
         model = create_model(name.removeprefix(CEILING), img_size)
@@ -62,56 +68,52 @@ def create_model(name: str, img_size: int, **hyena_kwargs: Any) -> nn.Module:
         return model
     if not timm.is_model(name):
         raise UserError(f"timm knows no model {name!r}")
-    architecture = name.split(".")[0]
+    module = timm.model_entrypoint(name.split(".")[0]).__module__
     kwargs = {}
-    if architecture in timm.list_models(module="hyena_vit") + timm.list_models(module="hyena_former"):
+    if module.startswith("hyena_vision."):
         kwargs = dict(img_size=img_size, **hyena_kwargs)
-    elif architecture in timm.list_models(module="vision_transformer"):
+    elif module == "timm.models.vision_transformer":
         kwargs = dict(img_size=img_size, dynamic_img_size=True)
-    elif architecture in timm.list_models(module="swin_transformer"):
+    elif module == "timm.models.swin_transformer":
         kwargs = dict(img_size=img_size)  # windows must know it
     return timm.create_model(name, **kwargs)
+
+
+def on_meta(name: str, img_size: int) -> nn.Module | None:
+    """A model without memory, to count in, with mixers that torch sees through; None if none can be made of a size."""
+    with torch.device("meta"):
+        return attempt(lambda: create_model(name, img_size, backend="fft").eval())[0]
 
 
 def make_step(
     name: str, img_size: int, batch_size: int, mode: str, dtype: str, compile: str, device: str, reparam: bool = False
 ) -> Callable[[], Tensor]:
-    """Make a function that runs a model once on random images.
-
-    Args:
-        name: As for `create_model`.
-        img_size: Side of the images.
-        batch_size: Number of images.
-        mode: "infer", or "train" for a step: forward, cross entropy, backward, AdamW; without loss scaling.
-        dtype: Name of autocast's dtype, "float32" for no autocast.
-        compile: Mode of torch.compile, "no" for eager.
-        device: Where it runs.
-        reparam: Whether inference is that of `timm.utils.reparameterize_model`.
+    """Make a function that runs a model once on random images; arguments are columns of `measure.SpeedRow`.
 
     Returns:
-        A function without arguments that returns the logits, or the loss of the step.
+        A function without arguments. It returns the logits; in training the loss of a step: forward, cross entropy,
+        backward, AdamW, without loss scaling.
     """
     with torch.device(device):
         model = create_model(name, img_size).train(mode == "train")
         images = torch.randn(batch_size, 3, img_size, img_size)
     if reparam and mode == "infer":
         model = reparameterize_model(model, inplace=True)
-    half = dtype != "float32"
 
     def autocast():
-        return torch.autocast(torch.device(device).type, DTYPES[dtype]) if half else nullcontext()
+        return nullcontext() if dtype == "float32" else torch.autocast(torch.device(device).type, DTYPES[dtype])
 
     @torch.inference_mode()
     def infer() -> Tensor:
         with autocast():
             return model(images)
 
-    if mode == "infer":
-        if reparam and compile != "no":
+    if compile != "no":
+        if reparam and mode == "infer":
             infer()  # makes what is kept, which a captured graph must not
-        model = model if compile == "no" else torch.compile(model, mode=compile, dynamic=False)
+        model = torch.compile(model, mode=compile, dynamic=False)
+    if mode == "infer":
         return infer
-    model = model if compile == "no" else torch.compile(model, mode=compile, dynamic=False)
     targets = torch.arange(batch_size, device=device) % model.num_classes
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
@@ -132,22 +134,19 @@ def choose_batch_size(models: Sequence[str], img_size: int, mode: str, batch_mem
     A block keeps about 24 float32 numbers per token and channel (signals, their spectra, the hidden MLP); inference has
     one block's at a time, training those of all blocks. Attention is taken to be fused, so no N x N matrix counts.
 
+    The largest model decides, so that all get the same batch. One image is the least, even if it does not fit.
+
     Args:
-        models: Names of the contenders; the widest and deepest decides, so that all get the same batch.
+        models: Names of the contenders.
         img_size: Side of the image.
         mode: "infer" or "train".
         batch_memory: Budget in GB (10^9 bytes).
-
-    Returns:
-        At least 1, whether or not that fits.
 
     Raises:
         UserError: No model has the tokens, width and depth of a vision transformer.
     """
     need = 0
-    for name in models:
-        with torch.device("meta"):
-            model = create_model(name, img_size)
+    for model in (on_meta(name, img_size) for name in models):
         tokens, blocks = count_tokens(model, img_size), getattr(model, "blocks", None)
         if tokens is not None and blocks is not None:
             need = max(need, 4 * 24 * tokens * model.num_features * (len(blocks) if mode == "train" else 1))
@@ -159,7 +158,32 @@ def choose_batch_size(models: Sequence[str], img_size: int, mode: str, batch_mem
     return batch_size
 
 
-def count_tokens(model: nn.Module, img_size: int) -> int | None:
+def count_tokens(model: nn.Module | None, img_size: int) -> int | None:
     """Patches of an image, None for a model without patches."""
     patch_embed = getattr(model, "patch_embed", None)
     return None if patch_embed is None else (img_size // patch_embed.patch_size[0]) ** 2
+
+
+def count_flops(module: nn.Module, *inputs: torch.Tensor) -> int:
+    """Count the FLOPs of one forward pass of a module; on the meta device nothing is computed."""
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FFT_FORMULAS) as counter:
+        module(*inputs)
+    return counter.get_total_flops()
+
+
+def _formula(factor: float, of_result: bool = False) -> Callable[..., int]:
+    """A factor times N log2 N for each transform of N values, as many as the input has, or the result."""
+
+    def formula(shape: Sequence[int], dim: Sequence[int], *args, out_shape: Sequence[int], **kwargs) -> int:
+        shape = out_shape if of_result else shape
+        return round(factor * math.prod(shape) * math.log2(math.prod(shape[axis] for axis in dim)))
+
+    return formula
+
+
+_aten = torch.ops.aten
+FFT_FORMULAS = {
+    _aten._fft_r2c: _formula(2.5),
+    _aten._fft_c2r: _formula(2.5, of_result=True),
+    _aten._fft_c2c: _formula(5),
+}

@@ -1,8 +1,11 @@
-"""Rows of measurements, frozen dataclasses of numbers, strings and None, as CSV, text and Markdown."""
+"""Rows of measurements as CSV, text and Markdown.
+
+A row is an instance of a frozen dataclass of numbers, strings and None.
+"""
 
 import csv
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -14,13 +17,13 @@ def write_csv(rows: Sequence[Any], folder: str, name: str) -> None:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     with open(path / name, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(rows[0])])
+        writer = csv.DictWriter(file, [field.name for field in fields(rows[0])])
         writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
+        writer.writerows(asdict(row) for row in rows)
 
 
 def read_csv(path: str, row_type: type[Row]) -> list[Row]:
-    """Read rows that `write_csv` wrote."""
+    """Read rows of a class that `write_csv` wrote; they are equal to those written."""
     types = get_type_hints(row_type)
 
     def parse(name: str, text: str) -> Any:
@@ -33,37 +36,26 @@ def read_csv(path: str, row_type: type[Row]) -> list[Row]:
         return [row_type(**{name: parse(name, text) for name, text in row.items()}) for row in csv.DictReader(file)]
 
 
-def text_table(rows: Sequence[Any]) -> str:
-    """Aligned text: what all rows share in the first lines, machine first, and a column for the rest."""
-    names = [field.name for field in dataclasses.fields(rows[0])]
-    shared = [name for name in names[1:] if name != "status" and len({getattr(row, name) for row in rows}) == 1]
-    shared = [name for name in shared if name != "machine"] if len(rows) > 1 else []
+def table(rows: Sequence[Any]) -> str:
+    """What all rows share in the first lines, machine first, and an aligned Markdown table of the rest."""
+    names = [field.name for field in fields(rows[0]) if field.name != "machine"]
+    shared = {name: getattr(rows[0], name) for name in names[1:] if len({getattr(row, name) for row in rows}) == 1}
+    shared = {name: value for name, value in shared.items() if value is None or (len(rows) > 1 and name != "status")}
     lines = ["; ".join(sorted({row.machine for row in rows}))]
-    lines += [", ".join(f"{name} {_text(getattr(rows[0], name))}" for name in shared)] if shared else []
-    cells, numeric = _cells(rows, [name for name in names if name not in (*shared, "machine")])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        padded = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    if facts := [f"{name} {_text(value)}" for name, value in shared.items() if value is not None]:
+        lines.append(", ".join(facts))
+    return "\n".join([*lines, markdown_table(rows, [name for name in names if name not in shared], aligned=True)])
 
 
-def markdown_table(rows: Sequence[Any], columns: Sequence[str]) -> str:
-    """Markdown table of some attributes; an underscore becomes a space."""
-    (header, *body), numeric = _cells(rows, columns)
-    rule = ["---:" if right else "---" for right in numeric]
-    lines = [[name.replace("_", " ") for name in header], rule, *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cells(rows: Sequence[Any], columns: Sequence[str]) -> tuple[list[list[str]], list[bool]]:
-    """Header and rows as text, and which columns hold numbers."""
+def markdown_table(rows: Sequence[Any], columns: Sequence[str], aligned: bool = False) -> str:
+    """Markdown table of some attributes of the rows; an underscore of a name becomes a space."""
     values = [[getattr(row, name) for name in columns] for row in rows]
     numeric = [any(isinstance(value, (int, float)) for value in column) for column in zip(*values, strict=True)]
-    return [list(columns), *[[_text(value) for value in line] for line in values]], numeric
+    header, rule = [name.replace("_", " ") for name in columns], ["---:" if right else "---" for right in numeric]
+    cells = [header, rule, *[[_text(value) for value in line] for line in values]]
+    widths = [max(map(len, column)) if aligned else 0 for column in zip(*cells, strict=True)]
+    formats = [f"{'>' if right else '<'}{width}" for right, width in zip(numeric, widths, strict=True)]
+    return "\n".join(f"| {' | '.join(map(format, line, formats))} |" for line in cells)
 
 
 def _text(value: Any) -> str:

@@ -26,7 +26,7 @@ import timm
 import torch
 from torch import Tensor
 
-from hyena_vision.benchmark.command import DTYPES
+from hyena_vision.benchmark.arguments import DTYPES
 from hyena_vision.benchmark.timing import FAILED, OK, OUT_OF_MEMORY, attempt, release_memory
 from hyena_vision.layers import Hyena1d, Hyena2d
 from hyena_vision.ops import (
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> BackendTable:
     if args.compile_only is not None:
         _compile(shapes[args.compile_only :: args.workers], args.device)
         return BackendTable(card)
-    compilers = start_compilers(args) if len(shapes) > 1 else []
+    compilers = _start_compilers(args) if len(shapes) > 1 else []
     left = []
     for index, shape in enumerate(shapes):
         elapsed = time.monotonic() - start
@@ -183,7 +183,7 @@ def run(args: argparse.Namespace) -> BackendTable:
     return table
 
 
-def start_compilers(args: argparse.Namespace) -> list[subprocess.Popen]:
+def _start_compilers(args: argparse.Namespace) -> list[subprocess.Popen]:
     """Processes that compile the kernels of all shapes into Triton's cache: alone, that takes most of the time."""
     if torch.device(args.device).type != "cuda":
         return []

@@ -5,18 +5,21 @@ from types import ModuleType
 
 import pytest
 import torch
-from command_line import main
 
-from hyena_vision.benchmark import contenders, measure, ops
-from hyena_vision.benchmark.contenders import CONTENDERS, Setting, find_errors, make_call, rfft, rfft2, sdpa
-from hyena_vision.benchmark.ops import OpRow, check_ops, measure_ops
+from hyena_vision.benchmark import gpu_contenders, measure, ops
+from hyena_vision.benchmark.__main__ import main
+from hyena_vision.benchmark.check import check_ops, find_errors
+from hyena_vision.benchmark.contenders import CPU_CONTENDERS, Setting, plain_fft, sdpa
+from hyena_vision.benchmark.measure import SpeedRow
+from hyena_vision.benchmark.ops import CONTENDERS, make_call
 from hyena_vision.benchmark.tables import read_csv
 from hyena_vision.benchmark.timing import time_interleaved
 from hyena_vision.ops import long_conv1d, long_conv2d
 from hyena_vision.testing import Problem, assert_within_tolerance
+from hyena_vision.training.errors import UserError
 
-ANYWHERE = [name for name in CONTENDERS if not name.startswith(("triton:", "subquadratic"))]
 TINY = Setting(grid=5, dim=8, heads=2, batch_size=2)
+SMALL = dict(dim=8, heads=2, batch_size=2, memory=False)
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +43,17 @@ def no_timing(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("something was timed")
 
-    monkeypatch.setattr(measure, "time_interleaved", fail)
-    monkeypatch.setattr(measure, "peak_memory", fail)
+    monkeypatch.setattr(ops, "measure", fail)
+
+
+def measure_ops(*args, **kwargs):
+    return list(ops.measure_ops(*args, **kwargs))
 
 
 def test_plain_ffts_are_the_direct_sums():
-    for plain, direct, size in ((rfft2, long_conv2d, (4, 7)), (rfft, long_conv1d, (9,))):
+    for direct, size in ((long_conv2d, (4, 7)), (long_conv1d, (9,))):
         x, kernel, _ = Problem(size, tuple(2 * n - 1 for n in size), skip=False).tensors()
-        assert_within_tolerance(plain(x, kernel), direct(x, kernel, backend="reference"), torch.float64)
+        assert_within_tolerance(plain_fft(x, kernel), direct(x, kernel, backend="reference"), torch.float64)
 
 
 def test_sdpa_is_attention_between_its_projections():
@@ -59,7 +65,7 @@ def test_sdpa_is_attention_between_its_projections():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_check_passes_what_is_right(dtype):
-    check_ops(ANYWHERE, [replace(TINY, dtype=dtype, backward=True), replace(TINY, dtype=dtype, grid=12)])
+    check_ops(CPU_CONTENDERS, [replace(TINY, dtype=dtype, backward=True), replace(TINY, dtype=dtype, grid=12)])
 
 
 def test_check_refuses_a_wrong_operator_before_anything_is_timed(register, no_timing, capsys):
@@ -73,6 +79,10 @@ def test_check_refuses_a_wrong_operator_before_anything_is_timed(register, no_ti
     assert "rfft2 at" not in error
 
 
+def check(name, setting):
+    check_ops({name: CONTENDERS[name]}, [setting])
+
+
 def test_check_refuses_a_wrong_gradient_and_a_wrong_shape(register):
     class Doubled(torch.autograd.Function):
         @staticmethod
@@ -83,13 +93,28 @@ def test_check_refuses_a_wrong_gradient_and_a_wrong_shape(register):
         def backward(ctx, grad):
             return 2 * grad
 
-    register("rfft", function=lambda x, kernel: rfft(x, Doubled.apply(kernel)))
-    check_ops(["rfft"], [TINY])
-    with pytest.raises(ops.WrongResultError, match="rfft at grid 5: gradient of kernel"):
-        check_ops(["rfft"], [replace(TINY, backward=True)])
-    register("rfft2", function=lambda x, kernel: rfft2(x, kernel)[:1])
-    with pytest.raises(ops.WrongResultError, match=r"rfft2 at grid 5: result has shape \(1, 8, 5, 5\)"):
-        check_ops(["rfft2"], [TINY])
+    register("rfft", function=lambda x, kernel: plain_fft(x, Doubled.apply(kernel)))
+    check("rfft", TINY)
+    with pytest.raises(UserError, match="nothing was timed: rfft at grid 5: gradient of kernel"):
+        check("rfft", replace(TINY, backward=True))
+    register("rfft2", function=lambda x, kernel: plain_fft(x, kernel)[:1])
+    with pytest.raises(UserError, match=r"rfft2 at grid 5: result has shape \(1, 8, 5, 5\)"):
+        check("rfft2", TINY)
+
+
+def test_check_tells_what_fails_and_what_has_no_memory(register, capsys):
+    def lose(x, kernel):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def fail(x, kernel):
+        raise ValueError("odd size")
+
+    register("rfft", function=lose)
+    check("rfft", TINY)
+    assert "rfft at grid 5: not checked, out of memory" in capsys.readouterr().err
+    register("rfft", function=fail)
+    with pytest.raises(UserError, match="rfft at grid 5: failed: ValueError: odd size"):
+        check("rfft", TINY)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -105,11 +130,11 @@ def test_what_is_kept_between_calls_is_checked(register):
 
     def later_wrong(x, kernel):
         calls.append(x)
-        return rfft2(x, kernel) * (1 if len(calls) == 1 else 1.1)
+        return plain_fft(x, kernel) * (1 if len(calls) == 1 else 1.1)
 
     register("rfft2", function=later_wrong)
-    with pytest.raises(ops.WrongResultError, match="rfft2"):
-        check_ops(["rfft2"], [TINY])
+    with pytest.raises(UserError, match="rfft2 at grid 5: result"):
+        check("rfft2", TINY)
 
 
 @pytest.mark.parametrize(("grid", "backend"), [(5, "reference"), (12, "fft")])
@@ -142,16 +167,21 @@ def test_backward_reaches_parameters_of_the_filter(monkeypatch):
     assert (2, 5, 5, 24) in shapes and len(shapes) > 5
 
 
-def test_peer_that_is_not_installed_says_so_in_its_row():
-    (row,) = measure_ops(["subquadratic_ops"], [TINY], memory=False)
-    assert row.status == "package subquadratic_ops_torch is not installed"
+def test_peer_that_is_not_installed_is_a_row_if_it_was_asked_for(register, capsys):
+    register("subquadratic_ops", package="no_such_package")
+    argv = "ops --device cpu --grids 4 --dim 8 --heads 2 --rounds 1 --no-memory".split()
+    main([*argv, "--only", "rfft2", "subquadratic_ops"])
+    assert "package no_such_package is not installed" in capsys.readouterr().out
+    main(argv)
+    printed = capsys.readouterr().out
+    assert "| long_conv1d" in printed and "subquadratic_ops" not in printed
 
 
 def test_fused_kernels_are_what_the_others_are(monkeypatch):
     pytest.importorskip("triton")
     for name in ("triton:hyena1d", "triton:hyena2d", "triton:long_conv1d", "triton:long_conv2d"):
         assert find_errors(CONTENDERS[name], replace(TINY, batch_size=1, backward=True)) == []
-    monkeypatch.setattr(contenders, "INTERPRETED", False)
+    monkeypatch.setattr(gpu_contenders, "INTERPRETED", False)
     assert (
         CONTENDERS[name].reason(TINY) == "needs CUDA" and CONTENDERS[name].reason(replace(TINY, device="cuda")) is None
     )
@@ -162,28 +192,27 @@ def test_fused_kernels_are_what_the_others_are(monkeypatch):
 def test_gated_convolutions_are_what_their_parts_are(name, backward):
     if name.startswith("triton"):
         pytest.importorskip("triton")
-    plain = rfft2 if name.endswith("2d") else rfft
     x, kernel = CONTENDERS[f"long_conv{name[-2:]}"].inputs(TINY)
     inputs = CONTENDERS[name].inputs(replace(TINY, backward=backward))
     x, kernel, gate, out_gate = (t.double() for t in (x, kernel, *inputs[2:]))
     y = CONTENDERS[name].function(*inputs)
-    assert_within_tolerance(y, out_gate * plain(gate * x, kernel), torch.float32)
+    assert_within_tolerance(y, out_gate * plain_fft(gate * x, kernel), torch.float32)
 
 
 def test_traffic_is_told_as_a_share_of_a_copys():
-    rows = {row.op: row for row in measure_ops(["copy", "gated2d", "sdpa"], [replace(TINY, grid=6)], memory=False)}
+    rows = {row.name: row for row in measure_ops(["copy", "gated2d", "sdpa"], [6], **SMALL)}
     least = 4 * 4 * 2 * 36 * 8  # float32 numbers, images, tokens, channels
     assert rows["gated2d"].gb_per_s == pytest.approx(least / rows["gated2d"].ms / 1e6)
     assert rows["gated2d"].copy_share == pytest.approx(rows["gated2d"].gb_per_s / rows["copy"].gb_per_s)
     assert rows["copy"].copy_share == 1
-    rows = measure_ops(["gated2d", "copy"], [replace(TINY, backward=True)], memory=False)
+    rows = measure_ops(["gated2d", "copy"], [5], backward=True, **SMALL)
     assert rows[0].gb_per_s == pytest.approx(4 * 11 * 2 * 25 * 8 / rows[0].ms / 1e6)
     assert rows[0].copy_share == pytest.approx(rows[0].gb_per_s / rows[1].gb_per_s)
 
 
-def test_operator_that_cannot_run_says_why_in_its_row(monkeypatch):
-    monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda package: package)
-    (row,) = measure_ops(["subquadratic_ops"], [TINY], memory=False)
+def test_operator_that_cannot_run_says_why_in_its_row(register):
+    register("subquadratic_ops", package="torch")
+    (row,) = measure_ops(["subquadratic_ops"], [5], **SMALL)
     assert row.status == "needs CUDA" and row.ms is None and row.ratio is None
     reason = CONTENDERS["subquadratic_ops"].reason
     assert reason(replace(TINY, device="cuda", grid=64)) is None
@@ -212,30 +241,30 @@ def test_operator_without_memory_is_a_row_and_the_others_go_on(register):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     register("rfft", function=big)
-    rows = measure_ops(["sdpa", "rfft", "rfft2"], [TINY], rounds=2, memory=False)
+    rows = measure_ops(["sdpa", "rfft", "rfft2"], [5], rounds=2, **SMALL)
     assert [row.status for row in rows] == ["ok", "out of memory", "ok"]
     assert rows[1].ms is None and rows[1].ratio is None
-    assert rows[0].ratio == 1 and rows[2].ratio > 0 and rows[2].ms_low <= rows[2].ms <= rows[2].ms_high
+    assert rows[0].ratio == 1 and 0 < rows[2].ratio_low <= rows[2].ratio <= rows[2].ratio_high
 
 
 def test_what_dies_of_its_memory_is_not_timed(monkeypatch, register):
-    def peak(make, name, setting, device, calls):
-        if name == "rfft":
+    def peak(make, device, calls):
+        if make.args == ("rfft",):
             raise torch.OutOfMemoryError("killed")
         return 12.5
 
     monkeypatch.setattr(measure, "peak_memory", peak)
     register("rfft", function=None)
-    rows = measure_ops(["rfft", "rfft2"], [TINY], rounds=1)
+    rows = measure_ops(["rfft", "rfft2"], [5], rounds=1, **SMALL | {"memory": True})
     assert [(row.peak_mb, row.status) for row in rows] == [(None, "out of memory"), (12.5, "ok")]
     assert rows[1].ratio is None
 
 
 def test_command_writes_rows_and_figure(tmp_path, capsys):
     argv = ["ops", "--device", "cpu", "--grids", "4", "5", "--dim", "8", "--heads", "2", "--rounds", "2", "--check"]
-    main([*argv, "--backward", "--threads", "1", "--no-memory", "--output", str(tmp_path), "--only", "sdpa", "hyena1d"])
-    rows = read_csv(tmp_path / "ops.csv", OpRow)
-    assert [(row.op, row.grid, row.tokens) for row in rows] == [
+    main([*argv, "--backward", "--no-memory", "--output", str(tmp_path), "--only", "sdpa", "hyena1d"])
+    rows = read_csv(tmp_path / "ops.csv", SpeedRow)
+    assert [(row.name, row.size, row.tokens) for row in rows] == [
         (name, grid, grid**2) for grid in (4, 5) for name in ("sdpa", "hyena1d")
     ]
     assert {(row.mode, row.dtype, row.batch_size, row.heads) for row in rows} == {("forward+backward", "float32", 1, 2)}

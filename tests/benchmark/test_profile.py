@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from command_line import main
 
 from hyena_vision.benchmark import profile
+from hyena_vision.benchmark.__main__ import main
 from hyena_vision.benchmark.profile import OTHERS, ProfileRow, kernel_times, make_call, short_name
 from hyena_vision.benchmark.tables import read_csv
 

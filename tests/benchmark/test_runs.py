@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import main
 from trainer import ROOT
 
 from hyena_vision.benchmark import runs
+from hyena_vision.benchmark.__main__ import main
 from hyena_vision.benchmark.runs import CASES, RunRow, last_line
 from hyena_vision.benchmark.tables import read_csv
 
@@ -33,9 +33,9 @@ def test_a_stopped_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path):
     path = tmp_path / "folder-resume" / "summary.csv"
     header, first, *others = path.read_text().splitlines()
     path.write_text("\n".join([header, first.replace(".", ".1", 1), *others]))
-    assert runs.compared(resumed, [base], tmp_path).same_bits is False
+    assert runs._compared(resumed, [base], tmp_path).same_bits is False
     shutil.rmtree(tmp_path / "folder-float32")
-    assert runs.compared(resumed, [base], tmp_path).same_bits is None
+    assert runs._compared(resumed, [base], tmp_path).same_bits is None
     (axes,) = runs.plot([base, resumed], tmp_path).axes
     assert [line.get_label() for line in axes.lines] == ["resume"]
 

@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from hyena_vision.benchmark.timing import OK, OUT_OF_MEMORY, SINGLE_READING, Timing, speed_ratios, time_interleaved
+from hyena_vision.benchmark.timing import (
+    OK,
+    OUT_OF_MEMORY,
+    SINGLE_READING,
+    Timing,
+    quartiles,
+    speed_ratios,
+    time_interleaved,
+)
 from hyena_vision.training.errors import UserError
 
 
@@ -70,17 +78,25 @@ def test_a_first_call_over_the_limit_is_the_only_one(calls, contender):
     assert all(timing.status == SINGLE_READING and len(timing.seconds) == 1 for timing in timings.values())
 
 
-def test_quartiles_of_a_figure():
-    assert Timing((4.0, 1.0, 2.0, 3.0, 5.0)).quartiles() == (2, 3, 4)
-    assert Timing((1.0, 2.0, 4.0)).quartiles(lambda seconds: 8 / seconds) == (3, 4, 6)
-    assert Timing((2.0,), SINGLE_READING).quartiles() == (2, 2, 2)
-    assert Timing((), OUT_OF_MEMORY).quartiles() == (None, None, None)
+def test_quartiles():
+    assert quartiles((4.0, 1.0, 2.0, 3.0, 5.0)) == (2, 3, 4)
+    assert quartiles([2.0]) == (2, 2, 2)
+    assert quartiles(()) == (None, None, None)
 
 
-def test_ratio_is_taken_round_by_round():
+def test_ratios_are_those_of_each_round():
     base = Timing((2.0, 20.0, 6.0))
-    assert speed_ratios(Timing((1.0, 4.0, 2.0)), base) == (2.5, 3, 4)  # of 2, 5, 3
-    assert speed_ratios(Timing((4.0, 2.0, 6.0)), base) == (0.75, 1, 5.5)  # of 0.5, 10, 1; that of the medians is 1.5
-    assert speed_ratios(Timing((3.0,), SINGLE_READING), base) == (2, 2, 2)
-    assert speed_ratios(base, Timing((), OUT_OF_MEMORY)) == (None, None, None)
-    assert speed_ratios(Timing((), OUT_OF_MEMORY), base) == (None, None, None)
+    assert speed_ratios(Timing((1.0, 4.0, 2.0)), base) == [2, 5, 3]
+    assert speed_ratios(Timing((3.0,), SINGLE_READING), base) == [2]
+    assert speed_ratios(base, Timing((), OUT_OF_MEMORY)) == []
+    assert speed_ratios(Timing((), OUT_OF_MEMORY), base) == []
+
+
+def test_a_broken_gpu_ends_it(contender, monkeypatch):
+    def synchronize():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with pytest.raises(UserError, match=r"failed: ValueError: odd; that broke the GPU's context"):
+        time_interleaved({"a": contender("a", ValueError("odd"), at=1), "b": contender("b")}, 1)

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from command_line import main
 
 from hyena_vision.benchmark import tune
+from hyena_vision.benchmark.__main__ import main
 from hyena_vision.ops import table
 from hyena_vision.ops.backends import BACKENDS
 from hyena_vision.ops.table import USES, Row, card_of, read_table
@@ -119,8 +119,8 @@ def test_kernels_are_compiled_in_parallel_by_commands_that_are_ours(monkeypatch,
     ]
     parser = argparse.ArgumentParser()
     tune.add_command(parser.add_subparsers())
-    tune.start_compilers(parser.parse_args(["tune", "--device", "cuda", *argv]))
-    assert len(commands) == 3 and tune.start_compilers(parser.parse_args(["tune", "--device", "cpu", *argv])) == []
+    tune._start_compilers(parser.parse_args(["tune", "--device", "cuda", *argv]))
+    assert len(commands) == 3 and tune._start_compilers(parser.parse_args(["tune", "--device", "cpu", *argv])) == []
     launched = []
     monkeypatch.setattr(tune._Case, "values", lambda self, inputs, dy, backend: launched.append((self.what, backend)))
     for command in commands[1:]:
