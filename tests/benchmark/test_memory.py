@@ -11,6 +11,7 @@ import torch
 from hyena_vision.benchmark import memory
 from hyena_vision.benchmark.memory import peak_memory
 from hyena_vision.benchmark.step import create_model, make_step
+from hyena_vision.benchmark.timing import release_memory
 
 
 def allocate(number):
@@ -33,6 +34,7 @@ def in_this_process(monkeypatch, capsys):
     """Measure without the 8 seconds that a fresh process takes to import torch and timm."""
 
     def run(command, input, **kwargs):
+        release_memory()  # what other tests left must not be given back in the middle
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(input)))
         memory.main()
         return subprocess.CompletedProcess(command, 0, capsys.readouterr().out.encode(), b"")
