@@ -1,9 +1,8 @@
 """The operators that `ops` compares: attention's product, Hyena mixers, long convolutions, and plain FFTs.
 
-One entry of `CPU_CONTENDERS` is all that a next one needs. Those for GPUs alone are in `gpu_contenders`.
+One entry of `CPU_CONTENDERS` is all that a next one needs. What only tells something of GPUs is in `gpu_contenders`.
 """
 
-import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyena_vision.layers import Hyena1d, Hyena2d
-from hyena_vision.ops import long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
+from hyena_vision.ops import long_conv1d, long_conv2d
 
 # Above so many tokens the direct sum takes minutes, and the FFT in float64 is the truth of a mixer
 _DIRECT_SUM_TOKENS = 100
@@ -40,16 +39,8 @@ class Contender:
     inputs: Callable[[Setting], tuple]  # arguments of the function; tensors and modules among them get gradients
     function: Callable[..., Tensor]
     truth: Callable[..., Tensor] | None = None  # on arguments in float64, in a way known to be right; None: no check
-    numbers: tuple[int, int] = (2, 3)  # read and written at least per token and channel, forward and backward
     roundings: int = 1  # times that a value is rounded to the setting's dtype on its way
-    package: str = "torch"  # that must be installed
-    lacks: Callable[[Setting], str | None] = lambda setting: None  # a phrase that says why it cannot run
-
-    def reason(self, setting: Setting) -> str | None:
-        """Why it cannot run, None if it can."""
-        if importlib.util.find_spec(self.package) is None:
-            return f"package {self.package} is not installed"
-        return self.lacks(setting)
+    reason: Callable[[Setting], str | None] = lambda setting: None  # a phrase that says why it cannot run
 
 
 def _draw(setting: Setting, *shape: int) -> Tensor:
@@ -98,37 +89,24 @@ def plain_fft(x: Tensor, kernel: Tensor) -> Tensor:
     return y[(..., *(slice(n // 2 - 1, n - 1) for n in size))].to(x.dtype)
 
 
-def ours(rank: int, prefix: str = "", backend: str | None = None, **needs) -> dict[str, Contender]:
-    """Our operators: a mixer, its convolution between gates (what the fused kernels do at once), and without."""
-    layer, conv, prepare = (
-        (Hyena1d, long_conv1d, prepare_kernel1d) if rank == 1 else (Hyena2d, long_conv2d, prepare_kernel2d)
-    )
+def ours(rank: int, backend: str | None = None, prefix: str = "", **needs) -> dict[str, Contender]:
+    """Our operators: a mixer, and its convolution alone."""
+    layer, conv = (Hyena1d, long_conv1d) if rank == 1 else (Hyena2d, long_conv2d)
 
     def mixer_inputs(setting: Setting) -> tuple[nn.Module, Tensor]:
         mixer = layer(setting.dim, backend=backend, device=setting.device).to(setting.dtype).eval()
         return mixer, _tokens(setting)
 
-    def gated_inputs(setting: Setting) -> tuple:
-        x, kernel = signal_and_kernel(setting, rank)
-        kernel = kernel if setting.backward else prepare(x, kernel, backend=backend)
-        return x, kernel, 1 + x.roll(1, 0) / 4, 1 + x.flip(-1) / 4
-
-    def gated(x: Tensor, kernel: Tensor, gate: Tensor, out_gate: Tensor) -> Tensor:
-        return conv(x, kernel, gate=gate, out_gate=out_gate, backend=backend)
-
     inputs, function = partial(signal_and_kernel, rank=rank), partial(conv, backend=backend)
     return {
         # Short filter of three signals, gate, long convolution, gate: six roundings
-        f"{prefix}hyena{rank}d": Contender(mixer_inputs, mix, _mix_truth, (4, 7), roundings=6, **needs),
-        f"{prefix}gated{rank}d": Contender(gated_inputs, gated, None, (4, 7), **needs),
+        f"{prefix}hyena{rank}d": Contender(mixer_inputs, mix, _mix_truth, roundings=6, **needs),
         f"{prefix}long_conv{rank}d": Contender(inputs, function, plain_fft, **needs),
     }
 
 
 CPU_CONTENDERS: dict[str, Contender] = {
-    # What memory can do: a number read and one written
-    "copy": Contender(lambda setting: signal_and_kernel(setting, 2)[:1], Tensor.clone, None, (2, 0)),
-    "sdpa": Contender(lambda setting: (_tokens(setting).flatten(1, 2), setting.heads), sdpa, None, (4, 7)),
+    "sdpa": Contender(lambda setting: (_tokens(setting).flatten(1, 2), setting.heads), sdpa),
     **ours(2),
     **ours(1),
     "rfft2": Contender(partial(signal_and_kernel, rank=2), plain_fft, plain_fft),

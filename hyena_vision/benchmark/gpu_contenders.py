@@ -1,12 +1,18 @@
-"""Operators that run on a GPU alone: the fused kernels by name, and other projects' kernels."""
+"""What `ops` compares with a GPU in mind: fused kernels, others' kernels, and a copy, which is what memory can do."""
 
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyena_vision.benchmark.arguments import DTYPES
 from hyena_vision.benchmark.contenders import Contender, Setting, ours, plain_fft, signal_and_kernel
+from hyena_vision.benchmark.measure import SpeedRow
+from hyena_vision.ops import PreparedKernel, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
 from hyena_vision.ops.table import INTERPRETED
 
 
@@ -20,21 +26,56 @@ def subquadratic_ops(x: Tensor, kernel: Tensor) -> Tensor:
     return fused_fft_conv2d(x.contiguous(), kernel[None].contiguous(), fft_size=2 * half)
 
 
-def _needs_cuda(setting: Setting) -> str | None:
-    return None if torch.device(setting.device).type == "cuda" else "needs CUDA"
+def _gated(rank: int, backend: str | None = None, prefix: str = "", **needs) -> dict[str, Contender]:
+    """A convolution between gates, what the fused kernels do at once; without gradients its kernel is prepared."""
+    conv, prepare = (long_conv1d, prepare_kernel1d) if rank == 1 else (long_conv2d, prepare_kernel2d)
+
+    def inputs(setting: Setting) -> tuple:
+        x, kernel = signal_and_kernel(setting, rank)
+        kernel = kernel if setting.backward else prepare(x, kernel, backend=backend)
+        return x, kernel, 1 + x.roll(1, 0) / 4, 1 + x.flip(-1) / 4
+
+    def gated(x: Tensor, kernel: Tensor | PreparedKernel, gate: Tensor, out_gate: Tensor) -> Tensor:
+        return conv(x, kernel, gate=gate, out_gate=out_gate, backend=backend)
+
+    return {f"{prefix}gated{rank}d": Contender(inputs, gated, **needs)}
 
 
-_FUSED = dict(prefix="triton:", backend="triton", package="triton")
-_FUSED |= dict(lacks=lambda setting: None if INTERPRETED else _needs_cuda(setting))
+def _needs(package: str, cuda: bool = True, largest: float = float("inf")) -> Callable[[Setting], str | None]:
+    """Why a contender with these needs cannot run."""
+
+    def reason(setting: Setting) -> str | None:
+        if importlib.util.find_spec(package) is None:
+            return f"package {package} is not installed"
+        if cuda and torch.device(setting.device).type != "cuda":
+            return "needs CUDA"
+        return f"grids up to {largest} only" if setting.grid > largest else None
+
+    return reason
+
+
+_FUSED = dict(backend="triton", prefix="triton:", reason=_needs("triton", cuda=not INTERPRETED))
+_NVIDIAS = dict(reason=_needs("subquadratic_ops_torch", largest=64))
 GPU_CONTENDERS: dict[str, Contender] = {
-    "subquadratic_ops": Contender(
-        partial(signal_and_kernel, rank=2),
-        subquadratic_ops,
-        plain_fft,
-        package="subquadratic_ops_torch",
-        lacks=lambda setting: _needs_cuda(setting) or ("grids up to 64 only" if setting.grid > 64 else None),
-    ),
+    "copy": Contender(lambda setting: signal_and_kernel(setting, 2)[:1], Tensor.clone),
+    **_gated(2),
+    **_gated(1),
+    "subquadratic_ops": Contender(partial(signal_and_kernel, rank=2), subquadratic_ops, plain_fft, **_NVIDIAS),
     # What `backend=None` picks where a table says so
-    **ours(2, **_FUSED),
-    **ours(1, **_FUSED),
+    **{name: made for make in (ours, _gated) for rank in (2, 1) for name, made in make(rank, **_FUSED).items()},
 }
+
+
+def with_traffic(rows: Sequence[SpeedRow]) -> list[SpeedRow]:
+    """The rows of one setting with the traffic of what must be read and written at least, and its share of a copy's."""
+    traffic = {}
+    for row in rows:
+        # Numbers per token and channel, forward and backward
+        numbers = (2, 0) if row.name == "copy" else (4, 7) if row.name == "sdpa" else (2, 3)
+        numbers = (4, 7) if "gated" in row.name or "hyena" in row.name else numbers
+        count = sum(numbers) if "backward" in row.mode else numbers[0]
+        per_image = count * DTYPES[row.dtype].itemsize * row.tokens * row.dim
+        traffic[row.name] = row.images_per_s and 1e-9 * per_image * row.images_per_s
+    copy = traffic.get("copy")
+    shares = {name: speed and copy and speed / copy for name, speed in traffic.items()}
+    return [replace(row, gb_per_s=traffic[row.name], copy_share=shares[row.name]) for row in rows]

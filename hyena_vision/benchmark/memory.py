@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hyena_vision.benchmark.timing import OK, OUT_OF_MEMORY, attempt, release_memory
+from hyena_vision.benchmark.timing import FAILED, OK, OUT_OF_MEMORY, attempt, release_memory
 
 
 def peak_memory(make: Callable[[], Callable[[], object]], device: str = "cpu", calls: int = 1) -> float | None:
@@ -27,8 +27,7 @@ def peak_memory(make: Callable[[], Callable[[], object]], device: str = "cpu", c
     Args:
         make: Makes the contender; for the CPU it can be pickled.
         device: Where the contender runs.
-        calls: How often it is called. A training step needs two: only the second has the optimizer's state from its
-            beginning.
+        calls: How often it is called. Only the second training step has the optimizer's state from its beginning.
 
     Returns:
         MB (10^6 bytes) above what was in use before; None where the system does not tell.
@@ -71,8 +70,10 @@ def _of_process(make: Callable[[], Callable[[], object]], calls: int) -> float |
     if child.returncode:
         raise RuntimeError(f"measuring memory failed:\n{child.stderr.decode(errors='replace')[-2000:]}")
     megabytes, status = json.loads(child.stdout.splitlines()[-1])
+    if status == OUT_OF_MEMORY:
+        raise torch.OutOfMemoryError("out of memory in the process that measures it")
     if status != OK:
-        raise (torch.OutOfMemoryError if status == OUT_OF_MEMORY else RuntimeError)(status)
+        raise RuntimeError(status.removeprefix(f"{FAILED}: ").removeprefix("RuntimeError: "))
     return megabytes
 
 

@@ -5,7 +5,6 @@ convolutions are given their kernel, of the global extent 2n - 1.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,13 +14,13 @@ from torch import Tensor, nn
 from hyena_vision.benchmark.arguments import DTYPES, add_measurement_arguments
 from hyena_vision.benchmark.check import check_ops
 from hyena_vision.benchmark.contenders import CPU_CONTENDERS, Setting
-from hyena_vision.benchmark.gpu_contenders import GPU_CONTENDERS
+from hyena_vision.benchmark.gpu_contenders import GPU_CONTENDERS, with_traffic
 from hyena_vision.benchmark.measure import SpeedRow, measure, record
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 
 GRIDS = (14, 24, 32, 64, 128)
-BASE, COPY = "sdpa", "copy"
+BASE = "sdpa"
 CONTENDERS = CPU_CONTENDERS | GPU_CONTENDERS
 
 
@@ -69,20 +68,8 @@ def measure_ops(
     columns = dict(batch_size=batch_size, mode=mode, dtype=dtype, device=device, base=BASE, dim=dim, heads=heads)
     for setting in settings:
         make, reasons = partial(make_call, setting=setting), {name: CONTENDERS[name].reason(setting) for name in names}
-        tokens = setting.grid**2
-        rows = measure(make, reasons, memory, dict(rounds=rounds), size=setting.grid, tokens=tokens, **columns)
-        traffic = {row.name: _gb_per_s(row, setting) for row in rows}
-        copy = traffic.get(COPY)
-        for row in rows:
-            speed = traffic[row.name]
-            yield replace(row, gb_per_s=speed, copy_share=speed / copy if speed and copy else None)
-
-
-def _gb_per_s(row: SpeedRow, setting: Setting) -> float | None:
-    """Traffic of what is read and written at least."""
-    forward, backward = CONTENDERS[row.name].numbers
-    per_image = (forward + backward * setting.backward) * setting.dtype.itemsize * row.tokens * setting.dim
-    return row.images_per_s and 1e-9 * per_image * row.images_per_s
+        columns |= dict(size=setting.grid, tokens=setting.grid**2)
+        yield from with_traffic(measure(make, reasons, memory, dict(rounds=rounds), **columns))
 
 
 def make_call(name: str, setting: Setting) -> Callable[[], Tensor]:

@@ -28,13 +28,8 @@ CEILING, TRITON = "ceiling:", "triton:"
 MAX_BATCH = 64
 
 
-class ValueOnly(nn.Module):
+class ValueOnly(Attention):
     """timm's attention less its product: the whole projection, of which the value goes straight to the output's."""
-
-    def __init__(self, attention: Attention) -> None:
-        """Take over the layers of `attention`."""
-        super().__init__()
-        self.qkv, self.proj, self.proj_drop = attention.qkv, attention.proj, attention.proj_drop
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Project tokens (B, N, C) twice; masks have nothing to mask."""
@@ -55,11 +50,11 @@ def create_model(name: str, img_size: int, **hyena_kwargs: Any) -> nn.Module:
     """
     if name.startswith(CEILING):
         model = create_model(name.removeprefix(CEILING), img_size)
-        attentions = [(key, module) for key, module in model.named_modules() if isinstance(module, Attention)]
+        attentions = [module for module in model.modules() if isinstance(module, Attention)]
+        for attention in attentions:
+            attention.__class__ = ValueOnly  # the same layers, called in another way
         if not attentions:
             raise UserError(f"{name}: the model has no timm.layers.Attention")
-        for key, attention in attentions:
-            model.set_submodule(key, ValueOnly(attention))
         return model
     if name.startswith(TRITON):
         model = create_model(name.removeprefix(TRITON), img_size, **{"backend": "triton", **hyena_kwargs})
@@ -129,18 +124,11 @@ def make_step(
 
 
 def choose_batch_size(models: Sequence[str], img_size: int, mode: str, batch_memory: float) -> int:
-    """Largest power of two up to 64 whose activations fit a budget, by estimate and not by trial.
+    """Largest power of two up to 64 whose activations fit a budget in GB, by estimate and not by trial.
 
     A block keeps about 24 float32 numbers per token and channel (signals, their spectra, the hidden MLP); inference has
-    one block's at a time, training those of all blocks. Attention is taken to be fused, so no N x N matrix counts.
-
-    The largest model decides, so that all get the same batch. One image is the least, even if it does not fit.
-
-    Args:
-        models: Names of the contenders.
-        img_size: Side of the image.
-        mode: "infer" or "train".
-        batch_memory: Budget in GB (10^9 bytes).
+    one block's at a time, training those of all blocks. Attention is taken to be fused, so no N x N matrix counts. The
+    largest model decides, so that all get the same batch. One image is the least, even if it does not fit.
 
     Raises:
         UserError: No model has the tokens, width and depth of a vision transformer.

@@ -38,8 +38,8 @@ def time_interleaved(
     contender twice more before every reading, three times the hours where one call takes minutes.
 
     Args:
-        contenders: What to call, by name, in the order of their turns.
-        rounds: Readings per contender, >= 1.
+        contenders: What to call, in the order of their turns.
+        rounds: Readings of each.
         time_limit: Seconds; a contender whose first call takes longer is not called again. None for no limit.
         least_seconds: Calls are repeated until a reading takes about this long.
         untimed_calls: Calls before the first one that the limit looks at, for what compiles itself.
@@ -89,10 +89,7 @@ def speed_ratios(timing: Timing, base: Timing) -> list[float]:
 
 
 def attempt(call: Callable[[], Result]) -> tuple[Result | None, str]:
-    """Call a function without arguments that may fail without ending what others do.
-
-    Returns:
-        Its result and `OK`; or None and why: `OUT_OF_MEMORY`, or `FAILED` with the error in one line.
+    """Call a function that may fail; return its result and `OK`, or None and `OUT_OF_MEMORY` or `FAILED: the error`.
 
     Raises:
         UserError: As the function does; or it broke the GPU's context, after which every call fails.

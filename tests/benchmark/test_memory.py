@@ -53,6 +53,11 @@ def test_memory_that_runs_out_in_the_process_is_told(in_this_process):
         peak_memory(allocate(10**16))
 
 
+def test_why_it_failed_in_the_process_is_told_once(in_this_process):
+    with pytest.raises(RuntimeError, match="^Trying to create tensor with negative dimension"):
+        peak_memory(allocate(-1))
+
+
 def test_a_process_killed_for_its_memory_is_out_of_memory(monkeypatch):
     killed = subprocess.CompletedProcess([], -signal.SIGKILL, b"", b"")
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: killed)

@@ -24,6 +24,10 @@ def test_ceiling_is_the_vit_whose_attention_gives_its_values(monkeypatch):
         monkeypatch.setattr(F, "scaled_dot_product_attention", None)
         torch.testing.assert_close(ceiling(images), expected)
     assert sum(isinstance(module, ValueOnly) for module in ceiling.modules()) == 12
+    shapes = []
+    ceiling.blocks[0].attn.qkv.register_forward_hook(lambda module, inputs, y: shapes.append(tuple(y.shape)))
+    ceiling(images)  # which projects queries and keys, too
+    assert shapes == [(2, 5, 3 * 192)]
 
 
 def test_vit_has_position_embeddings_of_the_size_and_fused_attention():
