@@ -85,6 +85,7 @@ def _full_products(device_type: str) -> Iterator[None]:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:
         # Somebody uses torch 2.9's settings, one per backend, which this one does not go with
+        # torch sets up the attributes of mkldnn when it is imported, which checkers do not see
         products = torch.backends.cuda.matmul if device_type == "cuda" else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
         precision, products.fp32_precision = products.fp32_precision, "ieee"
         try:
