@@ -1,7 +1,6 @@
 """What the tests of the training program share: the program, a tiny model, and images that they draw themselves."""
 
 import csv
-import importlib.util
 import os
 import signal
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hyena_vision import train as train_imagenet
 from hyena_vision.training import loop
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.checkpoint_files import read_checkpoint
@@ -18,9 +18,6 @@ from hyena_vision.training.config import parse_args
 from hyena_vision.training.resolve import resolve
 
 ROOT = Path(__file__).parents[1]
-_spec = importlib.util.spec_from_file_location("train_imagenet", ROOT / "train_imagenet.py")
-train_imagenet = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(train_imagenet)
 
 MODEL = ["--model", "hyena2d_iso_tiny", "--model-kwargs", "img_size=16", "patch_size=4", "embed_dim=16", "depth=1"]
 MODEL += ["filter_dim=8", "drop_path_rate=0.1"]

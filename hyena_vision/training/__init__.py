@@ -1,4 +1,4 @@
-"""The parts of `train_imagenet.py`: arguments, data, optimizer groups, checkpoints, loops and reports."""
+"""The parts of `hyena_vision.train`: arguments, data, optimizer groups, checkpoints, loops and reports."""
 
 from hyena_vision.training.errors import ConfigError, UserError
 

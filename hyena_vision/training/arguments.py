@@ -140,9 +140,9 @@ def natural_int(text: str) -> int:
     return value
 
 
-def create_parser() -> Parser:
-    """Create the parser of `train_imagenet.py`."""
-    parser = Parser(prog="train_imagenet.py", description="Train an image classifier, the timm way.")
+def create_parser(prog: str = "hyena_vision.train") -> Parser:
+    """Create the parser of the training program."""
+    parser = Parser(prog=prog, description="Train an image classifier, the timm way.")
     parser.add_argument("-c", "--config", default="", metavar="FILE", help="YAML file of defaults for these arguments")
     timm = (_dataset, _model, _device, _optimizer, _schedule, _augmentation, _batch_norm, _ema, _misc, _sizes, _naflex)
     for add_arguments in (*timm, _distillation, _beyond):

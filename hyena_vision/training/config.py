@@ -26,11 +26,12 @@ from hyena_vision.training.errors import one_line
 _logger = logging.getLogger("train")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None, prog: str = "hyena_vision.train") -> argparse.Namespace:
     """Parse the command line over the YAML file that `-c` names, and check what can be checked without data.
 
     Args:
         argv: Arguments without the program's name; None takes `sys.argv`.
+        prog: Name of the program in its messages.
 
     Returns:
         Arguments by timm's names. `device` is one that exists; `trained_img_size` holds the `img_size` and `input_size`
@@ -40,7 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         UserError: The checkpoint of `--eval` cannot be read.
         SystemExit: Code 2 after one line on stderr that names the wrong argument, key or value.
     """
-    parser = create_parser()
+    parser = create_parser(prog)
     given = vars(parser.parse_args(argv))
     values = _read_yaml(parser, given["config"]) if given["config"] else {}
     trained = _read_trained(parser, given["eval"] or values.get("eval"))

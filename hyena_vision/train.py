@@ -1,0 +1,215 @@
+"""Train an image classifier on ImageNet or any data set that timm reads.
+
+Built from timm's own parts, with timm's arguments (docs/training_flags.md lists what differs):
+
+    python -m hyena_vision.train -c configs/hyena2d_vit_small_in1k.yaml --data-dir DIR
+    torchrun --nproc-per-node 8 -m hyena_vision.train -c configs/hyena2d_vit_small_in1k.yaml --data-dir DIR
+    python -m hyena_vision.train --eval output/train/NAME/model_best.pth.tar --data-dir DIR --img-size 384
+
+`train_imagenet.py` of the repository is the same program.
+
+A run writes args.yaml, summary.csv, results.json, curves.png, last.pth.tar and the one before as previous.pth.tar,
+model_best.pth.tar, the best checkpoint-N.pth.tar, and at the end model.safetensors with config.json into
+OUTPUT/EXPERIMENT, and prints its results after `--result`. `--resume auto` goes on where it was stopped.
+"""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from timm.utils import NativeScaler, is_primary, random_seed, setup_default_logging, unwrap_model
+
+from hyena_vision.data import DataError
+from hyena_vision.training import run_state
+from hyena_vision.training.arguments import Arguments
+from hyena_vision.training.bad_images import BadImages
+from hyena_vision.training.config import dump_args, parse_args
+from hyena_vision.training.distributed import gather_objects, lost_peer
+from hyena_vision.training.errors import UserError, one_line
+from hyena_vision.training.interrupt import EXIT_INTERRUPTED, Interrupted
+from hyena_vision.training.loop import Run, train_one_epoch, validate, validate_all
+from hyena_vision.training.model import create_model, data_config, place_model
+from hyena_vision.training.optim import base_lr, create_optimizer, create_scheduler, start_schedule
+from hyena_vision.training.pipeline import create_eval_loader, create_loaders
+from hyena_vision.training.recorder import Recorder
+from hyena_vision.training.resolve import resolve
+from hyena_vision.training.run_folder import choose_folder
+from hyena_vision.training.splits import create_datasets
+from hyena_vision.training.task import prepare_task
+
+_logger = logging.getLogger("train")
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "hyena_vision.train") -> dict:
+    """Run the program.
+
+    Args:
+        argv: Arguments without the program's name; None takes `sys.argv`.
+        prog: Name of the program in its messages.
+
+    Returns:
+        What `train` returns, or `evaluate` under `--eval`.
+
+    Raises:
+        SystemExit: Code 2 for wrong arguments, 1 for a run that failed, 75 for one that SIGTERM or SIGUSR1 stopped and
+            that waits to be resumed, 130 for Ctrl-C, each after one line on stderr. Anything else that is raised is a
+            bug of the program.
+    """
+    if not logging.root.handlers:
+        setup_default_logging()
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    try:
+        args = resolve(parse_args(argv, prog))
+        set_up_process(args)
+        return evaluate(args) if args.eval else train(args)
+    except (UserError, DataError) as error:
+        print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(getattr(error, "exit_code", 1)) from error
+    except Interrupted as stopped:
+        print(f"{prog}: stopped by {stopped}; --resume auto goes on from here", file=sys.stderr)
+        raise SystemExit(stopped.exit_code) from None
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; --resume auto goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except RuntimeError as error:
+        if not lost_peer(error):
+            raise
+        print(f"{prog}: error: another process has ended: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from error
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def train(args: Arguments) -> dict:
+    """Train and validate as the arguments say.
+
+    Args:
+        args: Arguments of the run.
+
+    Returns:
+        `folder` of the run (None on processes other than the first), `results` of each epoch, `best_metric` and
+        `best_epoch`.
+
+    Raises:
+        UserError: The run cannot start or go on. Until everything is ready nothing is written.
+        Interrupted: A signal asked to stop, and a checkpoint of this moment was written.
+    """
+    device = torch.device(args.device)
+    folder, resume_from, resumed = choose_folder(args)
+    if resumed:
+        run_state.check_settings(resume_from, resumed, args.given, args.resume_force)
+    random_seed(args.seed)  # the same model on all processes; the random numbers of the epochs have seeds of their own
+    model = create_model(args)
+    config = data_config(args, model)
+    datasets = create_datasets(args, config, model.num_classes)
+    bad_images = BadImages()
+    loaders = create_loaders(args, config, datasets, model.num_classes, device, bad_images)
+    lr = base_lr(args, loaders.batch_size)
+    task, eval_model = prepare_task(args, model, device)
+    autocast, loss_scaler = create_autocast(args, device)
+    optimizer = create_optimizer(args, unwrap_model(task.get_trainable_module()), lr)
+    eval_metric = args.eval_metric if loaders.eval is not None else "loss"
+    updates = math.ceil(len(loaders.train) / args.grad_accum_steps)
+    scheduler, num_epochs = create_scheduler(args, optimizer, updates, eval_metric == "loss")
+    last_epoch = min(num_epochs, args.stop_epoch or num_epochs)
+    parts = run_state.Parts(task, optimizer, loss_scaler, scheduler)
+    epoch, progress = run_state.begin(args, parts, resume_from, resumed)
+    start_schedule(args, scheduler, epoch, updates, progress.step, resumed)
+    recorder = Recorder(args, parts, model, config, folder, eval_metric)
+    _logger.info(
+        f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for {num_epochs} epochs "
+        f"of {updates} updates on {args.world_size} x {device}."
+    )
+    settings = dump_args(args, lr=lr, num_classes=model.num_classes)
+    recorder.open(settings, epoch, progress.step, resume_from, resumed)
+    del resumed  # a second copy of all weights
+
+    run = Run(args, device, parts, autocast, loaders.mixup, num_epochs, loaders.batch_size, recorder.folder)
+    run.bad_images = bad_images
+    with run.interrupt:
+        while epoch < last_epoch:
+            bad_images.paths = set(progress.bad_images)
+            save_recovery = partial(recorder.save_recovery, epoch, progress)
+            is_saved = epoch + 1 in (last_epoch, *args.save_epochs) or (epoch + 1) % args.val_interval == 0
+            metric, validation = None, {}
+            try:
+                training, speed = train_one_epoch(run, epoch, loaders.train, progress, save_recovery)
+                if is_saved and loaders.eval is not None:
+                    validation = validate_all(run, eval_model, loaders.eval)
+            except Interrupted:
+                save_recovery(max(progress.step - 1, 0) // args.grad_accum_steps)
+                raise
+            recorder.speeds += [speed] if math.isfinite(speed) else []  # nothing was left of an epoch that was resumed
+            report_left_out(args, epoch, progress.skipped, bad_images)
+            if is_saved:
+                metric = recorder.save_epoch(epoch, training, validation)
+            if scheduler is not None:
+                scheduler.step(epoch + 1, metric)
+            epoch, progress = epoch + 1, run_state.Progress()
+
+    outcome = recorder.finish(last_epoch)
+    if args.distributed:
+        torch.distributed.barrier()  # torch 2.6 can deadlock where a process group ends right after a gather
+    return outcome
+
+
+def evaluate(args: Arguments) -> dict:
+    """Validate a checkpoint, at any image size, and print the result.
+
+    Args:
+        args: Arguments of the run; what they leave open is as in the run that wrote the checkpoint.
+
+    Returns:
+        `model`, `checkpoint`, `img_size` (height, width) and the metrics of `validate`.
+
+    Raises:
+        UserError: The checkpoint does not fit, or there is nothing to validate on.
+    """
+    device = torch.device(args.device)
+    model = create_model(args)
+    config = data_config(args, model)
+    dataset = create_datasets(args, config, model.num_classes, train=False)[1]
+    bad_images = BadImages()
+    loader = create_eval_loader(args, config, dataset, device, bad_images)
+    model = place_model(args, model, device)
+    run = Run(args, device, run_state.Parts(None), create_autocast(args, device)[0], bad_images=bad_images)
+    size = list(config["input_size"][1:])
+    result = {"model": args.model, "checkpoint": args.eval, "img_size": size, **validate(run, model, loader)}
+    if is_primary(args):
+        print(f"--result\n{json.dumps(result, indent=4)}")
+    return result
+
+
+def set_up_process(args: Arguments) -> None:
+    """Let the first process alone log more than warnings, and a GPU use its fast formats."""
+    _logger.setLevel(logging.INFO if is_primary(args) else logging.WARNING)
+    if torch.device(args.device).type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+
+def create_autocast(args: Arguments, device: torch.device) -> tuple:
+    """Return what makes the context of a forward pass, and the loss scaler, None where no one is needed."""
+    if not args.amp:
+        return nullcontext, None
+    loss_scaler = NativeScaler(device=device.type) if args.amp_dtype == "float16" else None
+    return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype)), loss_scaler
+
+
+def report_left_out(args: Arguments, epoch: int, skipped: int, bad_images: BadImages) -> None:
+    """Say once for all processes what was left out of an epoch, if anything was."""
+    unreadable = len({message for messages in gather_objects(bad_images.paths) for message in messages})
+    if skipped and is_primary(args):
+        _logger.warning(f"Epoch {epoch}: {skipped} updates were not finite and skipped.")
+    if unreadable and is_primary(args):
+        _logger.warning(f"Epoch {epoch}: {unreadable} images could not be read and were skipped.")
+
+
+if __name__ == "__main__":
+    main()
