@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from hyena_vision import pretrained
 from hyena_vision.data import DataError, find_files
 from hyena_vision.predict import predict
 from hyena_vision.training import loop
+from hyena_vision.training.errors import UserError
 
 NAMES = ["blue", "green", "red"]
 
@@ -148,7 +150,9 @@ def test_files_csv_and_json(run, tmp_path, capsys):
     rows = program.main([*argv, "--top-k", "2", "--output", str(tmp_path / "out.json")])
     assert "4 files at 16 x 16 pixels, 2 of them could not be read" in capsys.readouterr().err
     files = [str(folder / name) for name in ("b.png", "deep/a.webp", "deep/broken.jpg", "notes.txt")]
-    written = json.loads((tmp_path / "out.json").read_text())
+    text = (tmp_path / "out.json").read_text()
+    written = json.loads(text)
+    assert len(text.splitlines()) == 4 + 2
     assert [row["file"] for row in written] == files == [row.file for row in rows]
     assert [row["names"] for row in written] == [row.names for row in rows]
     assert [bool(row["error"]) for row in written] == [False, False, True, True]
@@ -215,6 +219,24 @@ def test_mixed_precision_is_near(run, photos):
     assert 0 < (probabilities - expected).abs().max() < 0.02
 
 
+def test_images_are_read_as_the_run_has_read_them(run, tmp_path):
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    (tmp_path / "args.yaml").write_text("no_exif: true\ninput_img_mode: YCbCr\n")
+    loaded = pretrained.load(tmp_path)
+    image, exif = Image.new("RGB", (20, 10), "red"), Image.Exif()
+    image.paste("blue", (0, 0, 10, 10))
+    exif[0x0112] = 3
+    image.save(tmp_path / "image.png", exif=exif)
+    pixels = loaded.preparation()(str(tmp_path / "image.png")) * 0.5 + 0.5
+    blue, red = pixels[:, 8, 2], pixels[:, 8, 13]
+    torch.testing.assert_close(blue, torch.tensor([29, 255, 107]) / 255, atol=0.01, rtol=0)
+    torch.testing.assert_close(red, torch.tensor([76, 85, 255]) / 255, atol=0.01, rtol=0)
+    (tmp_path / "args.yaml").write_text("[")
+    with pytest.raises(UserError, match=r"args.yaml"):
+        pretrained.load(tmp_path)
+
+
 def test_worker_processes_get_the_preparation_alone(run, photos):
     loaded = pretrained.load(run)
     dataset = program._Files(find_files([photos]), loaded)
@@ -229,3 +251,12 @@ def test_a_path_may_hold_the_signs_of_a_glob(tmp_path):
     assert find_files([image]) == [str(image)] == find_files([tmp_path, image])
     with pytest.raises(DataError, match="no such"):
         find_files([tmp_path / "b[1].png"])
+
+
+def test_a_reader_of_the_table_may_leave(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        program._print("a table")
+        print("what comes after", flush=True)
