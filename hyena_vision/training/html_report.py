@@ -200,7 +200,7 @@ def _mistakes(rows: Sequence[Prediction], picture: Callable[[int], Image.Image] 
         )
     wrong = sum(row.prediction != row.label for row in rows)
     return (
-        f'<h2>Mistakes</h2><p class="note">The {len(mistakes)} of {wrong} that the model was most certain of. Look here '
+        f'<h2>Mistakes</h2><p class="note">The {len(mistakes)} of {wrong} that the model was surest of. Look here '
         f'for wrong labels first.</p><div class="grid" id="mistakes">{"".join(figures)}</div>'
     )
 
