@@ -63,6 +63,23 @@ NOT_FROM_CHECKPOINT = {
 }
 
 
+# What a beginner needs, shown before all flags
+FIRST = """
+    config data_dir val_fraction model pretrained pretrained_path img_size epochs batch_size lr amp device workers output
+    experiment resume eval
+""".split()
+EXAMPLES = """\
+fine-tune on a folder of your images, DIR/CLASS/*.jpg
+  {prog} -c configs/finetune.yaml --data-dir DIR --model hpx_former_s18 --pretrained
+go on with a run that was stopped
+  {prog} -c RECIPE.yaml --data-dir DIR --experiment NAME --resume auto
+validate a checkpoint
+  {prog} --eval output/train/NAME/model_best.pth.tar --data-dir DIR
+train on eight GPUs
+  torchrun --nproc-per-node 8 {prog} -c RECIPE.yaml --data-dir DIR
+"""
+
+
 class Arguments(argparse.Namespace):
     """Arguments that cannot be changed; the lists and dicts in them are handed out as copies."""
 
@@ -90,6 +107,17 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
 
 class Parser(argparse.ArgumentParser):
     """Argument parser that reports an error in one line, and the nearest flag to one it does not know."""
+
+    def format_help(self) -> str:
+        """Return examples and the first flags that one needs, and then all."""
+        program = f"-m {self.prog}" if self.prog.startswith("hyena_vision") else self.prog
+        first = self.formatter_class(self.prog)
+        first.start_section("first flags")
+        first.add_arguments([action for name in FIRST for action in self._actions if action.dest == name])
+        first.end_section()
+        examples = EXAMPLES.format(prog=f"python {program}").replace("8 python ", "8 ")
+        rest = super().format_help().partition(f"{self.description}\n\n")[2]  # without usage, which lists all flags
+        return f"{self.description}\n\n{examples}\n{first.format_help()}\nall flags, by the groups of timm:\n\n{rest}"
 
     def error(self, message: str) -> NoReturn:
         """Print one line to stderr and exit with code 2; the usage of a hundred flags would hide it."""

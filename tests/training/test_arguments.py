@@ -154,3 +154,15 @@ def test_help_prints_all_groups(capsys):
         create_parser().parse_args(["--help"])
     assert stopped.value.code == 0
     assert "Beyond timm's trainer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("prog", ["train_imagenet.py", "hyena_vision.train"])
+def test_first_screen_of_help_is_what_a_beginner_needs(prog):
+    parser = create_parser(prog)
+    text = parser.format_help()
+    screen = text.splitlines()[:45]
+    assert not any(line.startswith("usage") for line in text.splitlines())
+    first = " ".join(screen[: screen.index("all flags, by the groups of timm:")])
+    for flag in ("--data-dir", "--model", "--pretrained", "--epochs", "--batch-size", "--resume", "--eval"):
+        assert flag in first
+    assert "finetune.yaml" in first
