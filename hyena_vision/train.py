@@ -28,6 +28,7 @@ from hyena_vision.data import DataError
 from hyena_vision.training import run_state
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
+from hyena_vision.training.balance import balanced_weights, labels_of
 from hyena_vision.training.config import dump_args, parse_args
 from hyena_vision.training.distributed import gather_objects, lost_peer
 from hyena_vision.training.errors import UserError, one_line
@@ -111,7 +112,10 @@ def train(args: Arguments) -> dict:
     bad_images = BadImages()
     loaders = create_loaders(args, config, datasets, model.num_classes, device, bad_images)
     lr = base_lr(args, loaders.batch_size)
-    task, eval_model = prepare_task(args, model, device)
+    class_weights = None
+    if args.class_weights:
+        class_weights = balanced_weights(labels_of(datasets[0], "class-weights"), model.num_classes)
+    task, eval_model = prepare_task(args, model, device, class_weights)
     autocast, loss_scaler = create_autocast(args, device)
     optimizer = create_optimizer(args, unwrap_model(task.get_trainable_module()), lr)
     eval_metric = args.eval_metric if loaders.eval is not None else "loss"
@@ -133,7 +137,7 @@ def train(args: Arguments) -> dict:
     run = Run(args, device, parts, autocast, loaders.mixup, num_epochs, loaders.batch_size, recorder.folder)
     run.bad_images = bad_images
     with run.interrupt:
-        while epoch < last_epoch:
+        while epoch < last_epoch and not recorder.out_of_patience(epoch):
             bad_images.paths = set(progress.bad_images)
             save_recovery = partial(recorder.save_recovery, epoch, progress)
             is_saved = epoch + 1 in (last_epoch, *args.save_epochs) or (epoch + 1) % args.val_interval == 0
@@ -153,7 +157,7 @@ def train(args: Arguments) -> dict:
                 scheduler.step(epoch + 1, metric)
             epoch, progress = epoch + 1, run_state.Progress()
 
-    outcome = recorder.finish(last_epoch)
+    outcome = recorder.finish(epoch)
     if args.distributed:
         torch.distributed.barrier()  # torch 2.6 can deadlock where a process group ends right after a gather
     return outcome

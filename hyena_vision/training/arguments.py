@@ -65,8 +65,8 @@ NOT_FROM_CHECKPOINT = {
 
 # What a beginner needs, shown before all flags
 FIRST = """
-    config data_dir val_fraction model pretrained pretrained_path img_size epochs batch_size lr amp device workers output
-    experiment resume eval
+    config data_dir val_fraction model pretrained pretrained_path img_size epochs batch_size lr amp device workers
+    output experiment resume eval
 """.split()
 EXAMPLES = """\
 fine-tune on a folder of your images, DIR/CLASS/*.jpg
@@ -416,6 +416,11 @@ def _beyond(parser: Parser) -> None:
     add = parser.add_argument_group("Beyond timm's trainer").add_argument
     add("--filter-lr-scale", type=float, default=1.0, help="factor of the learning rate for implicit filters")
     add("--eval", default="", metavar="CHECKPOINT", help="validate this checkpoint, train nothing")
+    parts = "parts not to train: backbone (all but the classifier), or names and patterns of modules"
+    add("--freeze", nargs="+", default=[], metavar="PART", help=parts)
+    add("--class-weights", choices=("balanced",), help="weigh classes in the loss against their numbers of images")
+    add("--balanced-sampler", action="store_true", help="draw images of all classes equally often")
+    add("--patience", type=positive_int, metavar="N", help="stop after N validations without a better --eval-metric")
     add("--fsdp", action="store_true", help="shard parameters, gradients and optimizer state over the processes")
     add("--on-nonfinite", default="stop", choices=("stop", "skip"), help="at a loss or gradient that is not finite")
     add("--nonfinite-limit", type=positive_int, default=10, metavar="N", help="most updates skipped in an epoch")

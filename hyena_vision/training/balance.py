@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from hyena_vision.training.errors import ConfigError
@@ -28,7 +30,7 @@ def labels_of(dataset: Dataset, flag: str) -> list[int]:
     return [int(label) for label in labels]
 
 
-def balanced_weights(labels: Sequence[int], num_classes: int) -> torch.Tensor:
+def balanced_weights(labels: Sequence[int], num_classes: int) -> Tensor:
     """Return a weight per class such that all classes weigh the same in sum, and an image 1 in the mean.
 
     Args:
@@ -41,6 +43,34 @@ def balanced_weights(labels: Sequence[int], num_classes: int) -> torch.Tensor:
     counts = torch.bincount(torch.tensor(labels), minlength=num_classes)
     present = counts > 0
     return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0).float()
+
+
+class WeightedCrossEntropy(nn.Module):
+    """Softmax cross entropy of which an image has the weight of its class: as if images were there several times.
+
+    torch's own `weight` also weighs what label smoothing gives to other classes.
+
+    Args:
+        weights: (classes,), of `balanced_weights`.
+        smoothing: Of the labels, 0 to 1.
+    """
+
+    def __init__(self, weights: Tensor, smoothing: float = 0.0):
+        """Keep the weights."""
+        super().__init__()
+        self.register_buffer("weights", weights)
+        self.smoothing = smoothing
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the weighted mean of a batch.
+
+        Args:
+            logits: (B, classes).
+            target: (B,) class indices, or (B, classes) shares of the classes.
+        """
+        losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=self.smoothing)
+        weights = target @ self.weights if target.is_floating_point() else self.weights[target]
+        return (losses * weights).sum() / weights.sum()
 
 
 class BalancedSampler(Sampler[int]):

@@ -271,6 +271,11 @@ def _check_training(args: argparse.Namespace, stop: Callable[[str, str], None]) 
     if args.split_bn and args.sync_bn:
         stop("split-bn", "expected one kind of batch norm, got --sync-bn as well")
 
+    if args.class_weights and (args.bce_loss or args.jsd_loss):
+        stop("class-weights", f"is for softmax cross entropy, got --{'bce' if args.bce_loss else 'jsd'}-loss")
+    if args.balanced_sampler and (args.aug_repeats or sizes):
+        stop("balanced-sampler", "draws the images itself, expected no --aug-repeats and no --train-img-sizes")
+
     for name in ("train-batch-sizes", "train-size-probs"):
         given = getattr(args, name.replace("-", "_"))
         if given and len(given) != len(sizes):

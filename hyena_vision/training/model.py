@@ -12,6 +12,7 @@ from torch import nn
 from hyena_vision.training.arguments import Arguments, nearest
 from hyena_vision.training.checkpoint_files import load_weights, read_checkpoint
 from hyena_vision.training.errors import ConfigError, UserError, one_line
+from hyena_vision.training.freeze import freeze
 
 _logger = logging.getLogger("train")
 
@@ -76,6 +77,10 @@ def create_model(args: Arguments) -> torch.nn.Module:
                 layer.bias.mul_(args.head_init_scale)
             if args.head_init_bias is not None:
                 nn.init.constant_(layer.bias, args.head_init_bias)
+    if args.freeze and not args.eval:
+        frozen = freeze(model, args.freeze)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        _logger.info(f"Frozen: {frozen:,} of {total:,} parameters ({' '.join(args.freeze)}).")
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     return model

@@ -10,6 +10,7 @@ from timm.utils import is_primary
 
 from hyena_vision.training import checkpoint_files, report, run_state
 from hyena_vision.training.arguments import Arguments
+from hyena_vision.training.distributed import gather_objects
 from hyena_vision.training.errors import UserError
 from hyena_vision.training.log import MetricsLog
 from hyena_vision.training.run_folder import default_folder, open_folder
@@ -125,6 +126,16 @@ class Recorder:
             device=self.args.device,
         )
         return metric
+
+    def out_of_patience(self, epochs: int) -> bool:
+        """Return whether `--patience` ends the run after so many epochs, the same on all processes."""
+        if not self.args.patience:
+            return False
+        best = gather_objects(self.saver.best_epoch if self.saver is not None else None)[0]
+        without = 0 if best is None else (epochs - 1 - best) // self.args.val_interval
+        if without >= self.args.patience and is_primary(self.args):
+            _logger.info(f"Stopped after {epochs} epochs: {without} validations without a better {self.eval_metric}.")
+        return without >= self.args.patience
 
     def finish(self, epochs: int) -> dict:
         """Export the best model, draw the curves and print the best epochs.

@@ -24,7 +24,7 @@ _FREE = """
     config data data_dir dataset_download output experiment device device_modules local_rank workers pin_mem
     synchronize_step resume resume_force no_resume_opt start_epoch pretrained pretrained_path initial_checkpoint
     log_interval val_interval recovery_interval checkpoint_hist save_images save_epochs stop_epoch validation_batch_size
-    log_wandb wandb_project wandb_tags wandb_resume_id log_tensorboard use_multi_epochs_loader worker_seeding
+    log_wandb wandb_project wandb_tags wandb_resume_id log_tensorboard use_multi_epochs_loader worker_seeding patience
     on_nonfinite nonfinite_limit on_bad_image fsdp no_ddp_bb grad_checkpointing torchcompile torchcompile_mode eval tta
 """.split()
 _MODEL = ("model", "num_classes", "in_chans", "model_kwargs", "gp")

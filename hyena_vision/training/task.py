@@ -12,6 +12,7 @@ from timm.task import (
 from torch import nn
 
 from hyena_vision.training.arguments import Arguments
+from hyena_vision.training.balance import WeightedCrossEntropy
 from hyena_vision.training.distributed import distribute
 from hyena_vision.training.errors import ConfigError, one_line
 from hyena_vision.training.model import place_model
@@ -23,7 +24,7 @@ def create_loss(args: Arguments, class_weights: torch.Tensor | None = None) -> n
 
     Args:
         args: Arguments of the run.
-        class_weights: (classes,) factors of the softmax cross entropy; a batch's loss is its weighted mean.
+        class_weights: Of `WeightedCrossEntropy`; None for images that weigh the same.
     """
     if args.jsd_loss:
         return JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
@@ -35,7 +36,7 @@ def create_loss(args: Arguments, class_weights: torch.Tensor | None = None) -> n
             pos_weight=args.bce_pos_weight,
         )
     if class_weights is not None:
-        return nn.CrossEntropyLoss(class_weights, label_smoothing=0.0 if mixup_active(args) else args.smoothing)
+        return WeightedCrossEntropy(class_weights, 0.0 if mixup_active(args) else args.smoothing)
     if mixup_active(args):  # the targets are smoothed where they are mixed
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()

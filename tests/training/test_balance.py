@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hyena_vision.data import Digits
-from hyena_vision.training.balance import BalancedSampler, balanced_weights, labels_of
+from hyena_vision.training.balance import BalancedSampler, WeightedCrossEntropy, balanced_weights, labels_of
 from hyena_vision.training.errors import ConfigError
 
 LABELS = [0] * 80 + [2] * 15 + [3] * 5
@@ -16,10 +16,13 @@ def test_weights_make_classes_equal():
     assert weights.tolist() == pytest.approx([100 / 240, 0, 100 / 45, 100 / 15, 0])
     assert sum(weights[label] for label in LABELS) == pytest.approx(100)
     logits, target = torch.randn(100, 5), torch.tensor(LABELS)
-    loss = nn.CrossEntropyLoss(weights)(logits, target)
-    each = nn.functional.cross_entropy(logits, target, reduction="none")
-    of_class = [each[target == label].mean() for label in (0, 2, 3)]
-    assert loss == pytest.approx((sum(of_class) / 3).item(), rel=1e-5)
+    for smoothing in (0.0, 0.1):
+        loss = WeightedCrossEntropy(weights, smoothing)(logits, target)
+        each = nn.functional.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+        of_class = [each[target == label].mean() for label in (0, 2, 3)]
+        assert loss == pytest.approx((sum(of_class) / 3).item(), rel=1e-5)
+    hard = nn.functional.one_hot(target, 5).float()
+    assert WeightedCrossEntropy(weights)(logits, hard) == pytest.approx(WeightedCrossEntropy(weights)(logits, target))
 
 
 def test_sampler_draws_all_classes_equally_often_and_anew_in_each_epoch():
