@@ -130,7 +130,7 @@ def train(args: Arguments) -> dict:
     recorder.open(settings, epoch, progress.step, resume_from, resumed)
     del resumed  # a second copy of all weights
 
-    run = Run(args, device, parts, autocast, loaders.mixup, num_epochs, loaders.batch_size, recorder.folder)
+    run = Run(args, device, parts, autocast, loaders.mixup, last_epoch, loaders.batch_size, recorder.folder)
     run.bad_images = bad_images
     with run.interrupt:
         while epoch < last_epoch:
@@ -142,8 +142,14 @@ def train(args: Arguments) -> dict:
                 training, speed = train_one_epoch(run, epoch, loaders.train, progress, save_recovery)
                 if is_saved and loaders.eval is not None:
                     validation = validate_all(run, eval_model, loaders.eval)
-            except Interrupted:
-                save_recovery(max(progress.step - 1, 0) // args.grad_accum_steps)
+                if is_saved:
+                    recorder.check_finite(epoch, training, validation)
+            except (Interrupted, UserError) as stopped:
+                recorder.save_before(stopped, epoch, progress)
+                raise
+            except Exception as error:
+                if progress.step == len(loaders.train) and not args.distributed:  # the epoch is whole, whatever it is
+                    recorder.save_before(error, epoch, progress)
                 raise
             recorder.speeds += [speed] if math.isfinite(speed) else []  # nothing was left of an epoch that was resumed
             report_left_out(args, epoch, progress.skipped, bad_images)

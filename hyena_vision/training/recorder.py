@@ -47,7 +47,7 @@ class Recorder:
         self.saver: checkpoint_files.CheckpointSaver | None = None
         self.results: list[dict] = []
         self.speeds: list[float] = []
-        self._saved: tuple[int, int] | None = None
+        self._saved: tuple[int, int] | None = None  # epoch and batch of what was saved last
 
     def open(self, settings: str, epoch: int, step: int, resume_from: str, resumed: dict | None) -> None:
         """Open the folder for a run that begins or goes on.
@@ -62,6 +62,8 @@ class Recorder:
         Raises:
             UserError: It cannot be written to, or the checkpoint's history cannot be read.
         """
+        if resumed is None:
+            self._saved = 0, 0  # nothing to save yet
         if self.folder is None:
             return
         args, folder = self.args, self.folder
@@ -86,6 +88,29 @@ class Recorder:
             self.saver.save_recovery(epoch, update)
         self._saved = epoch, progress.step
 
+    def save_before(self, error: BaseException, epoch: int, progress: Progress) -> None:
+        """Save where the run is, as an error or a signal is about to end it, so that `--resume auto` goes on there."""
+        place = f"epoch {epoch}, {progress.step} batches done"
+        try:
+            self.save_recovery(epoch, progress, max(progress.step - 1, 0) // self.args.grad_accum_steps)
+        except UserError as failed:
+            _logger.warning(f"What was trained ({place}) could not be saved: {failed}.")
+        else:
+            if self._saved != (0, 0):
+                _logger.info(f"Saved what was trained ({place}): --resume auto goes on from there.")
+
+    def check_finite(self, epoch: int, train: dict[str, float], validation: dict[str, float]) -> None:
+        """Stop at a metric that is not finite.
+
+        Raises:
+            UserError: There is one.
+        """
+        if not all(map(math.isfinite, [*train.values(), *validation.values()])):
+            metrics = {f"train_{name}": value for name, value in train.items()} | validation
+            raise UserError(
+                f"a metric of epoch {epoch} is not finite: {metrics}; a recovery checkpoint holds the epoch"
+            )
+
     def save_epoch(self, epoch: int, train: dict[str, float], validation: dict[str, float]) -> float:
         """Write the metrics of an epoch and its checkpoint.
 
@@ -98,13 +123,12 @@ class Recorder:
             The metric by which checkpoints are compared.
 
         Raises:
-            UserError: A metric is not finite, or a file cannot be written.
+            UserError: A file cannot be written.
         """
         metric = (validation or train)[self.eval_metric]
-        if not all(map(math.isfinite, [*train.values(), *validation.values()])):
-            raise UserError(f"a metric of epoch {epoch} is not finite: {validation}; nothing of it was saved")
         self.results.append({"epoch": epoch, "train": train, "validation": validation})
         captured = run_state.capture(self.parts, self.args.given, epoch)
+        self._saved = epoch + 1, 0
         if self.saver is None:
             return metric
         lrs = [group["lr"] for group in self.parts.optimizer.param_groups]
