@@ -126,8 +126,7 @@ def train(args: Arguments) -> dict:
         f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for {num_epochs} epochs "
         f"of {updates} updates on {args.world_size} x {device}."
     )
-    settings = dump_args(args, lr=lr, num_classes=model.num_classes)
-    recorder.open(settings, epoch, progress.step, resume_from, resumed)
+    recorder.open(dump_args(args), epoch, progress.step, resume_from, resumed)
     del resumed  # a second copy of all weights
 
     run = Run(args, device, parts, autocast, loaders.mixup, last_epoch, loaders.batch_size, recorder.folder)

@@ -219,6 +219,11 @@ def newest_checkpoint(folder: str) -> tuple[str, dict] | None:
     return None
 
 
+def has_checkpoints(path: str) -> bool:
+    """Return whether a file lies in the folder of a run, as its args.yaml does."""
+    return bool(path and os.path.isfile(path) and _checkpoints(os.path.dirname(os.path.abspath(path))))
+
+
 def load_weights(model: torch.nn.Module, path: str) -> None:
     """Load the weights of a checkpoint, its moving average if it has one, as they are.
 

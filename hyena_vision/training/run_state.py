@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -204,7 +205,7 @@ def check_settings(path: str, checkpoint: dict, settings: dict[str, Any], force:
         force: Warn only.
 
     Raises:
-        ConfigError: Settings differ; the message names each with both values.
+        ConfigError: Settings differ, other than by more epochs; the message names each with both values.
     """
     saved = checkpoint.get("args")
     saved = vars(saved) if isinstance(saved, argparse.Namespace) else saved
@@ -214,17 +215,38 @@ def check_settings(path: str, checkpoint: dict, settings: dict[str, Any], force:
     changed = [
         f"{name} {saved[name]} (now {settings[name]})"
         for name in names
-        if name in saved
-        and _plain(saved[name]) != _plain(settings[name])
-        # A run may go on without a GPU, and had no choices before
-        and not (name == "backends" and None in (saved[name], settings[name]))
+        if name in saved and not _goes_on(name, saved[name], settings[name], checkpoint)
     ]
+    if "progress" in checkpoint and settings["epochs"] > saved.get("epochs", math.inf):
+        epochs = settings["epochs"]
+        _logger.info(
+            f"{epochs} epochs, {saved['epochs']} before: the schedule is that of {epochs} epochs from here on."
+        )
     if not changed:
         return
     message = f"{path} was trained with other settings: {', '.join(changed)}"
     if not force:
         raise ConfigError(f"{message}; --resume-force goes on with the new ones")
     _logger.warning(f"{message}; going on with the new ones.")
+
+
+def _goes_on(name: str, saved: Any, now: Any, checkpoint: dict) -> bool:
+    """Return whether a run may go on with another value of a setting."""
+    if name in ("backends", "num_classes") and None in (saved, now):
+        return True  # without a GPU it has no backends; the weights say whether the classes are as many
+    if name == "lr" and not saved and now:  # args.yaml held what --lr-base came to
+        groups = checkpoint.get("optimizer", {}).get("param_groups", ())
+        return any(math.isclose(now, group.get("initial_lr", group["lr"]), rel_tol=1e-6) for group in groups)
+    if name == "epochs" and now > saved:
+        return True
+    return _plain(saved) == _plain(now)
+
+
+def same_settings(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Return whether two sets of settings agree in all that a run may not change without a word."""
+    return all(
+        _plain(first.get(name)) == _plain(second.get(name)) for name in (first.keys() | second.keys()) - set(_FREE)
+    )
 
 
 def _plain(value: Any) -> Any:
