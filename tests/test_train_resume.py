@@ -267,6 +267,21 @@ def test_old_settings_files_with_what_a_run_had_found_go_on(images, tmp_path, ca
     assert len(train_imagenet.main(["-c", str(path), "--resume", "auto", "--stop-epoch", "2"])["results"]) == 1
 
 
+def test_validation_may_be_dropped_and_added_again(run, caplog):
+    forced = ["--resume", "auto", "--resume-force"]
+    folder = run("run", "--epochs", "3", "--stop-epoch", "1")["folder"]
+    assert run("run", "--epochs", "3", "--stop-epoch", "2", "--val-split", "", *forced)["best_epoch"] == 1
+    assert "Ranked by loss, by top1 before: the best metric starts anew." in caplog.messages
+    outcome = run("run", "--epochs", "3", *forced)
+    rows = summary(folder)
+    assert [bool(row["eval_top1"]) for row in rows] == [True, False, True] and all(row["lr"] for row in rows)
+    assert outcome["best_metric"] == float(rows[2]["eval_top1"]) and Path(folder, "model.safetensors").exists()
+    added = run("added", "--epochs", "2", "--stop-epoch", "1", "--val-split", "")["folder"]
+    run("added", "--epochs", "2", *forced)
+    assert [list(row) for row in summary(added)] == [list(rows[0])] * 2
+    assert [row["eval_loss"] != "" for row in summary(added)] == [False, True]
+
+
 def test_a_branch_from_an_earlier_checkpoint_is_the_newest_from_then_on(run, straight, monkeypatch):
     folder = Path(run("stopped", *RANDOM)["folder"])
     stop(run, monkeypatch, 75, "--resume", str(folder / "checkpoint-0.pth.tar"), call=2)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from hyena_vision.data import DataError
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
+from hyena_vision.training.checkpoint_files import Metric
 from hyena_vision.training.distributed import any_process, gather_objects, largest_gradient, synchronizes
 from hyena_vision.training.errors import UserError, one_line
 from hyena_vision.training.interrupt import Interrupt, Interrupted
@@ -30,6 +31,8 @@ from hyena_vision.training.seeded_loader import TrainLoader
 from hyena_vision.training.seeds import STEP, mix_seed, seed_generators
 
 _logger = logging.getLogger("train")
+
+MOST_INITIAL = 0.1  # part of the initial weights in a moving average that has averaged something
 
 
 @dataclass
@@ -223,13 +226,41 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
     return metrics
 
 
-def validate_all(run: Run, model: torch.nn.Module, loader: Iterable) -> dict[str, float]:
-    """Return the metrics of the moving average where there is one on the device, else of the model; both are logged."""
+def validate_all(run: Run, model: torch.nn.Module, loader: Iterable | None, updates: int) -> dict[str, float]:
+    """Return the metrics of what the run has to show after so many updates: the moving average where there is one.
+
+    One that still holds more than a tenth of the initial weights counts only where it is better than the model itself.
+    An average that is not on the device is not validated.
+
+    Args:
+        run: The parts of the run; `parts.ema_counts` is set.
+        model: Model, not wrapped for distributed training.
+        loader: Loader of the images to validate on, or None.
+        updates: Updates of the run so far.
+
+    Returns:
+        As `validate`, or nothing without a loader.
+    """
+    args, parts = run.args, run.parts
+    share = initial_share(args, updates)
+    parts.ema_counts = share <= MOST_INITIAL
+    if loader is None:
+        return {}
     metrics = validate(run, model, loader)
-    if run.args.model_ema and not run.args.model_ema_force_cpu:
-        share_batch_norms(run.args, run.parts.task.get_trainable_module(ema=True))
-        metrics = validate(run, run.parts.task.get_eval_model(ema=True), loader, " (EMA)")
-    return metrics
+    if not args.model_ema or args.model_ema_force_cpu:
+        return metrics
+    share_batch_norms(args, parts.task.get_trainable_module(ema=True))
+    averaged = validate(run, parts.task.get_eval_model(ema=True), loader, " (EMA)")
+    own, other = (Metric(of[args.eval_metric], of["loss"]) for of in (metrics, averaged))
+    parts.ema_counts |= other < own if args.eval_metric == "loss" else other > own
+    if not parts.ema_counts and is_primary(args):
+        _logger.info(f"The model itself counts: its average holds {share:.0%} of the initial weights and is no better.")
+    return averaged if parts.ema_counts else metrics
+
+
+def initial_share(args: Arguments, updates: int) -> float:
+    """Return how much of the initial weights the moving average still holds after so many updates, 0 to 1."""
+    return args.model_ema_decay**updates if args.model_ema and not args.model_ema_warmup else 0.0
 
 
 def share_batch_norms(args: Arguments, model: torch.nn.Module) -> None:

@@ -69,7 +69,7 @@ class Recorder:
         args, folder = self.args, self.folder
         open_folder(folder, settings, epoch, resumed is not None)
         self.log = MetricsLog(folder, args, epoch)
-        options = dict(decreasing=self.eval_metric == "loss", max_history=args.checkpoint_hist)
+        options = dict(eval_metric=self.eval_metric, max_history=args.checkpoint_hist)
         self.saver = checkpoint_files.CheckpointSaver(self.model, self.parts.optimizer, folder, **options)
         if resumed is not None:
             self.saver.load(resume_from, resumed)
@@ -125,12 +125,12 @@ class Recorder:
         Raises:
             UserError: A file cannot be written.
         """
-        metric = (validation or train)[self.eval_metric]
+        metric = self._metric(train, validation)
         self.results.append({"epoch": epoch, "train": train, "validation": validation})
         captured = run_state.capture(self.parts, self.args.given, epoch)
         self._saved = epoch + 1, 0
         if self.saver is None:
-            return metric
+            return float(metric)
         lrs = [group["lr"] for group in self.parts.optimizer.param_groups]
         self.log.write(epoch, train, validation, sum(lrs) / len(lrs))
         self.saver.state = captured
@@ -148,7 +148,11 @@ class Recorder:
             seed=self.args.seed,
             device=self.args.device,
         )
-        return metric
+        return float(metric)
+
+    def _metric(self, train: dict[str, float], validation: dict[str, float]) -> checkpoint_files.Metric:
+        metrics = validation or train
+        return checkpoint_files.Metric(metrics[self.eval_metric], metrics["loss"])
 
     def finish(self, epochs: int) -> dict:
         """Export the best model, draw the curves and print the best epochs.
@@ -163,15 +167,18 @@ class Recorder:
             return {"folder": None, "results": self.results, "best_metric": None, "best_epoch": None}
         self.log.close()
         folder, metric, epoch = self.folder, self.saver.best_metric, self.saver.best_epoch
-        if not self.results:
+        changed = bool(self.results)
+        if not changed:
             _logger.warning(f"Nothing to do: the run in {folder} has finished its {epochs} epochs.")
         best, exported = (os.path.join(folder, name) for name in ("model_best.pth.tar", "model.safetensors"))
         if not os.path.exists(exported) or os.path.getmtime(exported) < os.path.getmtime(best):
-            report.plot_curves({self.args.model: report.read_summary(folder)}, os.path.join(folder, "curves.png"))
             weights = checkpoint_files.weights_of(checkpoint_files.read_checkpoint(best))
             checkpoint_files.export_model(self.model, weights, folder, self.args.model_kwargs, **self.data_config)
+            changed = True
+        if changed:
+            report.plot_curves({self.args.model: report.read_summary(folder)}, os.path.join(folder, "curves.png"))
         _logger.info(f"Best {self.eval_metric}: {metric} (epoch {epoch}). Run folder: {folder}")
-        best_last = sorted(self.results, key=lambda r: (r["validation"] or r["train"])[self.eval_metric])
+        best_last = sorted(self.results, key=lambda result: self._metric(result["train"], result["validation"]))
         if self.eval_metric == "loss":
             best_last.reverse()
         print(f"--result\n{json.dumps(best_last[-10:], indent=4)}")

@@ -57,12 +57,16 @@ class Progress:
 
 @dataclass
 class Parts:
-    """The parts of a run that have a state: those that are None have none."""
+    """The parts of a run that have a state: those that are None have none.
+
+    `ema_counts` is whether the moving average, not the model itself, is what the run has to show.
+    """
 
     task: TrainingTask | None
     optimizer: torch.optim.Optimizer | None = None
     loss_scaler: NativeScaler | None = None
     scheduler: Scheduler | None = None
+    ema_counts: bool = True
 
 
 def capture(parts: Parts, settings: dict[str, Any], epoch: int, progress: Progress | None = None) -> dict[str, Any]:
@@ -87,6 +91,7 @@ def capture(parts: Parts, settings: dict[str, Any], epoch: int, progress: Progre
         **full_state(parts.task.get_checkpoint_state(ema=True)),
         "progress": gather_objects(asdict(progress)) if progress else [],
         "world_size": len(gather_objects(None)),
+        "ema_counts": parts.ema_counts,
     }
     if parts.loss_scaler is not None:
         state[parts.loss_scaler.state_dict_key] = parts.loss_scaler.state_dict()
