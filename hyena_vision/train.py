@@ -33,7 +33,7 @@ from hyena_vision.training.config import dump_args, parse_args
 from hyena_vision.training.distributed import gather_objects, lost_peer
 from hyena_vision.training.errors import UserError, one_line
 from hyena_vision.training.interrupt import EXIT_INTERRUPTED, Interrupted
-from hyena_vision.training.loop import Run, train_one_epoch, validate, validate_all
+from hyena_vision.training.loop import MOST_INITIAL, Run, initial_share, train_one_epoch, validate, validate_all
 from hyena_vision.training.model import create_model, data_config, place_model
 from hyena_vision.training.optim import base_lr, create_optimizer, create_scheduler, start_schedule
 from hyena_vision.training.pipeline import create_eval_loader, create_loaders
@@ -127,14 +127,14 @@ def train(args: Arguments) -> dict:
     start_schedule(args, scheduler, epoch, updates, progress.step, resumed)
     recorder = Recorder(args, parts, model, config, folder, eval_metric)
     _logger.info(
-        f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for {num_epochs} epochs "
-        f"of {updates} updates on {args.world_size} x {device}."
+        f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for "
+        f"{last_epoch} of {num_epochs} epochs of {updates} updates on {args.world_size} x {device}."
     )
-    settings = dump_args(args, lr=lr, num_classes=model.num_classes)
-    recorder.open(settings, epoch, progress.step, resume_from, resumed)
+    warn_of_young_average(args, last_epoch * updates)
+    recorder.open(dump_args(args), epoch, progress.step, resume_from, resumed)
     del resumed  # a second copy of all weights
 
-    run = Run(args, device, parts, autocast, loaders.mixup, num_epochs, loaders.batch_size, recorder.folder)
+    run = Run(args, device, parts, autocast, loaders.mixup, last_epoch, loaders.batch_size, recorder.folder)
     run.bad_images = bad_images
     with run.interrupt:
         while epoch < last_epoch and not recorder.out_of_patience(epoch):
@@ -144,10 +144,15 @@ def train(args: Arguments) -> dict:
             metric, validation = None, {}
             try:
                 training, speed = train_one_epoch(run, epoch, loaders.train, progress, save_recovery)
-                if is_saved and loaders.eval is not None:
-                    validation = validate_all(run, eval_model, loaders.eval)
-            except Interrupted:
-                save_recovery(max(progress.step - 1, 0) // args.grad_accum_steps)
+                if is_saved:
+                    validation = validate_all(run, eval_model, loaders.eval, (epoch + 1) * updates)
+                    recorder.check_finite(epoch, training, validation)
+            except (Interrupted, UserError) as stopped:
+                recorder.save_before(stopped, epoch, progress)
+                raise
+            except Exception as error:
+                if progress.step == len(loaders.train) and not args.distributed:  # the epoch is whole, whatever it is
+                    recorder.save_before(error, epoch, progress)
                 raise
             recorder.speeds += [speed] if math.isfinite(speed) else []  # nothing was left of an epoch that was resumed
             report_left_out(args, epoch, progress.skipped, bad_images)
@@ -204,6 +209,17 @@ def create_autocast(args: Arguments, device: torch.device) -> tuple:
         return nullcontext, None
     loss_scaler = NativeScaler(device=device.type) if args.amp_dtype == "float16" else None
     return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype)), loss_scaler
+
+
+def warn_of_young_average(args: Arguments, updates: int) -> None:
+    """Say where a moving average will have averaged almost nothing after all updates."""
+    share = initial_share(args, updates)
+    if share > MOST_INITIAL:
+        _logger.warning(
+            f"--model-ema-decay {args.model_ema_decay}: after all {updates} updates the average will hold {share:.0%} "
+            f"of the initial weights, so the model itself counts where it is better; {0.01 ** (1 / updates):.4g} or "
+            "--model-ema-warmup fits the length of this run."
+        )
 
 
 def report_left_out(args: Arguments, epoch: int, skipped: int, bad_images: BadImages) -> None:

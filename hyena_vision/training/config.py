@@ -20,7 +20,7 @@ import yaml
 import hyena_vision
 from hyena_vision.training import arguments
 from hyena_vision.training.arguments import Arguments, KeyValues, Parser, create_parser, literal, nearest
-from hyena_vision.training.checkpoint_files import read_checkpoint
+from hyena_vision.training.checkpoint_files import has_checkpoints, read_checkpoint
 from hyena_vision.training.errors import one_line
 
 _logger = logging.getLogger("train")
@@ -53,21 +53,26 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "hyena_vision.trai
     _import_modules(parser, args.device_modules or [])
     args.device = _choose_device(parser, args.device or values.get("device"))
     args.data_dir = args.data_dir or args.data
+    if args.resume == "auto" and not (given["experiment"] or given["output"]) and has_checkpoints(args.config):
+        args.output, args.experiment = os.path.split(os.path.dirname(os.path.abspath(args.config)))
     args.trained_img_size = {name: trained[name] for name in ("img_size", "input_size") if name in trained}
     _check(parser, args)
     return args
 
 
-def dump_args(args: Arguments, **resolved: Any) -> str:
+def dump_args(args: Arguments, **recorded: Any) -> str:
     """Return the arguments as YAML that `-c` reads back, under a comment with the versions that the run used.
+
+    What was left open stays so: the run that reads it finds it anew, as it does the place from which it goes on.
 
     Args:
         args: Arguments of the run.
-        **resolved: What the run has found for arguments that were left open.
+        **recorded: What is not to be given, and is recorded.
     """
     versions = [f"{module.__name__} {module.__version__}" for module in (hyena_vision, timm, torch, numpy)]
-    known = set(_actions(create_parser())) - {"data", "local_rank"}
-    values = {name: value for name, value in {**vars(args), **resolved}.items() if name in known}
+    of_one_start = {"data", "local_rank", "no_resume_opt", "resume_force", "start_epoch"}
+    known = set(_actions(create_parser())) - of_one_start
+    values = {name: value for name, value in {**vars(args), **recorded}.items() if name in known}
     if args.distributed:
         values["device"] = args.device.split(":")[0]  # each process has another one
     return f"# {', '.join(versions)}, python {platform.python_version()}\n{yaml.safe_dump(values)}"

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,12 +57,16 @@ class Progress:
 
 @dataclass
 class Parts:
-    """The parts of a run that have a state: those that are None have none."""
+    """The parts of a run that have a state: those that are None have none.
+
+    `ema_counts` is whether the moving average, not the model itself, is what the run has to show.
+    """
 
     task: TrainingTask | None
     optimizer: torch.optim.Optimizer | None = None
     loss_scaler: NativeScaler | None = None
     scheduler: Scheduler | None = None
+    ema_counts: bool = True
 
 
 def capture(parts: Parts, settings: dict[str, Any], epoch: int, progress: Progress | None = None) -> dict[str, Any]:
@@ -86,6 +91,7 @@ def capture(parts: Parts, settings: dict[str, Any], epoch: int, progress: Progre
         **full_state(parts.task.get_checkpoint_state(ema=True)),
         "progress": gather_objects(asdict(progress)) if progress else [],
         "world_size": len(gather_objects(None)),
+        "ema_counts": parts.ema_counts,
     }
     if parts.loss_scaler is not None:
         state[parts.loss_scaler.state_dict_key] = parts.loss_scaler.state_dict()
@@ -204,7 +210,7 @@ def check_settings(path: str, checkpoint: dict, settings: dict[str, Any], force:
         force: Warn only.
 
     Raises:
-        ConfigError: Settings differ; the message names each with both values.
+        ConfigError: Settings differ, other than by more epochs; the message names each with both values.
     """
     saved = checkpoint.get("args")
     saved = vars(saved) if isinstance(saved, argparse.Namespace) else saved
@@ -214,17 +220,38 @@ def check_settings(path: str, checkpoint: dict, settings: dict[str, Any], force:
     changed = [
         f"{name} {saved[name]} (now {settings[name]})"
         for name in names
-        if name in saved
-        and _plain(saved[name]) != _plain(settings[name])
-        # A run may go on without a GPU, and had no choices before
-        and not (name == "backends" and None in (saved[name], settings[name]))
+        if name in saved and not _goes_on(name, saved[name], settings[name], checkpoint)
     ]
+    if "progress" in checkpoint and settings["epochs"] > saved.get("epochs", math.inf):
+        epochs = settings["epochs"]
+        _logger.info(
+            f"{epochs} epochs, {saved['epochs']} before: the schedule is that of {epochs} epochs from here on."
+        )
     if not changed:
         return
     message = f"{path} was trained with other settings: {', '.join(changed)}"
     if not force:
         raise ConfigError(f"{message}; --resume-force goes on with the new ones")
     _logger.warning(f"{message}; going on with the new ones.")
+
+
+def _goes_on(name: str, saved: Any, now: Any, checkpoint: dict) -> bool:
+    """Return whether a run may go on with another value of a setting."""
+    if name in ("backends", "num_classes") and None in (saved, now):
+        return True  # without a GPU it has no backends; the weights say whether the classes are as many
+    if name == "lr" and not saved and now:  # args.yaml held what --lr-base came to
+        groups = checkpoint.get("optimizer", {}).get("param_groups", ())
+        return any(math.isclose(now, group.get("initial_lr", group["lr"]), rel_tol=1e-6) for group in groups)
+    if name == "epochs" and now > saved:
+        return True
+    return _plain(saved) == _plain(now)
+
+
+def same_settings(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Return whether two sets of settings agree in all that a run may not change without a word."""
+    return all(
+        _plain(first.get(name)) == _plain(second.get(name)) for name in (first.keys() | second.keys()) - set(_FREE)
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -262,13 +262,11 @@ def test_folder_of_the_command_line_overrides_that_of_the_file(config):
 
 def test_dump_has_no_values_of_the_run(config):
     own = dict(distributed=True, world_size=2, rank=0, local_rank=1, device="cuda:1")
-    args = arguments("-b", "2", "DIR", "--save-epochs", "1", **own)
-    values = yaml.safe_load(dump_args(args, lr=0.5, num_classes=7))
-    assert (values["lr"], values["num_classes"]) == (0.5, 7)  # what the run has found
-    assert (
-        not {"data", "config", "distributed", "world_size", "rank", "local_rank", "given", "trained_img_size"}
-        & values.keys()
-    )
+    args = arguments("-b", "2", "DIR", "--save-epochs", "1", "--resume-force", "--start-epoch", "3", **own)
+    values = yaml.safe_load(dump_args(args))
+    assert (values["lr"], values["num_classes"]) == (None, None)  # as they were given
+    assert not {"data", "config", "distributed", "world_size", "rank", "given", "trained_img_size"} & values.keys()
+    assert not {"local_rank", "resume_force", "start_epoch"} & values.keys()  # of this start alone
     assert values["device"] == "cuda" and values["data_dir"] == "DIR" and values["save_epochs"] == [1]
 
 
