@@ -1,6 +1,8 @@
 """Data sets served to timm's loaders, with timm's own ones behind the same function."""
 
-from hyena_vision.data.dataset import DataError, ImageDataset, create_dataset
+from hyena_vision.data.classes import class_names
+from hyena_vision.data.dataset import ImageDataset, create_dataset
 from hyena_vision.data.digits import Digits
+from hyena_vision.data.image import DataError, image_extensions, load_image
 
-__all__ = ["DataError", "Digits", "ImageDataset", "create_dataset"]
+__all__ = ["DataError", "Digits", "ImageDataset", "class_names", "create_dataset", "image_extensions", "load_image"]

@@ -3,21 +3,19 @@
 from typing import Any
 
 import timm.data
-from PIL import Image
 
 from hyena_vision.data.digits import Digits
-
-
-class DataError(Exception):
-    """A data set that cannot be read; the message names the file or folder."""
+from hyena_vision.data.image import load_image, unreadable
 
 
 class ImageDataset(timm.data.ImageDataset):
     """timm's image data set, except that an unreadable image stops the run and is named.
 
     timm logs a warning and takes the next image in its place, so that a damaged data set trains in silence on
-    duplicates.
+    duplicates. Images are read by `load_image`, upright where `exif` is set.
     """
+
+    exif = True
 
     def __getitem__(self, index: int) -> tuple:
         """Return (image, target, *features) of one sample.
@@ -27,12 +25,10 @@ class ImageDataset(timm.data.ImageDataset):
         """
         try:
             image, target, *features = self.reader[index]
-            image = Image.open(image)
-            image = image.convert(self.input_img_mode) if self.input_img_mode else image.copy()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of Pillow's
-            # Pillow's message may end in the address of a file object, which says nothing
-            reason = str(error).split(" <_io")[0]
-            raise DataError(f"cannot read image {self.filename(index, absolute=True)}: {reason}") from error
+            with image:
+                image = load_image(image, self.input_img_mode or "RGB", self.exif)
+        except Exception as error:
+            raise unreadable(self.filename(index, absolute=True), error.__cause__ or error) from error
         if self.transform is not None:
             image = self.transform(image)
         if target is None:
