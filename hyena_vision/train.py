@@ -16,6 +16,7 @@ OUTPUT/EXPERIMENT, and prints its results after `--result`. `--resume auto` goes
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -32,11 +33,13 @@ from hyena_vision.training.balance import balanced_weights, labels_of
 from hyena_vision.training.config import dump_args, parse_args
 from hyena_vision.training.distributed import gather_objects, lost_peer
 from hyena_vision.training.errors import UserError, one_line
+from hyena_vision.training.html_report import describe_result, write_html_report
 from hyena_vision.training.interrupt import EXIT_INTERRUPTED, Interrupted
 from hyena_vision.training.loop import MOST_INITIAL, Run, initial_share, train_one_epoch, validate, validate_all
 from hyena_vision.training.model import create_model, data_config, place_model
 from hyena_vision.training.optim import base_lr, create_optimizer, create_scheduler, start_schedule
 from hyena_vision.training.pipeline import create_eval_loader, create_loaders
+from hyena_vision.training.predictions import describe, write_predictions
 from hyena_vision.training.recorder import Recorder
 from hyena_vision.training.resolve import resolve
 from hyena_vision.training.run_folder import choose_folder
@@ -125,6 +128,7 @@ def train(args: Arguments) -> dict:
     parts = run_state.Parts(task, optimizer, loss_scaler, scheduler)
     epoch, progress = run_state.begin(args, parts, resume_from, resumed)
     start_schedule(args, scheduler, epoch, updates, progress.step, resumed)
+    described = None if datasets[1] is None else describe(datasets[1])
     recorder = Recorder(args, parts, model, config, folder, eval_metric)
     _logger.info(
         f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for "
@@ -157,12 +161,13 @@ def train(args: Arguments) -> dict:
             recorder.speeds += [speed] if math.isfinite(speed) else []  # nothing was left of an epoch that was resumed
             report_left_out(args, epoch, progress.skipped, bad_images)
             if is_saved:
-                metric = recorder.save_epoch(epoch, training, validation)
+                predictions = run.predictions.predictions(described.names, described.files) if validation else []
+                metric = recorder.save_epoch(epoch, training, validation, predictions)
             if scheduler is not None:
                 scheduler.step(epoch + 1, metric)
             epoch, progress = epoch + 1, run_state.Progress()
 
-    outcome = recorder.finish(epoch)
+    outcome = recorder.finish(epoch, described)
     if args.distributed:
         torch.distributed.barrier()  # torch 2.6 can deadlock where a process group ends right after a gather
     return outcome
@@ -175,7 +180,8 @@ def evaluate(args: Arguments) -> dict:
         args: Arguments of the run; what they leave open is as in the run that wrote the checkpoint.
 
     Returns:
-        `model`, `checkpoint`, `img_size` (height, width) and the metrics of `validate`.
+        `model`, `checkpoint`, `img_size` (height, width) and the metrics of `validate`. `--output` is a folder for
+        predictions.csv and report.html.
 
     Raises:
         UserError: The checkpoint does not fit, or there is nothing to validate on.
@@ -190,7 +196,19 @@ def evaluate(args: Arguments) -> dict:
     run = Run(args, device, run_state.Parts(None), create_autocast(args, device)[0], bad_images=bad_images)
     size = list(config["input_size"][1:])
     result = {"model": args.model, "checkpoint": args.eval, "img_size": size, **validate(run, model, loader)}
+    described = describe(dataset)
+    predictions = run.predictions.predictions(described.names, described.files)
     if is_primary(args):
+        if args.output:
+            os.makedirs(args.output, exist_ok=True)
+            write_predictions(os.path.join(args.output, "predictions.csv"), predictions)
+            facts = {
+                **describe_result(result["loss"], predictions),
+                "model": args.model,
+                "size": f"{size[0]} x {size[1]}",
+            }
+            path = os.path.join(args.output, "report.html")
+            write_html_report(path, args.eval, facts, predictions, picture=described.picture)
         print(f"--result\n{json.dumps(result, indent=4)}")
     return result
 

@@ -26,6 +26,8 @@ from trainer import (
     train_imagenet,
 )
 
+from hyena_vision.training.predictions import read_predictions
+
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 STOPPED = ("ddp", "fsdp")
@@ -136,3 +138,5 @@ def test_two_nodes_equal_one_process(run, images, tmp_path):
         assert summary(one)[0][name] == summary(two)[0][name]
     for name in ("eval_loss", "train_loss"):
         assert float(summary(one)[0][name]) == pytest.approx(float(summary(two)[0][name]), rel=1e-5)
+    ours, theirs = (read_predictions(f"{folder}/predictions.csv") for folder in (one, two))
+    assert [row[:4] for row in ours] == [row[:4] for row in theirs] and len(ours) == 15

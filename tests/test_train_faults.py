@@ -61,7 +61,7 @@ def spoil(patch: pytest.MonkeyPatch, *calls: int, gradient: bool = False) -> Non
     if gradient:
         patch.setattr(train_imagenet, "create_model", create_spoiled_model)
     else:
-        patch.setattr(task, "create_loss", lambda args, create=task.create_loss: Spoiled(create(args)))
+        patch.setattr(task, "create_loss", lambda *args, create=task.create_loss: Spoiled(create(*args)))
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])

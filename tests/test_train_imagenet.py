@@ -22,7 +22,7 @@ def test_loss_falls_and_everything_is_written(run, capsys):
     assert float(rows[-1]["eval_top5"]) == 100  # of three classes
     files = sorted(os.listdir(outcome["folder"]))
     expected = ["args.yaml", "config.json", "curves.png", "last.pth.tar", "model.safetensors", "model_best.pth.tar"]
-    expected += ["previous.pth.tar", "results.json", "summary.csv"]
+    expected += ["predictions.csv", "previous.pth.tar", "report.html", "results.json", "summary.csv"]
     assert [name for name in files if not name.startswith("checkpoint-")] == expected
     assert len(files) - len(expected) == 2
     best = max(range(6), key=lambda epoch: (float(rows[epoch]["eval_top1"]), -float(rows[epoch]["eval_loss"])))

@@ -12,6 +12,7 @@ from hyena_vision.training.checkpoint_files import replace_file
 from hyena_vision.training.predictions import (
     ClassResult,
     Prediction,
+    accuracy_of,
     certain_mistakes,
     confusion_matrix,
     results_by_class,
@@ -34,6 +35,7 @@ table.list tr:nth-child(odd) td { background: #f4f6f8 }
 table.matrix td { text-align: center; min-width: 1.8rem; padding: .15rem .3rem; font-size: .8rem }
 table.matrix th { font-weight: 400; font-size: .8rem; padding: .15rem .3rem; text-align: right }
 table.matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left }
+table.matrix.short thead th { writing-mode: horizontal-tb; transform: none; text-align: center }
 .scroll { overflow-x: auto }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 1rem }
 figure { margin: 0 }
@@ -80,6 +82,15 @@ def write_html_report(
     head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{_STYLE}</style>'
     page = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>{chr(10).join(parts)}</body></html>\n'
     replace_file(path, page.encode("utf-8", errors="replace"))
+
+
+def describe_result(loss: float, rows: Sequence[Prediction]) -> dict[str, str]:
+    """Return the first of the facts: accuracy, its mean over classes, loss, and what they are of."""
+    classes = [result for result in results_by_class(rows) if result.images]
+    mean = sum(result.accuracy for result in classes) / len(classes)
+    top1 = f"{accuracy_of(rows):.2f} %"
+    counts = {"validation images": f"{len(rows):,}", "classes": f"{len(classes):,}"}
+    return {"top-1": top1, "mean accuracy of classes": f"{mean:.2f} %", "loss (nats)": f"{loss:.4f}", **counts}
 
 
 def _text(value: object) -> str:
@@ -173,15 +184,16 @@ def _confusions(rows: Sequence[Prediction], classes: Sequence[ClassResult]) -> s
         for other, count in zip(names, counts, strict=True):
             color = "11, 110, 153" if name == other else "209, 88, 43"
             tip = _text(f"{name} taken for {other}: {count}")
-            text = "; color: white" if count > 0.5 * total else ""
-            shade = f' style="background: rgba({color}, {count / total:.2f}){text}"' if count else ""
+            text = "; color: white" if count > 0.4 * total else ""
+            shade = f' style="background: rgba({color}, {(count / total) ** 0.5:.2f}){text}"' if count else ""
             cells.append(f'<td title="{tip}"{shade}>{count or ""}</td>')
         lines.append(f"<tr><th>{_text(name)}</th>{''.join(cells)}</tr>")
     head = "".join(f"<th>{_text(name)}</th>" for name in names)
+    kind = "matrix short" if max(map(len, names)) <= 3 else "matrix"
     return (
         '<h2>Confusion matrix</h2><p class="note">A row holds the images of one class, a column those that were taken '
-        'for one. The colour is the share of the row: blue is right, red is wrong.</p><div class="scroll">'
-        f'<table class="matrix" id="confusions"><thead><tr><th></th>{head}</tr></thead>'
+        'for one. Blue is right, red is wrong, and deeper for a larger share of the row.</p><div class="scroll">'
+        f'<table class="{kind}" id="confusions"><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 

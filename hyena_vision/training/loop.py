@@ -26,6 +26,7 @@ from hyena_vision.training.checkpoint_files import Metric
 from hyena_vision.training.distributed import any_process, gather_objects, largest_gradient, synchronizes
 from hyena_vision.training.errors import UserError, one_line
 from hyena_vision.training.interrupt import Interrupt, Interrupted
+from hyena_vision.training.predictions import Collector
 from hyena_vision.training.run_state import Parts, Progress
 from hyena_vision.training.seeded_loader import TrainLoader
 from hyena_vision.training.seeds import STEP, mix_seed, seed_generators
@@ -50,6 +51,7 @@ class Run:
         folder: Folder of the run for `--save-images`, or None.
         interrupt: Asked after each update, and during validation, whether to stop.
         bad_images: Where the loaders report images that they could not read.
+        predictions: What the validation that counts said of this process's images.
     """
 
     args: Arguments
@@ -62,6 +64,7 @@ class Run:
     folder: str | None = None
     interrupt: Interrupt = field(default_factory=Interrupt)
     bad_images: BadImages = field(default_factory=BadImages)
+    predictions: Collector = field(default_factory=Collector)
 
 
 def train_one_epoch(
@@ -174,7 +177,7 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
     left out, and the counts, not the means, are added up. Images with the target -1 are not counted.
 
     Args:
-        run: The parts of the run.
+        run: The parts of the run; its `predictions` are made anew.
         model: Model, not wrapped for distributed training.
         loader: Loader of (images, class indices) in the order of the data set.
         suffix: Added to the log line.
@@ -188,7 +191,7 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
     """
     args, device = run.args, run.device
     model.eval()
-    remaining = math.inf
+    remaining, run.predictions = math.inf, Collector(args.rank, args.world_size)
     if args.distributed and not isinstance(loader.dataset, torch.utils.data.IterableDataset):
         remaining = len(range(args.rank, len(loader.dataset), args.world_size))
     counts = torch.zeros(3, dtype=torch.int64, device=device)  # images, right at first, right among five
@@ -204,6 +207,7 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
                     output = (output + _logits(model, input.flip(-1))) / 2
             own = int(min(len(target), remaining))
             remaining -= own
+            run.predictions.add(output[:own], target[:own])
             valid = target[:own] >= 0
             output, target = output[:own][valid].float(), target[:own][valid]
             loss_sum += F.cross_entropy(output, target, reduction="sum").double()
@@ -246,16 +250,19 @@ def validate_all(run: Run, model: torch.nn.Module, loader: Iterable | None, upda
     parts.ema_counts = share <= MOST_INITIAL
     if loader is None:
         return {}
-    metrics = validate(run, model, loader)
+    metrics, predictions = validate(run, model, loader), run.predictions
     if not args.model_ema or args.model_ema_force_cpu:
         return metrics
     share_batch_norms(args, parts.task.get_trainable_module(ema=True))
     averaged = validate(run, parts.task.get_eval_model(ema=True), loader, " (EMA)")
     own, other = (Metric(of[args.eval_metric], of["loss"]) for of in (metrics, averaged))
     parts.ema_counts |= other < own if args.eval_metric == "loss" else other > own
-    if not parts.ema_counts and is_primary(args):
+    if parts.ema_counts:
+        return averaged
+    run.predictions = predictions
+    if is_primary(args):
         _logger.info(f"The model itself counts: its average holds {share:.0%} of the initial weights and is no better.")
-    return averaged if parts.ema_counts else metrics
+    return metrics
 
 
 def initial_share(args: Arguments, updates: int) -> float:

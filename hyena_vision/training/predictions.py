@@ -1,15 +1,19 @@
 """What a model said of each image of a validation set, and what follows: accuracy by class, confusions, mistakes."""
 
+import copy
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from timm.utils import natural_key
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
+from hyena_vision.data import class_names
 from hyena_vision.training.checkpoint_files import replace_file
 from hyena_vision.training.distributed import gather_objects
 from hyena_vision.training.errors import UserError
@@ -40,6 +44,28 @@ class ClassResult(NamedTuple):
         return 100 * self.right / self.images if self.images else float("nan")
 
 
+class Described(NamedTuple):
+    """What a data set calls its classes and images, and how to get a picture; None where it does not tell."""
+
+    names: list[str] | None
+    files: list[str] | None
+    picture: Callable[[int], Image.Image] | None
+
+
+def describe(dataset: Dataset) -> Described:
+    """Return the names of a validation set's classes (by index) and images, and its pictures before any transform."""
+    class_to_idx = getattr(dataset, "class_to_idx", None) or getattr(
+        getattr(dataset, "reader", None), "class_to_idx", None
+    )
+    names = class_names(class_to_idx) if isinstance(class_to_idx, dict) and class_to_idx else None
+    if isinstance(dataset, IterableDataset):
+        return Described(names, None, None)
+    files = [dataset.filename(index) for index in range(len(dataset))] if hasattr(dataset, "filename") else None
+    plain = copy.copy(dataset)
+    plain.transform = None
+    return Described(names, files, lambda index: plain[index][0])
+
+
 class Collector:
     """Collects the logits of a validation, batch by batch, on every process.
 
@@ -50,7 +76,7 @@ class Collector:
 
     def __init__(self, first: int = 0, step: int = 1):
         """Begin with nothing."""
-        self.next, self.step = first, step
+        self.next, self.step, self.classes = first, step, 0
         self.batches: list[tuple[Tensor, ...]] = []
 
     def add(self, logits: Tensor, target: Tensor) -> None:
@@ -60,6 +86,7 @@ class Collector:
             logits: (B, classes), of images in the order of the data set.
             target: (B,) class indices; those below 0 are not counted.
         """
+        self.classes = logits.shape[1]
         indices = self.next + self.step * torch.arange(len(target))
         self.next += self.step * len(target)
         counted = target >= 0
@@ -69,21 +96,23 @@ class Collector:
         values = target[counted], top.indices, top.values, of_label
         self.batches.append((indices[counted.cpu()], *(value.cpu() for value in values)))
 
-    def predictions(self, names: Sequence[str] | None, files: Sequence[str] | None) -> list[Prediction]:
+    def predictions(self, names: Sequence[str] | None = None, files: Sequence[str] | None = None) -> list[Prediction]:
         """Return the predictions of all processes in the order of the data set. All of them call it together.
 
         Args:
-            names: Names of the classes by index; None takes their numbers.
+            names: Names of the classes by index; numbers stand for those that have none.
             files: Names of the images by index in the data set, or None.
         """
+        names = [str(number) for number in range(self.classes)] if names is None else list(names)
+        names += [str(number) for number in range(len(names), self.classes)]
         columns = [torch.cat(parts).tolist() for parts in zip(*self.batches, strict=True)]
         rows = sorted(row for part in gather_objects(list(zip(*columns, strict=True))) for row in part)
         return [
             Prediction(
                 index,
                 files[index] if files is not None else "",
-                names[label] if names is not None else str(label),
-                names[predicted] if names is not None else str(predicted),
+                names[label],
+                names[predicted],
                 round(probability, 6),
                 round(label_probability, 6),
             )
@@ -118,6 +147,11 @@ def read_predictions(path: str) -> list[Prediction]:
         return [Prediction(int(line[0]), *line[1:4], *map(float, line[4:])) for line in lines]
     except (OSError, ValueError, IndexError, TypeError) as error:
         raise UserError(f"cannot read predictions {path}: {error}") from error
+
+
+def accuracy_of(rows: Sequence[Prediction]) -> float:
+    """Return the percentage of right predictions."""
+    return 100 * sum(row.prediction == row.label for row in rows) / len(rows)
 
 
 def results_by_class(rows: Sequence[Prediction]) -> list[ClassResult]:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 
 import torch
 from timm.utils import is_primary
@@ -12,7 +13,15 @@ from hyena_vision.training import checkpoint_files, report, run_state
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.distributed import gather_objects
 from hyena_vision.training.errors import UserError
+from hyena_vision.training.html_report import describe_result, write_html_report
 from hyena_vision.training.log import MetricsLog
+from hyena_vision.training.predictions import (
+    Described,
+    Prediction,
+    accuracy_of,
+    read_predictions,
+    write_predictions,
+)
 from hyena_vision.training.run_folder import default_folder, open_folder
 from hyena_vision.training.run_state import Parts, Progress
 
@@ -112,13 +121,16 @@ class Recorder:
                 f"a metric of epoch {epoch} is not finite: {metrics}; a recovery checkpoint holds the epoch"
             )
 
-    def save_epoch(self, epoch: int, train: dict[str, float], validation: dict[str, float]) -> float:
-        """Write the metrics of an epoch and its checkpoint.
+    def save_epoch(
+        self, epoch: int, train: dict[str, float], validation: dict[str, float], predictions: Sequence[Prediction] = ()
+    ) -> float:
+        """Write the metrics of an epoch, its checkpoint and, where it is the best so far, its predictions.
 
         Args:
             epoch: Its number.
             train: Metrics of training.
             validation: Metrics of validation; may be empty.
+            predictions: Of validation.
 
         Returns:
             The metric by which checkpoints are compared.
@@ -136,6 +148,8 @@ class Recorder:
         self.log.write(epoch, train, validation, sum(lrs) / len(lrs))
         self.saver.state = captured
         self.saver.save_checkpoint(epoch, metric=metric)
+        if predictions and self.saver.best_epoch == epoch:
+            write_predictions(os.path.join(self.folder, "predictions.csv"), predictions)
         if epoch + 1 in self.args.save_epochs:
             self.saver.save_milestone(epoch + 1)
         self.saver.state = captured = {}  # under FSDP a copy of everything
@@ -165,11 +179,12 @@ class Recorder:
             _logger.info(f"Stopped after {epochs} epochs: {without} validations without a better {self.eval_metric}.")
         return without >= self.args.patience
 
-    def finish(self, epochs: int) -> dict:
-        """Export the best model, draw the curves and print the best epochs.
+    def finish(self, epochs: int, described: Described | None = None) -> dict:
+        """Export the best model, draw the curves, write the report and print the best epochs.
 
         Args:
             epochs: Epochs that are done, those before a resume included.
+            described: Of the data set that was validated on, or None.
 
         Returns:
             `folder` (None on processes other than the first), `results` of each epoch, `best_metric`, `best_epoch`.
@@ -187,10 +202,38 @@ class Recorder:
             checkpoint_files.export_model(self.model, weights, folder, self.args.model_kwargs, **self.data_config)
             changed = True
         if changed:
-            report.plot_curves({self.args.model: report.read_summary(folder)}, os.path.join(folder, "curves.png"))
+            rows = report.read_summary(folder)
+            report.plot_curves({self.args.model: rows}, os.path.join(folder, "curves.png"))
+            if described is not None:
+                self._write_report(rows, described)
         _logger.info(f"Best {self.eval_metric}: {metric} (epoch {epoch}). Run folder: {folder}")
         best_last = sorted(self.results, key=lambda result: self._metric(result["train"], result["validation"]))
         if self.eval_metric == "loss":
             best_last.reverse()
         print(f"--result\n{json.dumps(best_last[-10:], indent=4)}")
         return {"folder": folder, "results": self.results, "best_metric": metric, "best_epoch": epoch}
+
+    def _write_report(self, rows: list[dict[str, float]], described: Described) -> None:
+        path = os.path.join(self.folder, "predictions.csv")
+        predictions = read_predictions(path) if os.path.exists(path) else []
+        best = next(row for row in rows if row["epoch"] == self.saver.best_epoch)
+        # Of an earlier version, or killed between writing a checkpoint and its predictions
+        if not predictions or abs(accuracy_of(predictions) - best["eval_top1"]) > 1e-3:
+            _logger.warning(f"{path} is not of the best epoch, so there is no report: make one with --eval --output.")
+            return
+        with open(os.path.join(self.folder, "args.yaml"), encoding="utf-8") as file:
+            settings = file.read()
+        facts = {
+            "model": self.args.model,
+            "parameters": f"{self.parameters:,}",
+            "best epoch, from 1": f"{best['epoch'] + 1:.0f} of {rows[-1]['epoch'] + 1:.0f}",
+        }
+        write_html_report(
+            os.path.join(self.folder, "report.html"),
+            f"{os.path.basename(self.folder)}: {self.args.model}",
+            {**describe_result(best["eval_loss"], predictions), **facts},
+            predictions,
+            rows,
+            settings,
+            described.picture,
+        )
