@@ -36,7 +36,7 @@ from hyena_vision.training.errors import UserError, one_line
 from hyena_vision.training.html_report import describe_result, write_html_report
 from hyena_vision.training.interrupt import EXIT_INTERRUPTED, Interrupted
 from hyena_vision.training.loop import MOST_INITIAL, Run, initial_share, train_one_epoch, validate, validate_all
-from hyena_vision.training.model import create_model, data_config, place_model
+from hyena_vision.training.model import check_model, create_model, data_config, place_model
 from hyena_vision.training.optim import base_lr, create_optimizer, create_scheduler, start_schedule
 from hyena_vision.training.pipeline import create_eval_loader, create_loaders
 from hyena_vision.training.predictions import describe, write_predictions
@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "hyena_vision.train") ->
     try:
         args = resolve(parse_args(argv, prog))
         set_up_process(args)
+        check_model(args)
         return evaluate(args) if args.eval else train(args)
     except (UserError, DataError) as error:
         print(f"{prog}: error: {one_line(error)}", file=sys.stderr)

@@ -129,8 +129,8 @@ def test_values_get_the_types_of_their_arguments(config):
 
 
 def test_command_line_overrides_the_file(config):
-    args = config("{epochs: 3, model_kwargs: {depth: 1}, data_dir: a}", "--epochs", "4", "--model-kwargs", "dim=2")
-    assert args.epochs == 4 and args.model_kwargs == {"dim": 2} and args.data_dir == "a"
+    args = config("{epochs: 8, model_kwargs: {depth: 1}, data_dir: a}", "--epochs", "9", "--model-kwargs", "dim=2")
+    assert args.epochs == 9 and args.model_kwargs == {"dim": 2} and args.data_dir == "a"
 
 
 def test_dumped_arguments_parse_to_the_same(config):
@@ -321,7 +321,7 @@ def test_combinations_that_can_run(packages):
         "--train-img-sizes 32 64 --train-batch-sizes 8 2 --train-size-probs 0 1 --mixup 1 -b 3",
         "--train-img-sizes 32 64 --train-size-schedule progressive --train-size-random-mix 0",
         "--fsdp --amp --amp-dtype bfloat16 --model-ema",
-        "--log-wandb --log-tensorboard --wandb-resume-id abc --resume a.pth",
+        "--log-wandb --log-tensorboard --wandb-resume-id abc --resume auto --experiment a",
         "--tta 2 --epochs 10 --stop-epoch 10 --save-epochs 1 99",
         "--naflex-patch-sizes 8 16 --naflex-patch-size-probs 1",
     ):
