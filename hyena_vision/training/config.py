@@ -65,6 +65,21 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "hyena_vision.trai
     return args
 
 
+def trained_args(path: str) -> argparse.Namespace:
+    """Return the arguments of the run that wrote a checkpoint as `--eval` has them, on the CPU, nothing checked.
+
+    Raises:
+        UserError: The checkpoint cannot be read.
+        SystemExit: Code 2, as `parse_args` ends, for arguments in it that are none.
+    """
+    parser = create_parser()
+    trained = _read_trained(parser, path)
+    parser.set_defaults(**trained)
+    args = parser.parse_args(["--eval", path, "--device", "cpu"])
+    args.trained_img_size = {name: trained[name] for name in ("img_size", "input_size") if name in trained}
+    return args
+
+
 def dump_args(args: Arguments, **recorded: Any) -> str:
     """Return the arguments as YAML that `-c` reads back, under a comment with the versions that the run used.
 

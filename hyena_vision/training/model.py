@@ -75,6 +75,8 @@ def check_model(args: Arguments) -> None:
                 _resize(args, model, **args.trained_img_size)
             if args.eval or "img_size" not in args.model_kwargs:
                 _resize(args, model, args.img_size, args.input_size)
+            if args.freeze and not args.eval:
+                freeze(model, args.freeze)
             channels, *size = data_config(args, model)["input_size"]
             for height, width in [size, *((side, side) for side in args.train_img_sizes or ())]:
                 _try_size(args, model, torch.zeros(1, channels, height, width))

@@ -126,6 +126,7 @@ def create_eval_loader(
         is_training=False,
         interpolation=data_config["interpolation"],
         crop_pct=data_config["crop_pct"],
+        crop_mode=data_config["crop_mode"],
         # Each worker of an iterable data set may repeat images to make the processes even: timm takes two at most
         num_workers=min(2, args.workers) if args.distributed and iterable else args.workers,
         **_common(args, data_config, device),

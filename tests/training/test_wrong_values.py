@@ -41,6 +41,7 @@ OWN = {
     "initial_checkpoint": ("/no/such.pth", "/", "x"),
     "resume": ("/no/such.pth", "/", "x"),
     "eval": ("/no/such.pth", "/no/such", "x"),
+    "freeze": ("nothing", "block.0", "*"),
     "gp": ("nonsense", "maximum", "3"),
     "img_size": ("18", "0", "-4"),
     "train_img_sizes": ("18", "0", "2.5"),

@@ -1,0 +1,292 @@
+"""Trained models with what they need to be used: preprocessing and class names, of a run, a file or a name of timm."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
+from torch import Tensor, nn
+
+from hyena_vision.data import class_names, load_image
+from hyena_vision.training.arguments import Arguments, nearest
+from hyena_vision.training.checkpoint_files import load_weights, read_checkpoint, reason
+from hyena_vision.training.config import trained_args
+from hyena_vision.training.errors import ConfigError, UserError, one_line
+from hyena_vision.training.model import create_model, data_config
+
+# Weights in the folder of a run, best first
+_RUN_FILES = ("model.safetensors", "model_best.pth.tar", "last.pth.tar")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass
+class Pretrained:
+    """A trained model in eval mode on the CPU, with what it needs to be used.
+
+    Args:
+        model: Maps images (B, C, H, W) to logits (B, classes).
+        data_config: timm's data configuration: `input_size` (C, H, W), `mean`, `std`, `interpolation`, `crop_pct`,
+            `crop_mode`.
+        class_names: Names of the classes by index; None where nothing says them.
+        image_mode: PIL mode of the images.
+        name: What it was loaded from, for titles and messages.
+    """
+
+    model: nn.Module
+    data_config: dict[str, Any]
+    class_names: list[str] | None
+    image_mode: str
+    name: str
+
+    def preparation(self) -> Callable[[str], Tensor]:
+        """Return what reads an image file as the model takes it, (C, H, W), as in validation.
+
+        It raises DataError for a file that cannot be read, and can be sent to other processes.
+        """
+        return partial(_prepare, create_transform(**self.data_config, is_training=False), self.image_mode)
+
+    def class_name(self, index: int) -> str:
+        """Return the name of a class, its number where nothing says it."""
+        named = self.class_names is not None and index < len(self.class_names)
+        return self.class_names[index] if named else str(index)
+
+
+def _prepare(transform: Callable, image_mode: str, file: str) -> Tensor:
+    return transform(load_image(file, image_mode))
+
+
+class OnnxModel(nn.Module):
+    """An exported model, run by onnxruntime.
+
+    Args:
+        path: The .onnx file. Its first input is images (B, C, H, W), its first output logits.
+
+    Raises:
+        UserError: onnxruntime is missing, or the file is not such a model.
+    """
+
+    def __init__(self, path: str):
+        """Open the file on the CPU."""
+        super().__init__()
+        self.path = path
+        self._open("CPUExecutionProvider")
+
+    def _open(self, provider: str) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(f"{self.path} needs onnxruntime, which is missing: pip install onnxruntime") from error
+        if provider not in onnxruntime.get_available_providers():
+            raise UserError(f"{self.path}: this onnxruntime has no {provider}: pip install onnxruntime-gpu")
+        try:
+            self.session = onnxruntime.InferenceSession(self.path, providers=[provider])
+        except Exception as error:  # onnxruntime's own classes
+            raise UserError(f"cannot read {self.path}: {reason(error)}") from error
+        image, self.output = self.session.get_inputs()[0], self.session.get_outputs()[0].name
+        if len(image.shape) != 4 or image.type not in ("tensor(float)", "tensor(float16)"):
+            raise UserError(f"{self.path} takes {image.type} of {image.shape}, expected images (B, C, H, W)")
+        self.input, self.half = image.name, image.type == "tensor(float16)"
+        # Sizes that the export has fixed; others are names
+        self.batch_size, *self.input_size = (n if isinstance(n, int) else None for n in image.shape)
+
+    def to(self, device: torch.device | str) -> "OnnxModel":  # type: ignore[override]  # a device is all there is
+        """Run on a device from now on, the CPU or CUDA."""
+        kind = torch.device(device).type
+        providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+        if kind not in providers:
+            raise UserError(f"{self.path} runs on cpu or cuda, got {kind}")
+        if [providers[kind]] != self.session.get_providers()[:1]:
+            self._open(providers[kind])
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, classes) of images (B, C, H, W); the last batch of a fixed size is filled up."""
+        dtype = torch.float16 if self.half else torch.float32
+        parts = []
+        for part in images.split(self.batch_size or len(images)):
+            missing = (self.batch_size or len(part)) - len(part)
+            filled = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]).to("cpu", dtype)
+            (logits,) = self.session.run([self.output], {self.input: filled.numpy()})
+            parts.append(torch.from_numpy(logits)[: len(part)])
+        return torch.cat(parts)
+
+
+def load(
+    source: str | os.PathLike,
+    img_size: int | tuple[int, int] | None = None,
+    config: str | os.PathLike | None = None,
+    pretrained: bool = True,
+) -> Pretrained:
+    """Load a trained model.
+
+    Args:
+        source: One of these:
+
+            - the folder of a run, or `local-dir:FOLDER`: its best weights;
+            - a checkpoint of a run (`model_best.pth.tar`), or weights with a config.json beside them
+              (`model.safetensors`);
+            - an exported `FILE.onnx` with a config.json beside it;
+            - a name of timm (`resnet50.a1_in1k`, `hf-hub:OWNER/NAME`), whose weights timm downloads.
+        img_size: Height and width in pixels of the images, or one number for both; None for those it was trained on.
+        config: The config.json of a file that has none beside it.
+        pretrained: False leaves a model of timm with initial weights.
+
+    Returns:
+        The model and what it needs.
+
+    Raises:
+        UserError: There is no such model, or it cannot be read; the message has what was given.
+
+    Example:
+        >>> load("vit_tiny_patch16_224", pretrained=False).data_config["input_size"]
+        (3, 224, 224)
+    """
+    source = os.fspath(source)
+    path = source.removeprefix("local-dir:")
+    if os.path.isdir(path):
+        path = _weights_in(path)
+    if os.path.isfile(path):
+        loaded = _load_file(path, None if config is None else os.fspath(config))
+    elif path != source or os.sep in path.partition("hf-hub:")[0] or path.endswith((".onnx", ".safetensors", ".tar")):
+        raise UserError(f"no such file or folder: {path}")
+    else:
+        loaded = _load_named(source, pretrained)
+    loaded.model.eval()
+    if img_size is not None:
+        _resize(loaded, (img_size, img_size) if isinstance(img_size, int) else tuple(img_size))
+    return loaded
+
+
+def usable_device(name: str | None) -> torch.device:
+    """Return a device by name; None is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"argument --device: cannot use {name}: {reason(error)}") from error
+    return device
+
+
+def _weights_in(folder: str) -> str:
+    """Return the best weights in the folder of a run."""
+    paths = [os.path.join(folder, name) for name in _RUN_FILES]
+    exported, best, _ = paths
+    found = [path for path in paths if os.path.exists(path)]
+    if not found:
+        raise UserError(f"{folder} is not the folder of a run or a model: it has none of {', '.join(_RUN_FILES)}")
+    if exported in found and best in found and os.path.getmtime(best) > os.path.getmtime(exported):
+        return best  # the run has gone on since
+    return found[0]
+
+
+def _load_file(path: str, config: str | None) -> Pretrained:
+    beside = os.path.join(os.path.dirname(path), "config.json")
+    if path.endswith(".onnx"):
+        return _load_onnx(path, config or beside)
+    if config is None and not path.endswith(".safetensors"):
+        checkpoint = read_checkpoint(path)
+        if checkpoint.get("args"):
+            return _load_checkpoint(path, checkpoint.get("class_to_idx"))
+    if config is None and not os.path.exists(beside):
+        raise UserError(f"{path} does not say what model it is of: expected a config.json beside it")
+    architecture, model_args, cfg = _read_config(config or beside)
+    try:
+        model = timm.create_model(architecture, pretrained_cfg=cfg, **model_args)
+    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
+        raise UserError(f"cannot create the model of {config or beside}: {reason(error)}") from error
+    load_weights(model, path)
+    preprocessing = resolve_data_config(model=model)
+    return Pretrained(model, preprocessing, _names_in(cfg), _mode(preprocessing), path)
+
+
+def _load_checkpoint(path: str, class_to_idx: dict[str, int] | None) -> Pretrained:
+    """Load what the training program has saved, as its --eval does."""
+    values = vars(trained_args(path))
+    if class_to_idx and values["num_classes"] is None:
+        values["num_classes"] = max(class_to_idx.values()) + 1
+    args = Arguments(**values)
+    model = create_model(args)
+    preprocessing = data_config(args, model)
+    mode = args.input_img_mode or _mode(preprocessing)
+    return Pretrained(model, preprocessing, class_names(class_to_idx) if class_to_idx else None, mode, path)
+
+
+def _load_onnx(path: str, config: str) -> Pretrained:
+    """Load an exported model, whose sizes go before those of its configuration where it has fixed them."""
+    if not os.path.exists(config):
+        raise UserError(f"{path} does not say how images are prepared: expected {config}, or another file as config")
+    _, _, cfg = _read_config(config)
+    model = OnnxModel(path)
+    preprocessing = resolve_data_config(pretrained_cfg=cfg)
+    fixed = zip(model.input_size, preprocessing["input_size"], strict=True)
+    preprocessing["input_size"] = tuple(given or size for given, size in fixed)
+    return Pretrained(model, preprocessing, _names_in(cfg), _mode(preprocessing), path)
+
+
+def _load_named(name: str, pretrained: bool) -> Pretrained:
+    """Load a model of timm by name; those of ImageNet have its names."""
+    if ":" not in name and not timm.is_model(name):
+        near = nearest(name, timm.list_models(pretrained=pretrained) + timm.list_models(), count=3)
+        raise UserError(f"{name!r} is no file, folder or model of timm{near}")
+    try:
+        model = timm.create_model(name, pretrained=pretrained)
+    except Exception as error:  # of timm, the hub's client and the network
+        raise UserError(f"cannot load the weights of {name}: {reason(error)}") from error
+    cfg, preprocessing = model.pretrained_cfg, resolve_data_config(model=model)
+    names = _names_in(cfg)
+    if names is None and (subset := infer_imagenet_subset(model)):
+        names = ImageNetInfo(subset).label_descriptions()
+    return Pretrained(model, preprocessing, names, _mode(preprocessing), name)
+
+
+def _read_config(path: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return architecture, arguments and `pretrained_cfg` of a config.json, as timm reads it from the hub."""
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        cfg = dict(config["pretrained_cfg"])
+        cfg |= {key: config[key] for key in ("num_classes", "label_names", "label_descriptions") if config.get(key)}
+        return config["architecture"], dict(config.get("model_args") or {}), cfg
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is not the config.json of a model: {one_line(error)}") from error
+
+
+def _names_in(cfg: dict[str, Any]) -> list[str] | None:
+    """Return the names of the classes in a `pretrained_cfg`, by their descriptions where there are any."""
+    names, descriptions = cfg.get("label_names"), cfg.get("label_descriptions") or {}
+    if not names:
+        return None
+    by_index = names.items() if isinstance(names, dict) else enumerate(names)  # a dict has gaps
+    named = {int(index): str(descriptions.get(name, name)) for index, name in by_index}
+    return [named.get(index, str(index)) for index in range(max(named) + 1)]
+
+
+def _mode(preprocessing: dict[str, Any]) -> str:
+    """Return the PIL mode of images with as many channels."""
+    channels = preprocessing["input_size"][0]
+    if channels not in _MODES:
+        raise UserError(f"the model takes {channels} channels, expected those of an image: 1, 3 or 4")
+    return _MODES[channels]
+
+
+def _resize(loaded: Pretrained, size: tuple[int, ...]) -> None:
+    """Let the model take images of another size."""
+    model, given = loaded.model, loaded.data_config["input_size"]
+    try:
+        if isinstance(model, OnnxModel):
+            if any(fixed not in (None, n) for fixed, n in zip(model.input_size[1:], size, strict=True)):
+                raise ValueError(f"it was exported for {model.input_size[1:]}")
+        elif hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=size)
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"{loaded.name} cannot take images of {size}: {one_line(error)}") from error
+    loaded.data_config = {**loaded.data_config, "input_size": (given[0], *size)}
