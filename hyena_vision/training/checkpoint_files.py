@@ -11,7 +11,7 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from hyena_vision.training.errors import UserError, one_line
 _logger = logging.getLogger("train")
 
 EXTENSION = ".pth.tar"
+_WRAPPER = re.compile(r"^(_orig_mod|module|model|backbone|state_dict)\.")
 
 
 class Metric(float):
@@ -274,25 +275,56 @@ def has_checkpoints(path: str) -> bool:
     return bool(path and os.path.isfile(path) and _checkpoints(os.path.dirname(os.path.abspath(path))))
 
 
-def load_weights(model: torch.nn.Module, path: str) -> None:
-    """Load the weights of a checkpoint, its moving average if it has one, as they are.
+def load_weights(model: torch.nn.Module, path: str, hint: str = "") -> None:
+    """Load the weights of a checkpoint, its moving average if it has one that counts, as they are.
+
+    Args:
+        model: Model that they are for.
+        path: The checkpoint.
+        hint: Added to the message where they do not fit.
 
     Raises:
         UserError: The file cannot be read or is not for this model; the message names it.
     """
+    checkpoint, own = read_checkpoint(path), model.state_dict()
+    weights = unwrap_names(weights_of(checkpoint), own)
     try:
-        model.load_state_dict(weights_of(read_checkpoint(path)))
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} does not fit the model: {reason(error)}") from error
-    _logger.info(f"Loaded weights from {path}.")
+        model.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        message = f"{path} does not fit the model: {fit(weights, own)}{hint}; {reason(error)}"
+        raise UserError(message) from error
+    unused = " Its optimizer is not used: --resume would go on with that run." if "optimizer" in checkpoint else ""
+    _logger.info(f"Loaded weights from {path}.{unused}")
 
 
 def weights_of(checkpoint: dict) -> dict[str, torch.Tensor]:
     """Return the model's weights in a checkpoint: the moving average where there is one that counts."""
-    names = ("state_dict_ema", "model_ema", "state_dict", "model")
+    names = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "backbone")
     names = names if checkpoint.get("ema_counts", True) else names[2:]
-    state = next((checkpoint[name] for name in names if isinstance(checkpoint.get(name), dict)), checkpoint)
+    state = checkpoint
+    while inner := next((state[name] for name in names if isinstance(state.get(name), dict)), None):
+        state = inner
     return clean_state_dict(state)
+
+
+def unwrap_names(weights: dict[str, Any], own: Container[str]) -> dict[str, Any]:
+    """Return weights without the names that wrappers put before theirs, as far as more of them are a model's then.
+
+    Args:
+        weights: Weights by name.
+        own: Names of the model's.
+    """
+    best = unwrapped = weights
+    for _ in range(3):  # a wrapper in a wrapper
+        unwrapped = {_WRAPPER.sub("", name): value for name, value in unwrapped.items()}
+        best = max(best, unwrapped, key=lambda names: sum(name in own for name in names))
+    return best
+
+
+def fit(weights: dict[str, Any], own: dict[str, torch.Tensor]) -> str:
+    """Say how many tensors of a model a checkpoint has in their shape."""
+    fitting = sum(getattr(weights.get(name), "shape", None) == value.shape for name, value in own.items())
+    return f"{fitting} of its {len(own)} tensors are in the file"
 
 
 def export_model(

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib
 import importlib.util
+import json
 import logging
 import os
 import platform
@@ -46,7 +47,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "hyena_vision.trai
     parser = create_parser(prog)
     given = vars(parser.parse_args(argv))
     values = _read_yaml(parser, given["config"]) if given["config"] else {}
-    trained = _read_trained(parser, given["eval"] or values.get("eval"))
+    weights = given["eval"] or values.get("eval")
+    weights = find_weights(weights) if weights else ""
+    trained = _read_trained(parser, weights) if weights else {}
     values = _beneath(given, {**_beneath(values, trained), **values})
     parser.set_defaults(**values)
 
@@ -55,6 +58,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "hyena_vision.trai
     _import_modules(parser, args.device_modules or [])
     args.device = _choose_device(parser, args.device or values.get("device"))
     args.data_dir = args.data_dir or args.data
+    args.eval = weights
     if args.resume == "auto" and not (given["experiment"] or given["output"]) and has_checkpoints(args.config):
         args.output, args.experiment = os.path.split(os.path.dirname(os.path.abspath(args.config)))
     args.trained_img_size = {name: trained[name] for name in ("img_size", "input_size") if name in trained}
@@ -122,16 +126,56 @@ def _read_yaml(parser: Parser, path: str) -> dict[str, Any]:
     return _convert_all(parser, f"config {path}", {names[key]: value for key, value in values.items()})
 
 
-def _read_trained(parser: Parser, path: str | None) -> dict[str, Any]:
-    """Return the settings of the run that wrote a checkpoint, as far as they are for validating it elsewhere."""
-    if path and not os.path.exists(path):
-        raise UserError(f"argument --eval: no such checkpoint: {path}")
-    values = read_checkpoint(path).get("args") if path else None
+def find_weights(path: str) -> str:
+    """Return the file that `--eval` means: itself, or of a folder the best checkpoint, the exported model or the last.
+
+    Raises:
+        UserError: There is none.
+    """
+    names = ("model_best.pth.tar", "model.safetensors", "last.pth.tar")
+    for name in names if os.path.isdir(path) else ("",):
+        if os.path.isfile(file := os.path.join(path, name) if name else path):
+            return file
+    held = f"; it has none of {', '.join(names)}" if os.path.isdir(path) else ""
+    raise UserError(f"argument --eval: no such checkpoint: {path}{held}")
+
+
+def _read_trained(parser: Parser, path: str) -> dict[str, Any]:
+    """Return the settings of the run that wrote a checkpoint, as far as they are for validating it elsewhere.
+
+    Of an exported model they are those of config.json beside it, and of args.yaml for what that does not say.
+    """
+    checkpoint = read_checkpoint(path)
+    values = checkpoint.get("args")
     values = vars(values) if isinstance(values, argparse.Namespace) else values
-    if not isinstance(values, dict):
+    folder = os.path.dirname(path)
+    if isinstance(values, dict):
+        values = dict(values)
+        values["num_classes"] = values.get("num_classes") or checkpoint.get("num_classes")
+    elif os.path.isfile(exported := os.path.join(folder, "config.json")):
+        settings = os.path.join(folder, "args.yaml")
+        values = _read_yaml(parser, settings) if os.path.isfile(settings) else {}
+        values = {name: value for name, value in values.items() if name not in ("img_size", "input_size", "in_chans")}
+        values |= _read_exported(exported)
+    else:
         return {}
     known = {*_actions(parser), *arguments.RENAMED} - arguments.NOT_FROM_CHECKPOINT
     return _convert_all(parser, f"checkpoint {path}", {key: values[key] for key in known & set(values)})
+
+
+def _read_exported(path: str) -> dict[str, Any]:
+    """Return what config.json of an exported model says, by the names of the arguments."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        model, kwargs, data = config["architecture"], dict(config.get("model_args", {})), config["pretrained_cfg"]
+        of_flags = {name: kwargs.pop(name, None) for name in ("num_classes", "in_chans")}
+        classes = of_flags["num_classes"] or config.get("num_classes")
+        names = ("input_size", "mean", "std", "interpolation", "crop_pct")
+        own = {name: data[name] for name in names if data.get(name) is not None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
+    return {"model": model, "model_kwargs": kwargs, "num_classes": classes, **own}
 
 
 def _beneath(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The model of a run, from its arguments."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import timm
@@ -11,7 +13,7 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from torch import nn
 
 from hyena_vision.training.arguments import Arguments, nearest
-from hyena_vision.training.checkpoint_files import load_weights, read_checkpoint
+from hyena_vision.training.checkpoint_files import fit, load_weights, read_checkpoint, reason, unwrap_names, weights_of
 from hyena_vision.training.errors import ConfigError, UserError, one_line
 from hyena_vision.training.freeze import freeze
 
@@ -28,21 +30,20 @@ def create_model(args: Arguments) -> torch.nn.Module:
         ConfigError: Unknown model, or arguments that it refuses.
         UserError: Weights that cannot be read or do not fit; the message names the file.
     """
-    overlay = dict(args.pretrained_cfg_overlay)
-    if args.pretrained_path:
-        read_checkpoint(args.pretrained_path)  # a file that cannot be read gets its own message
-        overlay |= {"file": args.pretrained_path, "num_classes": -1}  # -1: adapt the head
     if args.fast_norm:
         set_fast_norm()
-    model = _create(args, overlay, args.pretrained or bool(args.pretrained_path))
+    if args.pretrained or args.pretrained_path:
+        model = _create_pretrained(args)
+    else:
+        model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False)
 
     if args.eval:
         _resize(args, model, **args.trained_img_size)
-        load_weights(model, args.eval)
+        load_weights(model, args.eval, f" (--model {args.model}; config.json beside a file of weights says which)")
     if args.eval or "img_size" not in args.model_kwargs:
         _resize(args, model, args.img_size, args.input_size)
     if args.initial_checkpoint:
-        load_weights(model, args.initial_checkpoint)
+        load_weights(model, args.initial_checkpoint, " (--pretrained-path adapts head, grid and channels)")
     with torch.no_grad():
         for layer in _last_layers(model):
             if args.head_init_scale is not None:
@@ -57,6 +58,50 @@ def create_model(args: Arguments) -> torch.nn.Module:
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     return model
+
+
+def _create_pretrained(args: Arguments) -> nn.Module:
+    """Create the model with its pretrained weights, or those of a file; what fits next to nothing is refused."""
+    path, overlay = args.pretrained_path, dict(args.pretrained_cfg_overlay)
+    weights, own = {}, {}
+    if path:
+        try:
+            with torch.device("meta"):
+                own = _create(args, overlay, pretrained=False).state_dict()
+        except RuntimeError:
+            pass  # it cannot be made without weights
+        weights = unwrap_names(weights_of(read_checkpoint(path)), own)
+        overlay |= {"state_dict": weights, "num_classes": -1}  # -1: adapt the head
+    try:
+        with _noted_loading() as loaded:
+            model = _create(args, overlay, pretrained=True)
+    except UserError as error:
+        raise UserError(f"{error} ({fit(weights, own)})" if own else str(error)) from error
+    model.pretrained_cfg.pop("state_dict", None)
+    missing = next((missing for module, missing in loaded if module is model), [])
+    total = len(model.state_dict())
+    message = f"{total - len(missing)} of {total} tensors of {args.model} are in {path or 'its pretrained weights'}"
+    if total - len(missing) < total / 10:
+        raise UserError(f"{message}; expected those of the same or a similar model")
+    _logger.info(f"{message}.")
+    return model
+
+
+@contextlib.contextmanager
+def _noted_loading() -> Iterator[list[tuple[nn.Module, list[str]]]]:
+    """Note what each model lacks that is loaded meanwhile: timm goes on without a word where nothing fits."""
+    load, loaded = nn.Module.load_state_dict, []
+
+    def load_and_note(self, *args, **kwargs):
+        result = load(self, *args, **kwargs)
+        loaded.append((self, result.missing_keys))
+        return result
+
+    nn.Module.load_state_dict = load_and_note
+    try:
+        yield loaded
+    finally:
+        nn.Module.load_state_dict = load
 
 
 def check_model(args: Arguments) -> None:
@@ -128,7 +173,8 @@ def _create(args: Arguments, overlay: dict[str, Any], pretrained: bool) -> nn.Mo
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError, OSError) as error:
         if pretrained and not isinstance(error, TypeError):
             source = args.pretrained_path or "its pretrained weights"
-            raise UserError(f"cannot load {source} into model {args.model}: {one_line(error)}") from error
+            hint = "" if args.pretrained_path else "; --pretrained-path starts from a file"
+            raise UserError(f"cannot load {source} into model {args.model}: {reason(error)}{hint}") from error
         text = one_line(error)
         if isinstance(error, RuntimeError) and "meta" in text:
             raise  # of `check_model`: not the arguments' fault

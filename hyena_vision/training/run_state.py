@@ -92,6 +92,9 @@ def capture(parts: Parts, settings: dict[str, Any], epoch: int, progress: Progre
         "progress": gather_objects(asdict(progress)) if progress else [],
         "world_size": len(gather_objects(None)),
         "ema_counts": parts.ema_counts,
+        "num_classes": getattr(
+            unwrap_model(parts.task.get_eval_model()), "num_classes", None
+        ),  # args may leave it open
     }
     if parts.loss_scaler is not None:
         state[parts.loss_scaler.state_dict_key] = parts.loss_scaler.state_dict()
@@ -114,7 +117,7 @@ def restore(path: str, checkpoint: dict, parts: Parts, force: bool = False) -> N
     """
     needed = {"state_dict", "epoch"} | ({"optimizer"} if parts.optimizer is not None else set())
     if missing := needed - set(checkpoint):
-        hint = "to start from weights alone use --initial-checkpoint"
+        hint = "to start from weights use --initial-checkpoint or, to adapt head and grid, --pretrained-path"
         raise UserError(f"{path} is not a training checkpoint: no {', '.join(sorted(missing))}; {hint}")
     task = parts.task
     try:
@@ -138,7 +141,8 @@ def restore(path: str, checkpoint: dict, parts: Parts, force: bool = False) -> N
             plateau, parts.scheduler.restore_lr = checkpoint["plateau"]
             parts.scheduler.lr_scheduler.load_state_dict(plateau)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} (model {checkpoint.get('arch')}) does not fit: {reason(error)}") from error
+        message = f"{path} (model {checkpoint.get('arch')}) does not fit: {reason(error)}"
+        raise UserError(f"{message}; --pretrained-path starts another run from its weights") from error
 
 
 def begin(args: Arguments, parts: Parts, path: str, checkpoint: dict | None) -> tuple[int, Progress]:
