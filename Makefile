@@ -79,7 +79,7 @@ test-gpu-env: .venv-gpu/.test
 
 bench: $(VENV)/.train
 	$(BIN)/python -m hyena_vision.benchmark ops --check --output output/bench-$(RUN)
-	$(BIN)/python -m hyena_vision.benchmark models --batch-memory 0.2 --rounds 3 --time-limit 10 --output output/bench-$(RUN)
+	$(BIN)/python -m hyena_vision.benchmark models --img-sizes 224 512 1024 2048 -b 16 4 1 1 --rounds 3 --time-limit 10 --output output/bench-$(RUN)
 
 # Kept in step with the lower bounds in pyproject.toml.
 FLOOR := torch==2.8.0 torchvision==0.23.0 timm==1.0.27 einops==0.8.0

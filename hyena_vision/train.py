@@ -16,6 +16,7 @@ OUTPUT/EXPERIMENT, and prints its results after `--result`. `--resume auto` goes
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -28,14 +29,17 @@ from hyena_vision.data import DataError
 from hyena_vision.training import run_state
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
+from hyena_vision.training.balance import balanced_weights, labels_of
 from hyena_vision.training.config import dump_args, parse_args
 from hyena_vision.training.distributed import gather_objects, lost_peer
 from hyena_vision.training.errors import UserError, one_line
+from hyena_vision.training.html_report import describe_result, write_html_report
 from hyena_vision.training.interrupt import EXIT_INTERRUPTED, Interrupted
-from hyena_vision.training.loop import Run, train_one_epoch, validate, validate_all
-from hyena_vision.training.model import create_model, data_config, place_model
+from hyena_vision.training.loop import MOST_INITIAL, Run, initial_share, train_one_epoch, validate, validate_all
+from hyena_vision.training.model import check_model, create_model, data_config, place_model
 from hyena_vision.training.optim import base_lr, create_optimizer, create_scheduler, start_schedule
 from hyena_vision.training.pipeline import create_eval_loader, create_loaders
+from hyena_vision.training.predictions import describe, write_predictions
 from hyena_vision.training.recorder import Recorder
 from hyena_vision.training.resolve import resolve
 from hyena_vision.training.run_folder import choose_folder
@@ -66,6 +70,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "hyena_vision.train") ->
     try:
         args = resolve(parse_args(argv, prog))
         set_up_process(args)
+        check_model(args)
         return evaluate(args) if args.eval else train(args)
     except (UserError, DataError) as error:
         print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
@@ -111,7 +116,10 @@ def train(args: Arguments) -> dict:
     bad_images = BadImages()
     loaders = create_loaders(args, config, datasets, model.num_classes, device, bad_images)
     lr = base_lr(args, loaders.batch_size)
-    task, eval_model = prepare_task(args, model, device)
+    class_weights = None
+    if args.class_weights:
+        class_weights = balanced_weights(labels_of(datasets[0], "class-weights"), model.num_classes)
+    task, eval_model = prepare_task(args, model, device, class_weights)
     autocast, loss_scaler = create_autocast(args, device)
     optimizer = create_optimizer(args, unwrap_model(task.get_trainable_module()), lr)
     eval_metric = args.eval_metric if loaders.eval is not None else "loss"
@@ -121,39 +129,46 @@ def train(args: Arguments) -> dict:
     parts = run_state.Parts(task, optimizer, loss_scaler, scheduler)
     epoch, progress = run_state.begin(args, parts, resume_from, resumed)
     start_schedule(args, scheduler, epoch, updates, progress.step, resumed)
+    described = None if datasets[1] is None else describe(datasets[1])
     recorder = Recorder(args, parts, model, config, folder, eval_metric)
     _logger.info(
-        f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for {num_epochs} epochs "
-        f"of {updates} updates on {args.world_size} x {device}."
+        f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for "
+        f"{last_epoch} of {num_epochs} epochs of {updates} updates on {args.world_size} x {device}."
     )
-    settings = dump_args(args, lr=lr, num_classes=model.num_classes)
-    recorder.open(settings, epoch, progress.step, resume_from, resumed)
+    warn_of_young_average(args, last_epoch * updates)
+    recorder.open(dump_args(args), epoch, progress.step, resume_from, resumed)
     del resumed  # a second copy of all weights
 
-    run = Run(args, device, parts, autocast, loaders.mixup, num_epochs, loaders.batch_size, recorder.folder)
+    run = Run(args, device, parts, autocast, loaders.mixup, last_epoch, loaders.batch_size, recorder.folder)
     run.bad_images = bad_images
     with run.interrupt:
-        while epoch < last_epoch:
+        while epoch < last_epoch and not recorder.out_of_patience(epoch):
             bad_images.paths = set(progress.bad_images)
             save_recovery = partial(recorder.save_recovery, epoch, progress)
             is_saved = epoch + 1 in (last_epoch, *args.save_epochs) or (epoch + 1) % args.val_interval == 0
             metric, validation = None, {}
             try:
                 training, speed = train_one_epoch(run, epoch, loaders.train, progress, save_recovery)
-                if is_saved and loaders.eval is not None:
-                    validation = validate_all(run, eval_model, loaders.eval)
-            except Interrupted:
-                save_recovery(max(progress.step - 1, 0) // args.grad_accum_steps)
+                if is_saved:
+                    validation = validate_all(run, eval_model, loaders.eval, (epoch + 1) * updates)
+                    recorder.check_finite(epoch, training, validation)
+            except (Interrupted, UserError) as stopped:
+                recorder.save_before(stopped, epoch, progress)
+                raise
+            except Exception as error:
+                if progress.step == len(loaders.train) and not args.distributed:  # the epoch is whole, whatever it is
+                    recorder.save_before(error, epoch, progress)
                 raise
             recorder.speeds += [speed] if math.isfinite(speed) else []  # nothing was left of an epoch that was resumed
             report_left_out(args, epoch, progress.skipped, bad_images)
             if is_saved:
-                metric = recorder.save_epoch(epoch, training, validation)
+                predictions = run.predictions.predictions(described.names, described.files) if validation else []
+                metric = recorder.save_epoch(epoch, training, validation, predictions)
             if scheduler is not None:
                 scheduler.step(epoch + 1, metric)
             epoch, progress = epoch + 1, run_state.Progress()
 
-    outcome = recorder.finish(last_epoch)
+    outcome = recorder.finish(epoch, described)
     if args.distributed:
         torch.distributed.barrier()  # torch 2.6 can deadlock where a process group ends right after a gather
     return outcome
@@ -166,7 +181,8 @@ def evaluate(args: Arguments) -> dict:
         args: Arguments of the run; what they leave open is as in the run that wrote the checkpoint.
 
     Returns:
-        `model`, `checkpoint`, `img_size` (height, width) and the metrics of `validate`.
+        `model`, `checkpoint`, `img_size` (height, width) and the metrics of `validate`. `--output` is a folder for
+        predictions.csv and report.html.
 
     Raises:
         UserError: The checkpoint does not fit, or there is nothing to validate on.
@@ -181,7 +197,19 @@ def evaluate(args: Arguments) -> dict:
     run = Run(args, device, run_state.Parts(None), create_autocast(args, device)[0], bad_images=bad_images)
     size = list(config["input_size"][1:])
     result = {"model": args.model, "checkpoint": args.eval, "img_size": size, **validate(run, model, loader)}
+    described = describe(dataset)
+    predictions = run.predictions.predictions(described.names, described.files)
     if is_primary(args):
+        if args.output:
+            os.makedirs(args.output, exist_ok=True)
+            write_predictions(os.path.join(args.output, "predictions.csv"), predictions)
+            facts = {
+                **describe_result(result["loss"], predictions),
+                "model": args.model,
+                "size": f"{size[0]} x {size[1]}",
+            }
+            path = os.path.join(args.output, "report.html")
+            write_html_report(path, args.eval, facts, predictions, picture=described.picture)
         print(f"--result\n{json.dumps(result, indent=4)}")
     return result
 
@@ -200,6 +228,17 @@ def create_autocast(args: Arguments, device: torch.device) -> tuple:
         return nullcontext, None
     loss_scaler = NativeScaler(device=device.type) if args.amp_dtype == "float16" else None
     return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype)), loss_scaler
+
+
+def warn_of_young_average(args: Arguments, updates: int) -> None:
+    """Say where a moving average will have averaged almost nothing after all updates."""
+    share = initial_share(args, updates)
+    if share > MOST_INITIAL:
+        _logger.warning(
+            f"--model-ema-decay {args.model_ema_decay}: after all {updates} updates the average will hold {share:.0%} "
+            f"of the initial weights, so the model itself counts where it is better; {0.01 ** (1 / updates):.4g} or "
+            "--model-ema-warmup fits the length of this run."
+        )
 
 
 def report_left_out(args: Arguments, epoch: int, skipped: int, bad_images: BadImages) -> None:

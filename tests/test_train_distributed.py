@@ -12,7 +12,21 @@ import numpy
 import pytest
 import torch
 from torch.multiprocessing import start_processes
-from trainer import ONE_UPDATE, QUICK, RANDOM, ROOT, assert_same_run, load, signal_at, summary, train_imagenet
+from trainer import (
+    ONE_UPDATE,
+    QUICK,
+    RANDOM,
+    ROOT,
+    assert_same_run,
+    bad_image,
+    fail_in,
+    load,
+    signal_at,
+    summary,
+    train_imagenet,
+)
+
+from hyena_vision.training.predictions import read_predictions
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -20,7 +34,7 @@ STOPPED = ("ddp", "fsdp")
 
 
 def train_on_two(rank: int, output: str, argv: list[str], port: int) -> None:
-    """Train in each way: straight through, then stopped by a signal that only one process gets, and resumed."""
+    """Train in each way: straight through, then stopped by a signal and a fault that one process gets, and resumed."""
     two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= two | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.distributed.init_process_group("gloo")  # one group for all runs: its store keeps the addresses of the first
@@ -38,6 +52,10 @@ def train_on_two(rank: int, output: str, argv: list[str], port: int) -> None:
         assert stopped.value.code == 75
         if name == "ddp" and rank == 0:  # one process goes on from a copy, later
             shutil.copytree(f"{output}/ddp-stopped", f"{output}/alone")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+            fail_in(patch, "val", 6 if rank == 1 else 0, bad_image)
+            run(f"{name}-stopped", "--resume", "auto")
+        assert stopped.value.code == 1
         run(f"{name}-stopped", "--resume", "auto")
 
 
@@ -120,3 +138,5 @@ def test_two_nodes_equal_one_process(run, images, tmp_path):
         assert summary(one)[0][name] == summary(two)[0][name]
     for name in ("eval_loss", "train_loss"):
         assert float(summary(one)[0][name]) == pytest.approx(float(summary(two)[0][name]), rel=1e-5)
+    ours, theirs = (read_predictions(f"{folder}/predictions.csv") for folder in (one, two))
+    assert [row[:4] for row in ours] == [row[:4] for row in theirs] and len(ours) == 15

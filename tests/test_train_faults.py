@@ -1,7 +1,9 @@
 """What must not end a run, or must end it in one line with nothing lost: numbers, images, disks, data sets."""
 
 import math
+import os
 import resource
+import signal
 import subprocess
 import sys
 import zlib
@@ -9,9 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer import MODEL, QUICK, ROOT, arguments, contents, draw_images, expect_error, load, summary, train_imagenet
+from trainer import (
+    MODEL,
+    QUICK,
+    ROOT,
+    arguments,
+    assert_same_run,
+    bad_image,
+    contents,
+    draw_images,
+    expect_error,
+    fail_in,
+    load,
+    summary,
+    train_imagenet,
+)
 
-from hyena_vision.training import task
+from hyena_vision.training import loop, task
 from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.model import create_model, data_config
 from hyena_vision.training.pipeline import create_loaders
@@ -45,7 +61,7 @@ def spoil(patch: pytest.MonkeyPatch, *calls: int, gradient: bool = False) -> Non
     if gradient:
         patch.setattr(train_imagenet, "create_model", create_spoiled_model)
     else:
-        patch.setattr(task, "create_loss", lambda args, create=task.create_loss: Spoiled(create(args)))
+        patch.setattr(task, "create_loss", lambda *args, create=task.create_loss: Spoiled(create(*args)))
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
@@ -130,6 +146,52 @@ def test_bad_images_stop_or_are_skipped_and_counted(damaged, tmp_path, capsys, c
         f"Epoch {epoch}: 3 images could not be read and were skipped." for epoch in range(2)
     ]
     assert any("(14 images)" in line for line in caplog.messages)  # of 15 in validation
+
+
+@pytest.fixture(scope="module")
+def straight(images, tmp_path_factory) -> str:
+    """Folder of a run that nothing stopped."""
+    output = str(tmp_path_factory.mktemp("straight"))
+    return train_imagenet.main([*QUICK, "--data-dir", str(images), "--output", output, "--experiment", "run"])["folder"]
+
+
+FAULTS = {"image": bad_image, "bug": lambda: [][1], "worker": lambda: os.kill(os.getpid(), signal.SIGKILL)}
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "metric"])
+def test_an_epoch_is_not_trained_again_for_a_fault_in_its_validation(
+    run, straight, images, tmp_path, monkeypatch, capsys, fault
+):
+    argv = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run"]
+    said = {"image": "7.png", "worker": "fewer --workers", "metric": "'loss': nan"}
+    with monkeypatch.context() as patch:
+        if fault == "metric":
+            patch.setattr(loop, "validate", lambda *args: {"loss": math.nan, "top1": 1.0, "top5": 1.0})
+        else:
+            fail_in(patch, "val", 3, FAULTS[fault])
+        if fault == "bug":
+            with pytest.raises(IndexError):
+                train_imagenet.main(argv)
+        else:
+            expect_error(capsys, [*argv, "-j", str(int(fault == "worker"))], 1, said[fault])
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"args.yaml", "recovery-0-2.pth.tar"}
+    steps, count = [], loop.seed_generators
+    monkeypatch.setattr(loop, "seed_generators", lambda seed: [steps.append(seed), count(seed)])
+    assert_same_run(run("run", "--resume", "auto")["folder"], straight)
+    assert len(steps) == 3  # those of the second epoch
+
+
+def test_a_fault_in_training_costs_no_update(run, images, tmp_path, monkeypatch, capsys):
+    """With batch norms and in the middle of a group of batches, where the averages have moved on."""
+    argv = ["--model", "resnet10t", "--model-kwargs", "--img-size", "32", "-b", "4", "--grad-accum-steps", "2"]
+    whole = run("straight", *argv, "--epochs", "1")["folder"]
+    start = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run"]
+    with monkeypatch.context() as patch:
+        fail_in(patch, "train", 14, bad_image)
+        expect_error(capsys, [*start, *argv, "--epochs", "1"], 1, "7.png")
+    assert load(tmp_path / "run", "recovery-0-0.pth.tar")["progress"][0]["step"] == 2
+    assert_same_run(run("run", *argv, "--epochs", "1", "--resume", "auto")["folder"], whole)
 
 
 def test_an_image_of_monstrous_size_and_one_of_another_reader(tmp_path, capsys):

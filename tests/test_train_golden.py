@@ -19,8 +19,8 @@ LOSSES = """
 def test_first_losses_of_make_train(tmp_path, monkeypatch):
     losses = []
 
-    def create_watched_loss(args, create=task.create_loss):
-        loss = create(args)
+    def create_watched_loss(*args, create=task.create_loss):
+        loss = create(*args)
         loss.register_forward_hook(lambda module, inputs, value: losses.append(value.item()))
         return loss
 

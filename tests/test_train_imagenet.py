@@ -8,6 +8,9 @@ import pytest
 import torch
 from trainer import MODEL, ONE_UPDATE, QUICK, assert_equal, expect_error, load, summary, train_imagenet
 
+from hyena_vision.training import loop
+from hyena_vision.training.checkpoint_files import read_checkpoint
+
 
 def test_loss_falls_and_everything_is_written(run, capsys):
     outcome = run("run", "--epochs", "6", "--checkpoint-hist", "2", "--scale", "0.8", "1.0", "--smoothing", "0")
@@ -19,10 +22,10 @@ def test_loss_falls_and_everything_is_written(run, capsys):
     assert float(rows[-1]["eval_top5"]) == 100  # of three classes
     files = sorted(os.listdir(outcome["folder"]))
     expected = ["args.yaml", "config.json", "curves.png", "last.pth.tar", "model.safetensors", "model_best.pth.tar"]
-    expected += ["previous.pth.tar", "results.json", "summary.csv"]
+    expected += ["predictions.csv", "previous.pth.tar", "report.html", "results.json", "summary.csv"]
     assert [name for name in files if not name.startswith("checkpoint-")] == expected
     assert len(files) - len(expected) == 2
-    best = max(range(6), key=lambda epoch: float(rows[epoch]["eval_top1"]))
+    best = max(range(6), key=lambda epoch: (float(rows[epoch]["eval_top1"]), -float(rows[epoch]["eval_loss"])))
     assert outcome["best_epoch"] == load(outcome["folder"], "model_best.pth.tar")["epoch"] == best
     results = json.loads((Path(outcome["folder"]) / "results.json").read_text())
     assert results["parameters"] == sum(p.numel() for p in load(outcome["folder"])["state_dict"].values())
@@ -39,12 +42,41 @@ def test_moving_average_is_updated_validated_and_saved(run, monkeypatch):
     follows = run("follows", "--model-ema", "--model-ema-decay", "0")
     state = load(follows["folder"])
     assert_equal(state["state_dict_ema"], state["state_dict"])
-    stays = run("stays", "--model-ema", "--model-ema-decay", "1")
-    state = load(stays["folder"])
-    assert not torch.equal(state["state_dict_ema"]["head.weight"], state["state_dict"]["head.weight"])
-    # An average that never moves has the same validation loss each time: it is the one that is validated
-    assert len({row["eval_loss"] for row in summary(stays["folder"])}) == 1
     assert len({row["eval_loss"] for row in summary(follows["folder"])}) == 2
+
+
+@pytest.mark.parametrize("val_split", ["val", ""])
+def test_an_average_of_almost_nothing_counts_only_where_it_is_better(run, images, caplog, val_split):
+    folder = run("stays", "--model-ema", "--model-ema-decay", "1", "--val-split", val_split)["folder"]
+    assert any(
+        "--model-ema-decay 1.0: after all 6 updates the average will hold 100%" in line for line in caplog.messages
+    )
+    best = load(folder, "model_best.pth.tar")
+    assert not torch.equal(best["state_dict_ema"]["head.weight"], best["state_dict"]["head.weight"])
+    assert_equal(read_checkpoint(f"{folder}/model.safetensors"), best["state_dict"])
+    if val_split:
+        assert (
+            sum("average holds 100% of the initial weights and is no better" in line for line in caplog.messages) == 2
+        )
+        argv = ["--eval", f"{folder}/model_best.pth.tar", "--data-dir", str(images), "--device", "cpu", "-j", "0"]
+        evaluated = train_imagenet.main(argv)
+        row = next(row for row in summary(folder) if int(row["epoch"]) == best["epoch"])
+        assert evaluated["loss"] == float(row["eval_loss"])
+        caplog.clear()
+        run("warm", "--model-ema", "--model-ema-warmup")
+        assert "initial weights" not in caplog.text
+
+
+def test_equal_metrics_go_to_the_lower_loss_and_the_time_left_ends_with_the_run(run, monkeypatch, caplog):
+    losses = [3.0, 1.0, 2.0, 1.0]
+    given = iter(losses)
+    monkeypatch.setattr(loop, "validate", lambda *args: {"loss": next(given), "top1": 50.0, "top5": 100.0})
+    argv = ["--epochs", "100000", "--checkpoint-hist", "2"]
+    folder = Path(run("run", *argv, "--stop-epoch", "2")["folder"])
+    assert [line for line in caplog.messages if line.startswith("Train: 1")][-1].endswith("0:00:00 of training left")
+    outcome = run("run", *argv, "--stop-epoch", "4", "--resume", "auto")
+    assert outcome["best_epoch"] == 1 and load(folder, "model_best.pth.tar")["epoch"] == 1
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1.pth.tar", "checkpoint-3.pth.tar"}
 
 
 def test_bfloat16_amp_on_the_cpu(run):

@@ -225,9 +225,61 @@ def test_other_settings_are_named_and_refused(run, images, tmp_path, capsys, cap
     expect_error(capsys, [*start, *other], 2, "'depth': 1", "'depth': 2")
     expect_error(capsys, [*start, *other, "--resume-force"], 1, "last.pth.tar", "does not fit")
     assert contents(folder) == held
-    assert len(run("run", "--epochs", "2", "--resume", "auto", "--resume-force")["results"]) == 1
-    assert "epochs 1 (now 2); going on with the new ones" in caplog.text
-    run("run", "--epochs", "2", "--resume", "auto", "-j", "1", "--log-interval", "3")  # how it is run may change
+    assert len(run("run", "--epochs", "2", "--lr", "1e-3", "--resume", "auto", "--resume-force")["results"]) == 1
+    assert "lr 0.01 (now 0.001); going on with the new ones" in caplog.text
+    again = ["--epochs", "2", "--lr", "1e-3", "--resume", "auto", "-j", "1", "--log-interval", "3"]
+    assert run("run", *again)["results"] == []  # how it is run may change
+
+
+BY_BATCH = [*QUICK, "--lr", "0", "--lr-base", "0.32", "--lr-base-scale", "linear"]  # 0.01 for 8 images
+
+
+def test_a_run_goes_on_from_its_own_settings_file(images, tmp_path, monkeypatch, caplog):
+    """Whatever was left open in it, wherever the folder is now, and with more epochs."""
+    argv = [*BY_BATCH, "--sched", "step", "--decay-epochs", "2", "--data-dir", str(images)]
+    whole = train_imagenet.main([*argv, "--epochs", "3", "--output", str(tmp_path), "--experiment", "whole"])
+    first = train_imagenet.main([*argv, "--epochs", "2", "--output", str(tmp_path), "--stop-epoch", "1"])
+    moved = str(Path(first["folder"]).rename(tmp_path / "moved"))
+    monkeypatch.chdir(tmp_path)
+    assert yaml.safe_load(Path(moved, "args.yaml").read_text())["lr"] == 0  # as it was given
+    for more in (["--stop-epoch", "2"], ["--epochs", "3", "--stop-epoch", "3"]):
+        again = train_imagenet.main(["-c", f"{moved}/args.yaml", "--resume", "auto", *more])
+        assert again["folder"] == moved and len(again["results"]) == 1
+    assert "3 epochs, 2 before: the schedule is that of 3 epochs from here on." in caplog.messages
+    for key in ("state_dict", "optimizer"):
+        assert_equal(load(moved)[key], load(whole["folder"])[key])
+    settings = yaml.safe_load(Path(moved, "args.yaml").read_text())
+    assert settings["epochs"] == 3 and Path(moved, "args-before-epoch-2.yaml").exists()
+    assert train_imagenet.main(["-c", "moved/args.yaml", "--resume", "auto"])["results"] == []
+
+
+def test_old_settings_files_with_what_a_run_had_found_go_on(images, tmp_path, capsys):
+    argv = [*BY_BATCH, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run"]
+    folder = train_imagenet.main([*argv, "--epochs", "2", "--stop-epoch", "1"])["folder"]
+    path = Path(folder, "args.yaml")
+    checkpoint = load(folder)
+    checkpoint["args"] |= {"lr": None, "num_classes": None}
+    torch.save(checkpoint, f"{folder}/last.pth.tar")
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(settings | {"lr": 0.02}))
+    expect_error(capsys, ["-c", str(path), "--resume", "auto"], 2, "lr None (now 0.02)")
+    path.write_text(yaml.safe_dump(settings | {"lr": 0.01, "num_classes": 3}))
+    assert len(train_imagenet.main(["-c", str(path), "--resume", "auto", "--stop-epoch", "2"])["results"]) == 1
+
+
+def test_validation_may_be_dropped_and_added_again(run, caplog):
+    forced = ["--resume", "auto", "--resume-force"]
+    folder = run("run", "--epochs", "3", "--stop-epoch", "1")["folder"]
+    assert run("run", "--epochs", "3", "--stop-epoch", "2", "--val-split", "", *forced)["best_epoch"] == 1
+    assert "Ranked by loss, by top1 before: the best metric starts anew." in caplog.messages
+    outcome = run("run", "--epochs", "3", *forced)
+    rows = summary(folder)
+    assert [bool(row["eval_top1"]) for row in rows] == [True, False, True] and all(row["lr"] for row in rows)
+    assert outcome["best_metric"] == float(rows[2]["eval_top1"]) and Path(folder, "model.safetensors").exists()
+    added = run("added", "--epochs", "2", "--stop-epoch", "1", "--val-split", "")["folder"]
+    run("added", "--epochs", "2", *forced)
+    assert [list(row) for row in summary(added)] == [list(rows[0])] * 2
+    assert [row["eval_loss"] != "" for row in summary(added)] == [False, True]
 
 
 def test_a_branch_from_an_earlier_checkpoint_is_the_newest_from_then_on(run, straight, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from hyena_vision import train as train_imagenet
+from hyena_vision.data import DataError, ImageDataset
 from hyena_vision.training import loop
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.checkpoint_files import read_checkpoint
@@ -113,3 +114,20 @@ def signal_at(patch: pytest.MonkeyPatch, call: int, number: int = signal.SIGTERM
         return real(*args, **kwargs)
 
     patch.setattr(loop, function, signalled)
+
+
+def fail_in(patch: pytest.MonkeyPatch, split: str, call: int, fault) -> None:
+    """Let a fault come with the n-th image of a split that a process reads, from 1."""
+    read, calls = ImageDataset.__getitem__, []
+
+    def read_or_fail(self, index):
+        calls.append(f"{os.sep}{split}{os.sep}" in self.filename(index, absolute=True))
+        if calls[-1] and sum(calls) == call:
+            fault()
+        return read(self, index)
+
+    patch.setattr(ImageDataset, "__getitem__", read_or_fail)
+
+
+def bad_image():
+    raise DataError("cannot read image 7.png")

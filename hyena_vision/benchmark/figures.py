@@ -38,14 +38,13 @@ def save_figure(figure: "Figure", folder: str, name: str) -> None:
 
 
 def plot(rows: Sequence[Any]) -> "Figure":
-    """Draw rows of `ops` or `models` over their size, a line per contender and mode; a cross is a lack of memory."""
+    """Draw rows of `ops` or `models` over their size, a line per contender; a cross is a lack of memory."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
     groups: dict[str, list] = {}
     for row in rows:
-        label = row.name if len({row.mode for row in rows}) == 1 else f"{row.name}, {row.mode}"
-        groups.setdefault(label, []).append(row)
+        groups.setdefault(row.name, []).append(row)
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     unit = "tokens" if rows[0].mode.startswith("forward") else "pixels"
     for axes, (column, text, edge) in zip(figure.subplots(1, 3), PANELS, strict=True):

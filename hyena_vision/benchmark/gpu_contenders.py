@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_vision.benchmark.arguments import DTYPES
 from hyena_vision.benchmark.contenders import Contender, Setting, ours, plain_fft, signal_and_kernel
 from hyena_vision.benchmark.measure import SpeedRow
+from hyena_vision.benchmark.program import DTYPES
 from hyena_vision.ops import PreparedKernel, long_conv1d, long_conv2d, prepare_kernel1d, prepare_kernel2d
 from hyena_vision.ops.table import INTERPRETED
 

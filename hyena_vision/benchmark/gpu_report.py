@@ -56,6 +56,7 @@ _TESTS = (
 )
 _GRIDS = (14, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _OP_TOKENS = 2**18  # of a batch, enough to fill a large GPU's memory bus
+_TRAINED_TOKENS = 2**15  # the activations of all blocks of ViT-S are then some 16 GB
 _SECONDS_TO_START = 20  # with less of a part's time no step begins
 
 
@@ -287,9 +288,13 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
     small = ("hyena2d_vit_tiny", "vit_tiny_patch16_224") if dry else _SMALL
 
     def models(name: str, names: Sequence[str], *flags: str, sizes: Sequence[int] = sizes) -> list[Step]:
-        batch = ("-b", "1") if dry else ("--batch-memory", "16")
-        common = (*device, *dtype, *batch, *few, *flags)
-        return [Step(f"{name}-{n}", ("models", "--models", *names, "--img-sizes", str(n), *common)) for n in sizes]
+        steps = []
+        for size in sizes:
+            tokens = _TRAINED_TOKENS if "--train" in flags else _OP_TOKENS
+            batch = "1" if dry else str(min(64, max(1, tokens // (size // 16) ** 2)))
+            common = ("--img-sizes", str(size), "-b", batch, *device, *dtype, *few, *flags)
+            steps.append(Step(f"{name}-{size}", ("models", "--models", *names, *common)))
+        return steps
 
     def operators() -> list[Step]:
         steps = []
@@ -320,7 +325,8 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
     blocks = (*device, *dtype, "--train", *(("-b", "1", "--rounds", "1") if dry else ()))
     names = ("hyena2d_vit_tiny",) if dry else _SMALL
     profiles = [Step(f"blocks-{n}", ("profile", "--models", *names, "--img-sizes", str(n), *blocks)) for n in sizes]
-    ways = {"infer": (*compiled, "--reparam"), "train": (*compiled, "--train-only")}
+    eager = [*models("eager-infer", small, "--reparam"), *models("eager-train", small, "--train")]
+    ways = {"infer": (*compiled, "--reparam"), "train": (*compiled, "--train")}
     base = [step for mode, way in ways.items() for step in models(f"compiled-{mode}", small if dry else _BASE, *way)]
     pyramids = [
         step
@@ -333,8 +339,8 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
         Part("2-tune", (Step("tune", tuple(tune)),), _gather_table),
         Part("3-operators", tuple(operators()), _gather_operators),
         Part("4-inference", tuple(models("compiled", small, *compiled, "--reparam")), _gather_models),
-        Part("5-training", tuple(models("compiled", small, *compiled, "--train-only")), _gather_models),
-        Part("6-eager", tuple(models("eager", small, "--reparam", "--train")), _gather_models),
+        Part("5-training", tuple(models("compiled", small, *compiled, "--train")), _gather_models),
+        Part("6-eager", tuple(eager), _gather_models),
         Part("7-base", tuple(base), _gather_models),
         Part("8-pyramids", tuple(pyramids), _gather_models),
         Part("9-cuda-graphs", tuple(models("graphs", small, *graphs, sizes=sizes[:2])), _gather_models),

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyena_vision.benchmark.arguments import DTYPES, add_measurement_arguments
 from hyena_vision.benchmark.check import check_ops
 from hyena_vision.benchmark.contenders import CPU_CONTENDERS, Setting
 from hyena_vision.benchmark.gpu_contenders import GPU_CONTENDERS, with_traffic
 from hyena_vision.benchmark.measure import SpeedRow, measure, record
+from hyena_vision.benchmark.program import DTYPES, add_measurement_arguments
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 

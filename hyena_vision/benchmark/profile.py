@@ -19,9 +19,9 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from hyena_vision.benchmark.arguments import DTYPES, add_output_argument
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
+from hyena_vision.benchmark.program import DTYPES
 from hyena_vision.benchmark.step import count_tokens, create_model
 from hyena_vision.benchmark.tables import markdown_table, write_csv
 from hyena_vision.benchmark.timing import FAILED, OK, attempt
@@ -88,7 +88,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--reparam", action="store_true", help="reparameterize models for inference")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="calls that are profiled")
-    add_output_argument(parser, "folder for the rows as CSV and Markdown and their figure as PNG")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder for the rows as CSV and Markdown and their figure as PNG"
+    )
     parser.set_defaults(run=run)
 
 

@@ -14,48 +14,29 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hyena_vision.benchmark.arguments import DTYPES
+from hyena_vision.benchmark.program import DTYPES
 from hyena_vision.benchmark.timing import attempt
 from hyena_vision.models import HyenaFormer, HyenaViT
 from hyena_vision.training.errors import UserError
 
-CEILING, TRITON = "ceiling:", "triton:"
-MAX_BATCH = 64
-
-
-class ValueOnly(Attention):
-    """timm's attention less its product: the whole projection, of which the value goes straight to the output's."""
-
-    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Project tokens (B, N, C) twice; masks have nothing to mask."""
-        value = self.qkv(x).chunk(3, dim=-1)[2]
-        return self.proj_drop(self.proj(value))
+TRITON = "triton:"
 
 
 def create_model(name: str, img_size: int, **hyena_kwargs: Any) -> nn.Module:
     """Make a model for images of `img_size` pixels.
 
     Args:
-        name: Of a model of timm, `ceiling:` and that of a ViT, or `triton:` and that of a Hyena model.
+        name: Of a model of timm, or `triton:` and that of a Hyena model.
         img_size: Side of the image. ViTs have position embeddings of this size, so that none are resampled.
         **hyena_kwargs: More arguments for Hyena models; others do not get them.
 
     Raises:
         UserError: There is no such model.
     """
-    if name.startswith(CEILING):
-        model = create_model(name.removeprefix(CEILING), img_size)
-        attentions = [module for module in model.modules() if isinstance(module, Attention)]
-        for attention in attentions:
-            attention.__class__ = ValueOnly  # the same layers, called in another way
-        if not attentions:
-            raise UserError(f"{name}: the model has no timm.layers.Attention")
-        return model
     if name.startswith(TRITON):
         model = create_model(name.removeprefix(TRITON), img_size, **{"backend": "triton", **hyena_kwargs})
         if not isinstance(model, (HyenaViT, HyenaFormer)):
@@ -121,29 +102,6 @@ def make_step(
         return loss.detach()
 
     return train
-
-
-def choose_batch_size(models: Sequence[str], img_size: int, mode: str, batch_memory: float) -> int:
-    """Largest power of two up to 64 whose activations fit a budget in GB, by estimate and not by trial.
-
-    A block keeps about 24 float32 numbers per token and channel (signals, their spectra, the hidden MLP); inference has
-    one block's at a time, training those of all blocks. Attention is taken to be fused, so no N x N matrix counts. The
-    largest model decides, so that all get the same batch. One image is the least, even if it does not fit.
-
-    Raises:
-        UserError: No model has the tokens, width and depth of a vision transformer.
-    """
-    need = 0
-    for model in (on_meta(name, img_size) for name in models):
-        tokens, blocks = count_tokens(model, img_size), getattr(model, "blocks", None)
-        if tokens is not None and blocks is not None:
-            need = max(need, 4 * 24 * tokens * model.num_features * (len(blocks) if mode == "train" else 1))
-    if not need:
-        raise UserError("the batch size can only be chosen for vision transformers: give one")
-    batch_size = MAX_BATCH
-    while batch_size > 1 and batch_size * need > batch_memory * 1e9:
-        batch_size //= 2
-    return batch_size
 
 
 def count_tokens(model: nn.Module | None, img_size: int) -> int | None:

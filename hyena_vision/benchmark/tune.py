@@ -26,7 +26,7 @@ import timm
 import torch
 from torch import Tensor
 
-from hyena_vision.benchmark.arguments import DTYPES
+from hyena_vision.benchmark.program import DTYPES
 from hyena_vision.benchmark.timing import FAILED, OK, OUT_OF_MEMORY, attempt, release_memory
 from hyena_vision.layers import Hyena1d, Hyena2d
 from hyena_vision.ops import (

@@ -5,12 +5,13 @@ import contextlib
 import glob
 import hashlib
 import logging
+import math
 import os
 import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,30 @@ from hyena_vision.training.errors import UserError, one_line
 _logger = logging.getLogger("train")
 
 EXTENSION = ".pth.tar"
+_WRAPPER = re.compile(r"^(_orig_mod|module|model|backbone|state_dict)\.")
+
+
+class Metric(float):
+    """A metric of an epoch; of two that are equal that of the lower loss is better.
+
+    Args:
+        value: Its value.
+        loss: Loss of the same epoch; -inf where it is not known.
+    """
+
+    def __new__(cls, value: float, loss: float = -math.inf):
+        """Make a float."""
+        metric = super().__new__(cls, value)
+        metric.loss = loss
+        return metric
+
+    def __gt__(self, other: float) -> bool:
+        """Compare."""
+        return (float(self), -self.loss) > (float(other), -getattr(other, "loss", -math.inf))
+
+    def __lt__(self, other: float) -> bool:
+        """Compare."""
+        return (float(self), -self.loss) < (float(other), -getattr(other, "loss", -math.inf))
 
 
 class CheckpointSaver(timm.utils.CheckpointSaver):
@@ -41,12 +66,22 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         model: Model that is trained; timm's saver wants it.
         optimizer: Its optimizer, likewise.
         folder: Folder of the run.
+        eval_metric: Name of the metric that checkpoints are ranked by.
         **kwargs: Arguments of timm's saver.
     """
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: str, **kwargs: Any):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        folder: str,
+        eval_metric: str = "top1",
+        **kwargs: Any,
+    ):
         """Take over the recovery files that a run before left, so that they are removed in their turn."""
-        super().__init__(model, optimizer, checkpoint_dir=folder, recovery_dir=folder, **kwargs)
+        decreasing = eval_metric == "loss"
+        super().__init__(model, optimizer, checkpoint_dir=folder, recovery_dir=folder, decreasing=decreasing, **kwargs)
+        self.eval_metric = eval_metric
         self.state: dict[str, Any] = {}
         files = sorted(
             glob.glob(os.path.join(glob.escape(folder), f"{self.recovery_prefix}-*{EXTENSION}")), key=_numbers
@@ -61,12 +96,20 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             return
         state, epoch, metric = checkpoint["saver"], checkpoint["epoch"], checkpoint.get("metric")
         try:
+            if (before := state.get("eval_metric", self.eval_metric)) != self.eval_metric:
+                _logger.info(f"Ranked by {self.eval_metric}, by {before} before: the best metric starts anew.")
+                return
+            losses = state.get("losses", {})  # earlier versions had none
+            metric = metric if metric is None else Metric(metric, losses.get("own", -math.inf))
             # The state was taken before its own checkpoint was ranked
-            history = [*state["checkpoint_files"], (f"{self.save_prefix}-{epoch}{EXTENSION}", metric)]
+            history = [(name, Metric(value, losses.get(name, -math.inf))) for name, value in state["checkpoint_files"]]
+            history.append((f"{self.save_prefix}-{epoch}{EXTENSION}", metric))
             files = {os.path.join(folder, name): value for name, value in history if value is not None}
             files = [(name, value) for name, value in files.items() if os.path.exists(name)]
             self.checkpoint_files = sorted(files, key=lambda file: file[1], reverse=not self.decreasing)
             self.best_metric, self.best_epoch = state["best_metric"], state["best_epoch"]
+            if self.best_metric is not None:
+                self.best_metric = Metric(self.best_metric, losses.get("best", -math.inf))
             better = metric is not None and (self.best_metric is None or self.cmp(metric, self.best_metric))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise UserError(f"{path} has a history that cannot be read: {one_line(error)}") from error
@@ -87,12 +130,16 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         self._duplicate(path or f"{last}{EXTENSION}", f"{milestone}{EXTENSION}")
 
     def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
+        files = [(os.path.basename(name), value) for name, value in self.checkpoint_files]
+        ranked = {**dict(files), "best": self.best_metric, "own": metric}
         bookkeeping = {
-            "checkpoint_files": [(os.path.basename(name), value) for name, value in self.checkpoint_files],
-            "best_metric": self.best_metric,
+            "checkpoint_files": [(name, _plain(value)) for name, value in files],
+            "best_metric": _plain(self.best_metric),
             "best_epoch": self.best_epoch,
+            "eval_metric": self.eval_metric,
+            "losses": {name: value.loss for name, value in ranked.items() if isinstance(value, Metric)},
         }
-        state = {**self.state, "metric": metric, "saver": bookkeeping}
+        state = {**self.state, "metric": _plain(metric), "saver": bookkeeping}
         write_file(save_path, lambda file: torch.save(state, file))
 
     def _replace(self, src: str, dst: str) -> None:
@@ -112,6 +159,10 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         with contextlib.suppress(FileNotFoundError):
             os.remove(f"{dst}.tmp")  # it stays where both were the same file already
         _sync_folder(self.checkpoint_dir)
+
+
+def _plain(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def write_file(path: str, write: Callable[[Any], Any]) -> None:
@@ -219,24 +270,61 @@ def newest_checkpoint(folder: str) -> tuple[str, dict] | None:
     return None
 
 
-def load_weights(model: torch.nn.Module, path: str) -> None:
-    """Load the weights of a checkpoint, its moving average if it has one, as they are.
+def has_checkpoints(path: str) -> bool:
+    """Return whether a file lies in the folder of a run, as its args.yaml does."""
+    return bool(path and os.path.isfile(path) and _checkpoints(os.path.dirname(os.path.abspath(path))))
+
+
+def load_weights(model: torch.nn.Module, path: str, hint: str = "") -> None:
+    """Load the weights of a checkpoint, its moving average if it has one that counts, as they are.
+
+    Args:
+        model: Model that they are for.
+        path: The checkpoint.
+        hint: Added to the message where they do not fit.
 
     Raises:
         UserError: The file cannot be read or is not for this model; the message names it.
     """
+    checkpoint, own = read_checkpoint(path), model.state_dict()
+    weights = unwrap_names(weights_of(checkpoint), own)
     try:
-        model.load_state_dict(weights_of(read_checkpoint(path)))
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} does not fit the model: {reason(error)}") from error
-    _logger.info(f"Loaded weights from {path}.")
+        model.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        message = f"{path} does not fit the model: {fit(weights, own)}{hint}; {reason(error)}"
+        raise UserError(message) from error
+    unused = " Its optimizer is not used: --resume would go on with that run." if "optimizer" in checkpoint else ""
+    _logger.info(f"Loaded weights from {path}.{unused}")
 
 
 def weights_of(checkpoint: dict) -> dict[str, torch.Tensor]:
-    """Return the model's weights in a checkpoint: the moving average where there is one."""
-    names = ("state_dict_ema", "model_ema", "state_dict", "model")
-    state = next((checkpoint[name] for name in names if isinstance(checkpoint.get(name), dict)), checkpoint)
+    """Return the model's weights in a checkpoint: the moving average where there is one that counts."""
+    names = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "backbone")
+    names = names if checkpoint.get("ema_counts", True) else names[2:]
+    state = checkpoint
+    while inner := next((state[name] for name in names if isinstance(state.get(name), dict)), None):
+        state = inner
     return clean_state_dict(state)
+
+
+def unwrap_names(weights: dict[str, Any], own: Container[str]) -> dict[str, Any]:
+    """Return weights without the names that wrappers put before theirs, as far as more of them are a model's then.
+
+    Args:
+        weights: Weights by name.
+        own: Names of the model's.
+    """
+    best = unwrapped = weights
+    for _ in range(3):  # a wrapper in a wrapper
+        unwrapped = {_WRAPPER.sub("", name): value for name, value in unwrapped.items()}
+        best = max(best, unwrapped, key=lambda names: sum(name in own for name in names))
+    return best
+
+
+def fit(weights: dict[str, Any], own: dict[str, torch.Tensor]) -> str:
+    """Say how many tensors of a model a checkpoint has in their shape."""
+    fitting = sum(getattr(weights.get(name), "shape", None) == value.shape for name, value in own.items())
+    return f"{fitting} of its {len(own)} tensors are in the file"
 
 
 def export_model(

@@ -4,24 +4,27 @@ import argparse
 import difflib
 import importlib
 import importlib.util
+import json
 import logging
-import math
 import os
 import platform
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy
 import timm
 import timm.optim
 import torch
 import yaml
+from PIL import ImageMode
 
 import hyena_vision
 from hyena_vision.training import arguments
 from hyena_vision.training.arguments import Arguments, KeyValues, Parser, create_parser, literal, nearest
-from hyena_vision.training.checkpoint_files import read_checkpoint
-from hyena_vision.training.errors import one_line
+from hyena_vision.training.checkpoint_files import has_checkpoints, read_checkpoint
+from hyena_vision.training.errors import ConfigError, UserError, one_line
+from hyena_vision.training.optim import create_optimizer, create_scheduler
 
 _logger = logging.getLogger("train")
 
@@ -38,13 +41,15 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "hyena_vision.trai
         of the run whose checkpoint `--eval` names, whose other settings are defaults.
 
     Raises:
-        UserError: The checkpoint of `--eval` cannot be read.
+        UserError: A checkpoint does not exist, or that of `--eval` cannot be read.
         SystemExit: Code 2 after one line on stderr that names the wrong argument, key or value.
     """
     parser = create_parser(prog)
     given = vars(parser.parse_args(argv))
     values = _read_yaml(parser, given["config"]) if given["config"] else {}
-    trained = _read_trained(parser, given["eval"] or values.get("eval"))
+    weights = given["eval"] or values.get("eval")
+    weights = find_weights(weights) if weights else ""
+    trained = _read_trained(parser, weights) if weights else {}
     values = _beneath(given, {**_beneath(values, trained), **values})
     parser.set_defaults(**values)
 
@@ -53,28 +58,15 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "hyena_vision.trai
     _import_modules(parser, args.device_modules or [])
     args.device = _choose_device(parser, args.device or values.get("device"))
     args.data_dir = args.data_dir or args.data
+    args.eval = weights
+    if args.resume == "auto" and not (given["experiment"] or given["output"]) and has_checkpoints(args.config):
+        args.output, args.experiment = os.path.split(os.path.dirname(os.path.abspath(args.config)))
     args.trained_img_size = {name: trained[name] for name in ("img_size", "input_size") if name in trained}
-    _check(parser, args)
+    try:
+        _check(parser, args)
+    except ConfigError as error:
+        parser.error(str(error))
     return args
-
-
-def dump_args(args: Arguments, **resolved: Any) -> str:
-    """Return the arguments as YAML that `-c` reads back, under a comment with the versions that the run used.
-
-    Args:
-        args: Arguments of the run.
-        **resolved: What the run has found for arguments that were left open.
-    """
-    versions = [f"{module.__name__} {module.__version__}" for module in (hyena_vision, timm, torch, numpy)]
-    known = set(_actions(create_parser())) - {"data", "local_rank"}
-    values = {name: value for name, value in {**vars(args), **resolved}.items() if name in known}
-    if args.distributed:
-        values["device"] = args.device.split(":")[0]  # each process has another one
-    return f"# {', '.join(versions)}, python {platform.python_version()}\n{yaml.safe_dump(values)}"
-
-
-def _actions(parser: Parser) -> dict[str, argparse.Action]:
-    return {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
 
 
 def trained_args(path: str) -> argparse.Namespace:
@@ -90,6 +82,28 @@ def trained_args(path: str) -> argparse.Namespace:
     args = parser.parse_args(["--eval", path, "--device", "cpu"])
     args.trained_img_size = {name: trained[name] for name in ("img_size", "input_size") if name in trained}
     return args
+
+
+def dump_args(args: Arguments, **recorded: Any) -> str:
+    """Return the arguments as YAML that `-c` reads back, under a comment with the versions that the run used.
+
+    What was left open stays so: the run that reads it finds it anew, as it does the place from which it goes on.
+
+    Args:
+        args: Arguments of the run.
+        **recorded: What is not to be given, and is recorded.
+    """
+    versions = [f"{module.__name__} {module.__version__}" for module in (hyena_vision, timm, torch, numpy)]
+    of_one_start = {"data", "local_rank", "no_resume_opt", "resume_force", "start_epoch"}
+    known = set(_actions(create_parser())) - of_one_start
+    values = {name: value for name, value in {**vars(args), **recorded}.items() if name in known}
+    if args.distributed:
+        values["device"] = args.device.split(":")[0]  # each process has another one
+    return f"# {', '.join(versions)}, python {platform.python_version()}\n{yaml.safe_dump(values)}"
+
+
+def _actions(parser: Parser) -> dict[str, argparse.Action]:
+    return {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
 
 
 def _read_yaml(parser: Parser, path: str) -> dict[str, Any]:
@@ -112,14 +126,56 @@ def _read_yaml(parser: Parser, path: str) -> dict[str, Any]:
     return _convert_all(parser, f"config {path}", {names[key]: value for key, value in values.items()})
 
 
-def _read_trained(parser: Parser, path: str | None) -> dict[str, Any]:
-    """Return the settings of the run that wrote a checkpoint, as far as they are for validating it elsewhere."""
-    values = read_checkpoint(path).get("args") if path else None
+def find_weights(path: str) -> str:
+    """Return the file that `--eval` means: itself, or of a folder the best checkpoint, the exported model or the last.
+
+    Raises:
+        UserError: There is none.
+    """
+    names = ("model_best.pth.tar", "model.safetensors", "last.pth.tar")
+    for name in names if os.path.isdir(path) else ("",):
+        if os.path.isfile(file := os.path.join(path, name) if name else path):
+            return file
+    held = f"; it has none of {', '.join(names)}" if os.path.isdir(path) else ""
+    raise UserError(f"argument --eval: no such checkpoint: {path}{held}")
+
+
+def _read_trained(parser: Parser, path: str) -> dict[str, Any]:
+    """Return the settings of the run that wrote a checkpoint, as far as they are for validating it elsewhere.
+
+    Of an exported model they are those of config.json beside it, and of args.yaml for what that does not say.
+    """
+    checkpoint = read_checkpoint(path)
+    values = checkpoint.get("args")
     values = vars(values) if isinstance(values, argparse.Namespace) else values
-    if not isinstance(values, dict):
+    folder = os.path.dirname(path)
+    if isinstance(values, dict):
+        values = dict(values)
+        values["num_classes"] = values.get("num_classes") or checkpoint.get("num_classes")
+    elif os.path.isfile(exported := os.path.join(folder, "config.json")):
+        settings = os.path.join(folder, "args.yaml")
+        values = _read_yaml(parser, settings) if os.path.isfile(settings) else {}
+        values = {name: value for name, value in values.items() if name not in ("img_size", "input_size", "in_chans")}
+        values |= _read_exported(exported)
+    else:
         return {}
     known = {*_actions(parser), *arguments.RENAMED} - arguments.NOT_FROM_CHECKPOINT
     return _convert_all(parser, f"checkpoint {path}", {key: values[key] for key in known & set(values)})
+
+
+def _read_exported(path: str) -> dict[str, Any]:
+    """Return what config.json of an exported model says, by the names of the arguments."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        model, kwargs, data = config["architecture"], dict(config.get("model_args", {})), config["pretrained_cfg"]
+        of_flags = {name: kwargs.pop(name, None) for name in ("num_classes", "in_chans")}
+        classes = of_flags["num_classes"] or config.get("num_classes")
+        names = ("input_size", "mean", "std", "interpolation", "crop_pct")
+        own = {name: data[name] for name in names if data.get(name) is not None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
+    return {"model": model, "model_kwargs": kwargs, "num_classes": classes, **own}
 
 
 def _beneath(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
@@ -190,6 +246,7 @@ def _scalar(action: argparse.Action, value: Any) -> Any:
 
 
 def _article(kind: Any) -> str:
+    kind = getattr(kind, "__annotations__", {}).get("return", kind)
     return {float: "a number", str: "a string"}.get(kind, "an integer")
 
 
@@ -230,9 +287,9 @@ def _choose_device(parser: Parser, device: str | None) -> str:
 
 
 def _check(parser: Parser, args: argparse.Namespace) -> None:
-    """Stop on combinations of arguments that cannot run."""
+    """Stop on values and combinations of arguments that cannot run, as far as their types do not tell."""
 
-    def stop(name: str, message: str) -> None:
+    def stop(name: str, message: str) -> NoReturn:
         parser.error(f"argument --{name}: {message}")
 
     for name, reason in arguments.LEFT_OUT.items():
@@ -245,29 +302,101 @@ def _check(parser: Parser, args: argparse.Namespace) -> None:
         stop("amp", "float16 needs a CUDA device; on the CPU use --amp-dtype bfloat16")
     if args.amp and args.model_dtype not in (None, "float32"):
         stop("amp", f"needs a float32 model, got --model-dtype {args.model_dtype}")
+    if args.amp and torch.device(args.device).type == "cpu" and not has_bfloat16_instructions():
+        _warn("--amp: this CPU has no bfloat16 instructions; training may be many times slower than without it.")
     if args.eval and args.resume:
         stop("eval", f"validates and trains nothing; expected no --resume, got {args.resume}")
+    if args.torchcompile and args.torchcompile not in (backends := torch._dynamo.list_backends(exclude_tags=())):
+        stop("torchcompile", f"unknown backend {args.torchcompile!r}{nearest(args.torchcompile, backends)}")
+    _check_channels(args, stop)
+    _check_files(args, stop)
     if not args.eval:
         _check_training(args, stop)
+        _check_optimization(args, stop)
 
 
-def _check_training(args: argparse.Namespace, stop: Callable[[str, str], None]) -> None:
+def has_bfloat16_instructions() -> bool:
+    """Return whether the CPU computes with bfloat16; True where torch does not know."""
+    try:
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except AttributeError:
+        return True
+
+
+def _check_channels(args: argparse.Namespace, stop: Callable[[str, str], NoReturn]) -> None:
+    """Stop where images have another number of channels than the model takes."""
+    name = "in-chans" if args.in_chans else "input-size"
+    channels = args.in_chans or (args.input_size[0] if args.input_size else args.model_kwargs.get("in_chans", 3))
+    if not args.input_img_mode:
+        if channels not in (1, 3, 4):
+            stop(name, f"expected 1, 3 or 4 channels, got {channels}; other images need their --input-img-mode")
+        return
+    try:
+        bands = len(ImageMode.getmode(args.input_img_mode).bands)
+    except KeyError:
+        stop("input-img-mode", f"expected a mode of Pillow, such as L, RGB or RGBA, got {args.input_img_mode!r}")
+    if bands != channels:
+        stop("input-img-mode", f"expected {channels} channels, as the model takes, got {args.input_img_mode}: {bands}")
+
+
+def _check_files(args: argparse.Namespace, stop: Callable[[str, str], NoReturn]) -> None:
+    """Stop at a checkpoint that does not exist; what is in one is looked at when it is read."""
+    if args.pretrained and args.data and args.data.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar")):
+        stop("pretrained", f"takes no file; the flag for one is --pretrained-path, got {args.data}")
+    for name in ("resume", "initial-checkpoint", "pretrained-path"):
+        path = getattr(args, name.replace("-", "_"))
+        if path and os.path.isdir(path):
+            hint = " (--resume auto with --experiment takes the newest)" if name == "resume" else ""
+            raise UserError(f"argument --{name}: expected a file, got the folder {path}{hint}")
+        if path and path != "auto" and not os.path.isfile(path):
+            raise UserError(f"argument --{name}: no such checkpoint: {path}")
+
+
+def _check_optimization(args: argparse.Namespace, stop: Callable[[str, str], NoReturn]) -> None:
+    """Stop on what optimizer or schedule refuse, and on schedules that train nothing."""
+    optimizer, optimizers = args.opt.lower().split("_")[-1], timm.optim.list_optimizers()
+    if optimizer not in optimizers:
+        stop("opt", f"unknown optimizer {args.opt!r}{nearest(optimizer, optimizers)}")
+    info = timm.optim.get_optimizer_info(optimizer)
+    if args.opt_betas and info.has_betas and len(args.opt_betas) != info.num_betas:
+        stop("opt-betas", f"expected {info.num_betas} values for {args.opt}, got {args.opt_betas}")
+    if args.sched != "none" and args.warmup_epochs >= args.epochs and not args.warmup_prefix:
+        message = f"{args.warmup_epochs} epochs of warm-up leave none of --epochs {args.epochs}"
+        if not args.resume:
+            stop("warmup-epochs", f"expected fewer than --epochs: {message}")
+        _warn(f"--warmup-epochs: {message}.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again
+        tried = create_optimizer(args, torch.nn.Linear(2, 2), args.lr or args.lr_base)
+        epochs = create_scheduler(args, tried, 1, False)[1]
+    if args.start_epoch is not None and args.start_epoch >= min(epochs, args.stop_epoch or epochs):
+        stop(
+            "start-epoch",
+            f"expected less than the {min(epochs, args.stop_epoch or epochs)} epochs of the run, "
+            f"got {args.start_epoch}",
+        )
+
+
+def _check_training(args: argparse.Namespace, stop: Callable[[str, str], NoReturn]) -> None:
     mixup = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax
     batch_flag = "train-batch-sizes" if args.train_batch_sizes else "batch-size"
     odd = [size for size in args.train_batch_sizes or [args.batch_size] if size % 2]
     sizes, probs = args.train_img_sizes or [], args.train_size_probs
     if odd and (mixup or (args.split_bn and not args.aug_splits)):
         stop(batch_flag, f"mixup, cutmix and --split-bn need an even number, got {odd[0]}")
-    if not 0 <= args.smoothing < 1:
-        stop("smoothing", f"must be at least 0 and below 1, got {args.smoothing}")
     if args.resume == "auto" and not args.experiment:
         stop("resume", "auto needs --experiment, the name of the run to continue")
-    for name in ("scale", "ratio"):
-        if len(getattr(args, name)) != 2:
-            stop(name, f"expected two numbers, got {getattr(args, name)}")
-    optimizer, optimizers = args.opt.lower().split("_")[-1], timm.optim.list_optimizers()
-    if optimizer not in optimizers:
-        stop("opt", f"unknown optimizer {args.opt!r}{nearest(optimizer, optimizers)}")
+    for name, fewest in (("scale", 2), ("ratio", 2), ("cutmix-minmax", 2), ("lr-noise", 1)):
+        given = getattr(args, name.replace("-", "_"))
+        if given and (not fewest <= len(given) <= 2 or sorted(given) != given):
+            stop(name, f"expected {'one or ' if fewest == 1 else ''}two numbers in ascending order, got {given}")
+    if sorted(set(args.decay_milestones)) != args.decay_milestones:
+        stop("decay-milestones", f"expected ascending epochs, got {args.decay_milestones}")
+    if args.kd_model_name and ":" not in args.kd_model_name and not timm.is_model(args.kd_model_name):
+        near = nearest(args.kd_model_name, timm.list_models())
+        stop("kd-model-name", f"unknown model {args.kd_model_name!r}{near}")
     if args.stop_epoch and args.stop_epoch > args.epochs:
         stop("stop-epoch", f"expected 1 to {args.epochs}, the number of --epochs, got {args.stop_epoch}")
 
@@ -286,17 +415,19 @@ def _check_training(args: argparse.Namespace, stop: Callable[[str, str], None]) 
     if args.split_bn and args.sync_bn:
         stop("split-bn", "expected one kind of batch norm, got --sync-bn as well")
 
+    if args.class_weights and (args.bce_loss or args.jsd_loss):
+        stop("class-weights", f"is for softmax cross entropy, got --{'bce' if args.bce_loss else 'jsd'}-loss")
+    if args.balanced_sampler and (args.aug_repeats or sizes):
+        stop("balanced-sampler", "draws the images itself, expected no --aug-repeats and no --train-img-sizes")
+
     for name in ("train-batch-sizes", "train-size-probs"):
         given = getattr(args, name.replace("-", "_"))
         if given and len(given) != len(sizes):
-            stop(name, f"expected {len(sizes)} values, one for each of --train-img-sizes, got {len(given)}")
+            stop(name, f"expected {len(sizes)} values, one for each of --train-img-sizes, got {len(given)}: {given}")
     if args.train_size_schedule == "progressive" and len(sizes) < 2:
         stop("train-size-schedule", f"progressive needs at least two --train-img-sizes, got {len(sizes)}")
-    if probs and (min(probs) < 0 or not 0 < sum(probs) < math.inf):
-        stop("train-size-probs", f"expected numbers of at least 0, not all 0, got {probs}")
-    for name, most in (("train-size-random-mix", 1), ("train-size-schedule-spread", math.inf)):
-        if not 0 <= (given := getattr(args, name.replace("-", "_"))) <= most:
-            stop(name, f"expected 0 to {most}, got {given}")
+    if probs and not sum(probs):
+        stop("train-size-probs", f"expected numbers of which not all are 0, got {probs}")
     if sizes and args.aug_splits:
         stop("train-img-sizes", f"expected no --aug-splits with several sizes, got {args.aug_splits}")
     if sizes and importlib.util.find_spec("timm.data.scheduled_sampler") is None:

@@ -1,10 +1,11 @@
 """Metrics of each epoch: summary.csv always, TensorBoard and Weights & Biases when asked for."""
 
+import csv
+import io
 import os
 
-from timm.utils import update_summary
-
 from hyena_vision.training.arguments import Arguments
+from hyena_vision.training.checkpoint_files import replace_file
 from hyena_vision.training.errors import UserError, one_line
 
 
@@ -49,13 +50,13 @@ class MetricsLog:
         Raises:
             UserError: summary.csv cannot be written.
         """
-        try:
-            update_summary(epoch, train, validation, self.path, lr, write_header=not os.path.exists(self.path))
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {one_line(error)}") from error
         row = {f"train_{name}": value for name, value in train.items()}
         row |= {f"eval_{name}": value for name, value in validation.items()}
         row["lr"] = lr
+        try:
+            write_row(self.path, {"epoch": epoch, **row})
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {one_line(error)}") from error
         if self.tensorboard is not None:
             for name, value in row.items():
                 self.tensorboard.add_scalar(name, value, epoch)
@@ -69,3 +70,29 @@ class MetricsLog:
             self.tensorboard.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+def write_row(path: str, row: dict[str, float]) -> None:
+    """Append a row to a CSV file, in timm's format; new columns come before its last and are empty in older rows.
+
+    Args:
+        path: The file; need not exist.
+        row: Values by column; columns of the file that it lacks stay empty.
+    """
+    header: list[str] = []
+    if os.path.exists(path):
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    new = [name for name in row if name not in header]
+    columns = [*header[:-1], *new, *header[-1:]]
+    if header and new:
+        lines = io.StringIO(newline="")
+        writer = csv.DictWriter(lines, columns)
+        writer.writeheader()
+        writer.writerows(dict(zip(header, values, strict=False)) for values in rows)
+        replace_file(path, lines.getvalue().encode())
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        if not header:
+            writer.writeheader()
+        writer.writerow(row)

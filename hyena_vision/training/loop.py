@@ -5,8 +5,9 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,16 +19,21 @@ from timm.data import Mixup
 from timm.utils import dispatch_clip_grad, distribute_bn, is_primary, reduce_tensor
 from tqdm import tqdm
 
+from hyena_vision.data import DataError
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
+from hyena_vision.training.checkpoint_files import Metric
 from hyena_vision.training.distributed import any_process, gather_objects, largest_gradient, synchronizes
-from hyena_vision.training.errors import UserError
+from hyena_vision.training.errors import UserError, one_line
 from hyena_vision.training.interrupt import Interrupt, Interrupted
+from hyena_vision.training.predictions import Collector
 from hyena_vision.training.run_state import Parts, Progress
 from hyena_vision.training.seeded_loader import TrainLoader
 from hyena_vision.training.seeds import STEP, mix_seed, seed_generators
 
 _logger = logging.getLogger("train")
+
+MOST_INITIAL = 0.1  # part of the initial weights in a moving average that has averaged something
 
 
 @dataclass
@@ -45,6 +51,7 @@ class Run:
         folder: Folder of the run for `--save-images`, or None.
         interrupt: Asked after each update, and during validation, whether to stop.
         bad_images: Where the loaders report images that they could not read.
+        predictions: What the validation that counts said of this process's images.
     """
 
     args: Arguments
@@ -57,6 +64,7 @@ class Run:
     folder: str | None = None
     interrupt: Interrupt = field(default_factory=Interrupt)
     bad_images: BadImages = field(default_factory=BadImages)
+    predictions: Collector = field(default_factory=Collector)
 
 
 def train_one_epoch(
@@ -82,8 +90,8 @@ def train_one_epoch(
         `{"loss": mean loss}` over all processes, and the speed in images per second (NaN if nothing was left).
 
     Raises:
-        UserError: A loss or gradient is not finite, and it is to stop or has skipped enough; the weights are those
-            before that update.
+        UserError: A loss or gradient is not finite, and it is to stop or has skipped enough, or a batch cannot be had;
+            the weights are those after the last update.
         Interrupted: A signal asked to stop; `progress` is up to date.
     """
     args, task, optimizer, scheduler = run.args, run.parts.task, run.parts.optimizer, run.parts.scheduler
@@ -99,9 +107,9 @@ def train_one_epoch(
     loader.begin(epoch, progress.step)
     first, images, started = progress.step, 0, time.perf_counter()
     group: list[tuple[torch.Tensor, int]] = []  # losses and sizes of the batches since the last update
-    buffers = _averages(run)  # of batch norms: a batch that is skipped has spoilt them
+    buffers = KeptBuffers(task.get_trainable_module())
     bar = _bar(loader, f"Train {epoch}", args, initial=first)
-    for step, (input, target) in enumerate(bar, start=first):
+    for step, (input, target) in enumerate(fetch(run, bar, buffers.restore), start=first):
         update = step // accum
         need_update = (step + 1) % accum == 0 or step + 1 == steps
         seed_generators(mix_seed(args.seed, args.rank, epoch, step, STEP))
@@ -120,7 +128,7 @@ def train_one_epoch(
             continue
 
         losses = torch.stack([loss for loss, _ in group]).tolist()
-        finite = _update_if_finite(run, epoch, step, losses, loader, progress)
+        finite = _update_if_finite(run, epoch, step, losses, loader, progress, buffers)
         optimizer.zero_grad()
         for value, (_, size) in zip(losses, group, strict=True):
             images += size * args.world_size
@@ -128,8 +136,6 @@ def train_one_epoch(
                 progress.loss_sum += value * size
                 progress.images += size
         group.clear()
-        for buffer, before in buffers:
-            (before if finite else buffer).copy_(buffer if finite else before)
         progress.step = step + 1
         num_updates = epoch * updates_per_epoch + update + 1
         if finite:
@@ -171,7 +177,7 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
     left out, and the counts, not the means, are added up. Images with the target -1 are not counted.
 
     Args:
-        run: The parts of the run.
+        run: The parts of the run; its `predictions` are made anew.
         model: Model, not wrapped for distributed training.
         loader: Loader of (images, class indices) in the order of the data set.
         suffix: Added to the log line.
@@ -180,12 +186,12 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
         Mean `loss`, and `top1` and `top5` in percent.
 
     Raises:
-        UserError: There is no image to count.
+        UserError: There is no image to count, or a batch cannot be had.
         Interrupted: A signal asked to stop.
     """
     args, device = run.args, run.device
     model.eval()
-    remaining = math.inf
+    remaining, run.predictions = math.inf, Collector(args.rank, args.world_size)
     if args.distributed and not isinstance(loader.dataset, torch.utils.data.IterableDataset):
         remaining = len(range(args.rank, len(loader.dataset), args.world_size))
     counts = torch.zeros(3, dtype=torch.int64, device=device)  # images, right at first, right among five
@@ -193,7 +199,7 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
     bar = _bar(loader, f"Validate{suffix}", args)
     # FSDP keeps the buffers of a forward pass for the next one, which may be of training
     with torch.no_grad() if args.fsdp else torch.inference_mode():
-        for step, (input, target) in enumerate(bar):
+        for step, (input, target) in enumerate(fetch(run, bar)):
             input, target = _to_device(input, target, args, device)
             with run.autocast():
                 output = _logits(model, input)
@@ -201,6 +207,7 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
                     output = (output + _logits(model, input.flip(-1))) / 2
             own = int(min(len(target), remaining))
             remaining -= own
+            run.predictions.add(output[:own], target[:own])
             valid = target[:own] >= 0
             output, target = output[:own][valid].float(), target[:own][valid]
             loss_sum += F.cross_entropy(output, target, reduction="sum").double()
@@ -223,19 +230,118 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
     return metrics
 
 
-def validate_all(run: Run, model: torch.nn.Module, loader: Iterable) -> dict[str, float]:
-    """Return the metrics of the moving average where there is one on the device, else of the model; both are logged."""
-    metrics = validate(run, model, loader)
-    if run.args.model_ema and not run.args.model_ema_force_cpu:
-        share_batch_norms(run.args, run.parts.task.get_trainable_module(ema=True))
-        metrics = validate(run, run.parts.task.get_eval_model(ema=True), loader, " (EMA)")
+def validate_all(run: Run, model: torch.nn.Module, loader: Iterable | None, updates: int) -> dict[str, float]:
+    """Return the metrics of what the run has to show after so many updates: the moving average where there is one.
+
+    One that still holds more than a tenth of the initial weights counts only where it is better than the model itself.
+    An average that is not on the device is not validated.
+
+    Args:
+        run: The parts of the run; `parts.ema_counts` is set.
+        model: Model, not wrapped for distributed training.
+        loader: Loader of the images to validate on, or None.
+        updates: Updates of the run so far.
+
+    Returns:
+        As `validate`, or nothing without a loader.
+    """
+    args, parts = run.args, run.parts
+    share = initial_share(args, updates)
+    parts.ema_counts = share <= MOST_INITIAL
+    if loader is None:
+        return {}
+    metrics, predictions = validate(run, model, loader), run.predictions
+    if not args.model_ema or args.model_ema_force_cpu:
+        return metrics
+    share_batch_norms(args, parts.task.get_trainable_module(ema=True))
+    averaged = validate(run, parts.task.get_eval_model(ema=True), loader, " (EMA)")
+    own, other = (Metric(of[args.eval_metric], of["loss"]) for of in (metrics, averaged))
+    parts.ema_counts |= other < own if args.eval_metric == "loss" else other > own
+    if parts.ema_counts:
+        return averaged
+    run.predictions = predictions
+    if is_primary(args):
+        _logger.info(f"The model itself counts: its average holds {share:.0%} of the initial weights and is no better.")
     return metrics
+
+
+def initial_share(args: Arguments, updates: int) -> float:
+    """Return how much of the initial weights the moving average still holds after so many updates, 0 to 1."""
+    return args.model_ema_decay**updates if args.model_ema and not args.model_ema_warmup else 0.0
 
 
 def share_batch_norms(args: Arguments, model: torch.nn.Module) -> None:
     """Make the running averages of batch norms the same on all processes."""
     if args.distributed and args.dist_bn and not args.sync_bn:
         distribute_bn(model, args.world_size, args.dist_bn == "reduce")
+
+
+def fetch(run: Run, loader: Iterable, before_fault: Callable[[], None] = lambda: None) -> Iterator[tuple]:
+    """Yield the batches of a loader; where one process cannot have its batch, all stop at the same place.
+
+    Args:
+        run: The parts of the run.
+        loader: Loader.
+        before_fault: Called first then.
+
+    Raises:
+        UserError: An image that cannot be read, or a worker that was killed.
+    """
+    batches = iter(loader)
+    _leave_dead_workers_to_the_loader()
+    while True:
+        batch, error = None, None
+        try:
+            batch = next(batches, None)
+        except Exception as failed:  # what is no user's to mend goes on as it is, once the others know
+            error = failed
+        if any_process(error is not None, device=run.device)[0]:
+            before_fault()
+            known = isinstance(error, UserError | DataError) or "DataLoader worker" in str(error)
+            told = gather_objects((known, one_line(error)) if error is not None else None)
+            if error is not None and not known:
+                raise error
+            known, message = next(own for own in told if own is not None)
+            if "DataLoader worker" in message:
+                message += " (killed where memory is short, for instance: try fewer --workers)"
+            raise (UserError if known else RuntimeError)(message) from error
+        if batch is None:
+            return
+        yield batch
+
+
+def _leave_dead_workers_to_the_loader() -> None:
+    """Take away torch's handler, which raises wherever the program is: in the middle of an update, too.
+
+    The loader itself finds out when it waits for the batch of a worker that is no more.
+    """
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGCHLD)
+        if str(getattr(handler, "__module__", "")).startswith("torch.utils.data"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+class KeptBuffers:
+    """The buffers of a model as they were after the last update: each forward pass of a batch norm changes its own.
+
+    Args:
+        model: Model that is trained.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        """Copy them."""
+        self.buffers = list(model.buffers())
+        self.copies = [buffer.clone() for buffer in self.buffers]
+
+    def keep(self) -> None:
+        """Copy them again, after an update."""
+        if self.buffers:
+            torch._foreach_copy_(self.copies, self.buffers)
+
+    def restore(self) -> None:
+        """Put back what was copied."""
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.copies)
 
 
 def stop_if_asked(run: Run) -> None:
@@ -289,7 +395,13 @@ def _backward(run: Run, loss: torch.Tensor, need_update: bool) -> None:
 
 
 def _update_if_finite(
-    run: Run, epoch: int, step: int, losses: list[float], loader: TrainLoader, progress: Progress
+    run: Run,
+    epoch: int,
+    step: int,
+    losses: list[float],
+    loader: TrainLoader,
+    progress: Progress,
+    buffers: "KeptBuffers",
 ) -> bool:
     """Update the weights, or say that a loss or gradient is not finite and leave them.
 
@@ -308,8 +420,10 @@ def _update_if_finite(
             if args.clip_grad is not None:
                 dispatch_clip_grad(_clipped(run), value=args.clip_grad, mode=args.clip_mode)
             run.parts.optimizer.step()
+        buffers.keep()
         return True
 
+    buffers.restore()
     batches = range(step + 1 - len(losses), step + 1)
     numbers = [loader.images_of(batch) for batch in batches]
     known = [str(number) for batch in numbers for number in batch or ()]
@@ -329,14 +443,6 @@ def _update_if_finite(
     if is_primary(args):
         _logger.warning(f"Skipped an update: {message}.")
     return False
-
-
-def _averages(run: Run) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return the floating-point buffers of the model, each with a copy, where updates are skipped."""
-    if run.args.on_nonfinite != "skip":
-        return []
-    buffers = run.parts.task.get_trainable_module().buffers()
-    return [(buffer, buffer.clone()) for buffer in buffers if buffer.is_floating_point()]
 
 
 def _clipped(run: Run) -> Iterable | None:

@@ -1,7 +1,10 @@
 """The model of a run, from its arguments."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import timm
 import torch
@@ -10,8 +13,9 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from torch import nn
 
 from hyena_vision.training.arguments import Arguments, nearest
-from hyena_vision.training.checkpoint_files import load_weights, read_checkpoint
+from hyena_vision.training.checkpoint_files import fit, load_weights, read_checkpoint, reason, unwrap_names, weights_of
 from hyena_vision.training.errors import ConfigError, UserError, one_line
+from hyena_vision.training.freeze import freeze
 
 _logger = logging.getLogger("train")
 
@@ -26,49 +30,20 @@ def create_model(args: Arguments) -> torch.nn.Module:
         ConfigError: Unknown model, or arguments that it refuses.
         UserError: Weights that cannot be read or do not fit; the message names the file.
     """
-    if ":" not in args.model and not timm.is_model(args.model):
-        near = nearest(args.model, timm.list_models(), count=3)
-        raise ConfigError(f"argument --model: unknown model {args.model!r}{near}")
-    if args.model.startswith("local-dir:") and not os.path.isdir(args.model.removeprefix("local-dir:")):
-        raise ConfigError(f"argument --model: {args.model.removeprefix('local-dir:')} is not a folder")
-
-    kwargs = {
-        "in_chans": _in_chans(args),
-        "num_classes": args.num_classes,
-        "drop_rate": args.drop,
-        "drop_path_rate": args.drop_path,
-        "drop_block_rate": args.drop_block,
-        "bn_momentum": args.bn_momentum,
-        "bn_eps": args.bn_eps,
-        "global_pool": args.gp,
-        **args.model_kwargs,
-    }
-    overlay = dict(args.pretrained_cfg_overlay)
-    if args.pretrained_path:
-        read_checkpoint(args.pretrained_path)  # a file that cannot be read gets its own message
-        overlay |= {"file": args.pretrained_path, "num_classes": -1}  # -1: adapt the head
-    if overlay:
-        kwargs["pretrained_cfg_overlay"] = overlay
     if args.fast_norm:
         set_fast_norm()
-    pretrained = args.pretrained or bool(args.pretrained_path)
-    try:
-        model = timm.create_model(args.model, pretrained=pretrained, **kwargs)
-    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError, OSError) as error:
-        if pretrained and not isinstance(error, TypeError):
-            source = args.pretrained_path or "its pretrained weights"
-            raise UserError(f"cannot load {source} into model {args.model}: {one_line(error)}") from error
-        if not args.model_kwargs and not args.gp:
-            raise
-        raise ConfigError(f"model {args.model} refuses its arguments {args.model_kwargs}: {one_line(error)}") from error
+    if args.pretrained or args.pretrained_path:
+        model = _create_pretrained(args)
+    else:
+        model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False)
 
     if args.eval:
         _resize(args, model, **args.trained_img_size)
-        load_weights(model, args.eval)
+        load_weights(model, args.eval, f" (--model {args.model}; config.json beside a file of weights says which)")
     if args.eval or "img_size" not in args.model_kwargs:
         _resize(args, model, args.img_size, args.input_size)
     if args.initial_checkpoint:
-        load_weights(model, args.initial_checkpoint)
+        load_weights(model, args.initial_checkpoint, " (--pretrained-path adapts head, grid and channels)")
     with torch.no_grad():
         for layer in _last_layers(model):
             if args.head_init_scale is not None:
@@ -76,9 +51,143 @@ def create_model(args: Arguments) -> torch.nn.Module:
                 layer.bias.mul_(args.head_init_scale)
             if args.head_init_bias is not None:
                 nn.init.constant_(layer.bias, args.head_init_bias)
+    if args.freeze and not args.eval:
+        frozen = freeze(model, args.freeze)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        _logger.info(f"Frozen: {frozen:,} of {total:,} parameters ({' '.join(args.freeze)}).")
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     return model
+
+
+def _create_pretrained(args: Arguments) -> nn.Module:
+    """Create the model with its pretrained weights, or those of a file; what fits next to nothing is refused."""
+    path, overlay = args.pretrained_path, dict(args.pretrained_cfg_overlay)
+    weights, own = {}, {}
+    if path:
+        try:
+            with torch.device("meta"):
+                own = _create(args, overlay, pretrained=False).state_dict()
+        except RuntimeError:
+            pass  # it cannot be made without weights
+        weights = unwrap_names(weights_of(read_checkpoint(path)), own)
+        overlay |= {"state_dict": weights, "num_classes": -1}  # -1: adapt the head
+    try:
+        with _noted_loading() as loaded:
+            model = _create(args, overlay, pretrained=True)
+    except UserError as error:
+        raise UserError(f"{error} ({fit(weights, own)})" if own else str(error)) from error
+    model.pretrained_cfg.pop("state_dict", None)
+    missing = next((missing for module, missing in loaded if module is model), [])
+    total = len(model.state_dict())
+    message = f"{total - len(missing)} of {total} tensors of {args.model} are in {path or 'its pretrained weights'}"
+    if total - len(missing) < total / 10:
+        raise UserError(f"{message}; expected those of the same or a similar model")
+    _logger.info(f"{message}.")
+    return model
+
+
+@contextlib.contextmanager
+def _noted_loading() -> Iterator[list[tuple[nn.Module, list[str]]]]:
+    """Note what each model lacks that is loaded meanwhile: timm goes on without a word where nothing fits."""
+    load, loaded = nn.Module.load_state_dict, []
+
+    def load_and_note(self, *args, **kwargs):
+        result = load(self, *args, **kwargs)
+        loaded.append((self, result.missing_keys))
+        return result
+
+    nn.Module.load_state_dict = load_and_note
+    try:
+        yield loaded
+    finally:
+        nn.Module.load_state_dict = load
+
+
+def check_model(args: Arguments) -> None:
+    """Refuse a model, its arguments or an image size before any data is read and without making weights.
+
+    Args:
+        args: Arguments of the run.
+
+    Raises:
+        ConfigError: The model does not exist, or refuses something; the message names the flag.
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False).eval()
+            if args.eval:
+                _resize(args, model, **args.trained_img_size)
+            if args.eval or "img_size" not in args.model_kwargs:
+                _resize(args, model, args.img_size, args.input_size)
+            if args.freeze and not args.eval:
+                freeze(model, args.freeze)
+            channels, *size = data_config(args, model)["input_size"]
+            for height, width in [size, *((side, side) for side in args.train_img_sizes or ())]:
+                _try_size(args, model, torch.zeros(1, channels, height, width))
+    except (NotImplementedError, RuntimeError):
+        return  # it cannot be made without weights; what is wrong with it is found when it is made with them
+
+
+def _try_size(args: Arguments, model: nn.Module, images: torch.Tensor) -> None:
+    """Run the model on images without values."""
+    size = tuple(images.shape[2:])
+    try:
+        model(images)
+    except (AssertionError, ValueError) as error:
+        flags = ("train_img_sizes", "img_size", "input_size", "model_kwargs")
+        flag = next((name for name in flags if getattr(args, name) and _holds(getattr(args, name), size)), "img_size")
+        raise ConfigError(
+            f"argument --{flag.replace('_', '-')}: model {args.model} refuses images of {size}: {one_line(error)}"
+        ) from error
+
+
+def _holds(value: Any, size: tuple[int, int]) -> bool:
+    """Return whether an image size is given by a value."""
+    value = value.get("img_size", 0) if isinstance(value, dict) else value
+    return size[1] == value or (not isinstance(value, int) and size[1] in value)
+
+
+def _create(args: Arguments, overlay: dict[str, Any], pretrained: bool) -> nn.Module:
+    """Create the model as timm does, with what it refuses said in one line that names the flag."""
+    if ":" not in args.model and not timm.is_model(args.model):
+        near = nearest(args.model, timm.list_models(), count=3)
+        raise ConfigError(f"argument --model: unknown model {args.model!r}{near}")
+    if args.model.startswith("local-dir:") and not os.path.isdir(args.model.removeprefix("local-dir:")):
+        raise ConfigError(f"argument --model: no such folder: {args.model}")
+    given = {
+        "in_chans": ("in-chans", _in_chans(args)),
+        "num_classes": ("num-classes", args.num_classes),
+        "drop_rate": ("drop", args.drop),
+        "drop_path_rate": ("drop-path", args.drop_path),
+        "drop_block_rate": ("drop-block", args.drop_block),
+        "bn_momentum": ("bn-momentum", args.bn_momentum),
+        "bn_eps": ("bn-eps", args.bn_eps),
+        "global_pool": ("gp", args.gp),
+    }
+    kwargs = {name: value for name, (_, value) in given.items()} | args.model_kwargs
+    if overlay:
+        kwargs["pretrained_cfg_overlay"] = overlay
+    try:
+        return timm.create_model(args.model, pretrained=pretrained, **kwargs)
+    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError, OSError) as error:
+        if pretrained and not isinstance(error, TypeError):
+            source = args.pretrained_path or "its pretrained weights"
+            hint = "" if args.pretrained_path else "; --pretrained-path starts from a file"
+            raise UserError(f"cannot load {source} into model {args.model}: {reason(error)}{hint}") from error
+        text = one_line(error)
+        if isinstance(error, RuntimeError) and "meta" in text:
+            raise  # of `check_model`: not the arguments' fault
+        named = [flag for name, (flag, value) in given.items() if value is not None and name in text]
+        if "PretrainedCfg" in text:
+            named.insert(0, "pretrained-cfg-overlay")
+        named += ["gp"] if args.gp and (repr(args.gp) in text or args.gp in text) else []
+        flag = next((flag for flag in named), "model-kwargs" if args.model_kwargs else "gp" if args.gp else None)
+        if flag is None:
+            raise
+        whole = {"model-kwargs": args.model_kwargs, "pretrained-cfg-overlay": args.pretrained_cfg_overlay}
+        value = {**dict(given.values()), **whole}[flag]
+        raise ConfigError(f"argument --{flag}: model {args.model} refuses its argument {value}: {text}") from error
 
 
 def _last_layers(model: nn.Module) -> list[nn.Module]:

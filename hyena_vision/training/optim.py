@@ -85,8 +85,9 @@ def create_optimizer(args: Arguments, model: torch.nn.Module, lr: float) -> torc
     kwargs["lr"] = lr
     try:
         return timm.optim.create_optimizer_v2(model, **kwargs, **options, param_group_fn=param_groups)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer {args.opt} refuses its arguments: {one_line(error)}") from error
+    except (TypeError, ValueError, AssertionError, ImportError) as error:
+        flag, given = ("opt-kwargs", f" {args.opt_kwargs}") if args.opt_kwargs else ("opt", "")
+        raise ConfigError(f"argument --{flag}: {args.opt} refuses its arguments{given}: {one_line(error)}") from error
 
 
 def base_lr(args: Arguments, batch_size: float) -> float:

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from timm.data.auto_augment import posterize
+from timm.data.loader import PrefetchLoader
 
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
+from hyena_vision.training.balance import BalancedSampler, labels_of
 from hyena_vision.training.errors import ConfigError, one_line
 from hyena_vision.training.seeded_loader import TrainLoader, name_bad_images
 
@@ -93,6 +95,10 @@ def create_loaders(
         raise ConfigError(f"argument --train-img-sizes: {one_line(error)}") from error
     for dataset in (dataset_train, loader.dataset):
         _mend_posterize(dataset)
+    if args.balanced_sampler:
+        labels = labels_of(datasets[0], "balanced-sampler")
+        plain = loader.loader if isinstance(loader, PrefetchLoader) else loader
+        plain.batch_sampler.sampler = BalancedSampler(labels, args.seed, args.rank, args.world_size)
     if len(loader) == 0:
         raise ConfigError(
             f"argument --batch-size: {args.batch_size} on each of {args.world_size} processes is more than "

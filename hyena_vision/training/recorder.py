@@ -4,14 +4,24 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 
 import torch
 from timm.utils import is_primary
 
 from hyena_vision.training import checkpoint_files, report, run_state
 from hyena_vision.training.arguments import Arguments
+from hyena_vision.training.distributed import gather_objects
 from hyena_vision.training.errors import UserError
+from hyena_vision.training.html_report import describe_result, write_html_report
 from hyena_vision.training.log import MetricsLog
+from hyena_vision.training.predictions import (
+    Described,
+    Prediction,
+    accuracy_of,
+    read_predictions,
+    write_predictions,
+)
 from hyena_vision.training.run_folder import default_folder, open_folder
 from hyena_vision.training.run_state import Parts, Progress
 
@@ -47,7 +57,7 @@ class Recorder:
         self.saver: checkpoint_files.CheckpointSaver | None = None
         self.results: list[dict] = []
         self.speeds: list[float] = []
-        self._saved: tuple[int, int] | None = None
+        self._saved: tuple[int, int] | None = None  # epoch and batch of what was saved last
 
     def open(self, settings: str, epoch: int, step: int, resume_from: str, resumed: dict | None) -> None:
         """Open the folder for a run that begins or goes on.
@@ -62,12 +72,14 @@ class Recorder:
         Raises:
             UserError: It cannot be written to, or the checkpoint's history cannot be read.
         """
+        if resumed is None:
+            self._saved = 0, 0  # nothing to save yet
         if self.folder is None:
             return
         args, folder = self.args, self.folder
         open_folder(folder, settings, epoch, resumed is not None)
         self.log = MetricsLog(folder, args, epoch)
-        options = dict(decreasing=self.eval_metric == "loss", max_history=args.checkpoint_hist)
+        options = dict(eval_metric=self.eval_metric, max_history=args.checkpoint_hist)
         self.saver = checkpoint_files.CheckpointSaver(self.model, self.parts.optimizer, folder, **options)
         if resumed is not None:
             self.saver.load(resume_from, resumed)
@@ -86,31 +98,58 @@ class Recorder:
             self.saver.save_recovery(epoch, update)
         self._saved = epoch, progress.step
 
-    def save_epoch(self, epoch: int, train: dict[str, float], validation: dict[str, float]) -> float:
-        """Write the metrics of an epoch and its checkpoint.
+    def save_before(self, error: BaseException, epoch: int, progress: Progress) -> None:
+        """Save where the run is, as an error or a signal is about to end it, so that `--resume auto` goes on there."""
+        place = f"epoch {epoch}, {progress.step} batches done"
+        try:
+            self.save_recovery(epoch, progress, max(progress.step - 1, 0) // self.args.grad_accum_steps)
+        except UserError as failed:
+            _logger.warning(f"What was trained ({place}) could not be saved: {failed}.")
+        else:
+            if self._saved != (0, 0):
+                _logger.info(f"Saved what was trained ({place}): --resume auto goes on from there.")
+
+    def check_finite(self, epoch: int, train: dict[str, float], validation: dict[str, float]) -> None:
+        """Stop at a metric that is not finite.
+
+        Raises:
+            UserError: There is one.
+        """
+        if not all(map(math.isfinite, [*train.values(), *validation.values()])):
+            metrics = {f"train_{name}": value for name, value in train.items()} | validation
+            raise UserError(
+                f"a metric of epoch {epoch} is not finite: {metrics}; a recovery checkpoint holds the epoch"
+            )
+
+    def save_epoch(
+        self, epoch: int, train: dict[str, float], validation: dict[str, float], predictions: Sequence[Prediction] = ()
+    ) -> float:
+        """Write the metrics of an epoch, its checkpoint and, where it is the best so far, its predictions.
 
         Args:
             epoch: Its number.
             train: Metrics of training.
             validation: Metrics of validation; may be empty.
+            predictions: Of validation.
 
         Returns:
             The metric by which checkpoints are compared.
 
         Raises:
-            UserError: A metric is not finite, or a file cannot be written.
+            UserError: A file cannot be written.
         """
-        metric = (validation or train)[self.eval_metric]
-        if not all(map(math.isfinite, [*train.values(), *validation.values()])):
-            raise UserError(f"a metric of epoch {epoch} is not finite: {validation}; nothing of it was saved")
+        metric = self._metric(train, validation)
         self.results.append({"epoch": epoch, "train": train, "validation": validation})
         captured = run_state.capture(self.parts, self.args.given, epoch)
+        self._saved = epoch + 1, 0
         if self.saver is None:
-            return metric
+            return float(metric)
         lrs = [group["lr"] for group in self.parts.optimizer.param_groups]
         self.log.write(epoch, train, validation, sum(lrs) / len(lrs))
         self.saver.state = captured
         self.saver.save_checkpoint(epoch, metric=metric)
+        if predictions and self.saver.best_epoch == epoch:
+            write_predictions(os.path.join(self.folder, "predictions.csv"), predictions)
         if epoch + 1 in self.args.save_epochs:
             self.saver.save_milestone(epoch + 1)
         self.saver.state = captured = {}  # under FSDP a copy of everything
@@ -124,13 +163,28 @@ class Recorder:
             seed=self.args.seed,
             device=self.args.device,
         )
-        return metric
+        return float(metric)
 
-    def finish(self, epochs: int) -> dict:
-        """Export the best model, draw the curves and print the best epochs.
+    def _metric(self, train: dict[str, float], validation: dict[str, float]) -> checkpoint_files.Metric:
+        metrics = validation or train
+        return checkpoint_files.Metric(metrics[self.eval_metric], metrics["loss"])
+
+    def out_of_patience(self, epochs: int) -> bool:
+        """Return whether `--patience` ends the run after so many epochs, the same on all processes."""
+        if not self.args.patience:
+            return False
+        best = gather_objects(self.saver.best_epoch if self.saver is not None else None)[0]
+        without = 0 if best is None else (epochs - 1 - best) // self.args.val_interval
+        if without >= self.args.patience and is_primary(self.args):
+            _logger.info(f"Stopped after {epochs} epochs: {without} validations without a better {self.eval_metric}.")
+        return without >= self.args.patience
+
+    def finish(self, epochs: int, described: Described | None = None) -> dict:
+        """Export the best model, draw the curves, write the report and print the best epochs.
 
         Args:
             epochs: Epochs that are done, those before a resume included.
+            described: Of the data set that was validated on, or None.
 
         Returns:
             `folder` (None on processes other than the first), `results` of each epoch, `best_metric`, `best_epoch`.
@@ -139,16 +193,47 @@ class Recorder:
             return {"folder": None, "results": self.results, "best_metric": None, "best_epoch": None}
         self.log.close()
         folder, metric, epoch = self.folder, self.saver.best_metric, self.saver.best_epoch
-        if not self.results:
+        changed = bool(self.results)
+        if not changed:
             _logger.warning(f"Nothing to do: the run in {folder} has finished its {epochs} epochs.")
         best, exported = (os.path.join(folder, name) for name in ("model_best.pth.tar", "model.safetensors"))
         if not os.path.exists(exported) or os.path.getmtime(exported) < os.path.getmtime(best):
-            report.plot_curves({self.args.model: report.read_summary(folder)}, os.path.join(folder, "curves.png"))
             weights = checkpoint_files.weights_of(checkpoint_files.read_checkpoint(best))
             checkpoint_files.export_model(self.model, weights, folder, self.args.model_kwargs, **self.data_config)
+            changed = True
+        if changed:
+            rows = report.read_summary(folder)
+            report.plot_curves({self.args.model: rows}, os.path.join(folder, "curves.png"))
+            if described is not None:
+                self._write_report(rows, described)
         _logger.info(f"Best {self.eval_metric}: {metric} (epoch {epoch}). Run folder: {folder}")
-        best_last = sorted(self.results, key=lambda r: (r["validation"] or r["train"])[self.eval_metric])
+        best_last = sorted(self.results, key=lambda result: self._metric(result["train"], result["validation"]))
         if self.eval_metric == "loss":
             best_last.reverse()
         print(f"--result\n{json.dumps(best_last[-10:], indent=4)}")
         return {"folder": folder, "results": self.results, "best_metric": metric, "best_epoch": epoch}
+
+    def _write_report(self, rows: list[dict[str, float]], described: Described) -> None:
+        path = os.path.join(self.folder, "predictions.csv")
+        predictions = read_predictions(path) if os.path.exists(path) else []
+        best = next(row for row in rows if row["epoch"] == self.saver.best_epoch)
+        # Of an earlier version, or killed between writing a checkpoint and its predictions
+        if not predictions or abs(accuracy_of(predictions) - best["eval_top1"]) > 1e-3:
+            _logger.warning(f"{path} is not of the best epoch, so there is no report: make one with --eval --output.")
+            return
+        with open(os.path.join(self.folder, "args.yaml"), encoding="utf-8") as file:
+            settings = file.read()
+        facts = {
+            "model": self.args.model,
+            "parameters": f"{self.parameters:,}",
+            "best epoch, from 1": f"{best['epoch'] + 1:.0f} of {rows[-1]['epoch'] + 1:.0f}",
+        }
+        write_html_report(
+            os.path.join(self.folder, "report.html"),
+            f"{os.path.basename(self.folder)}: {self.args.model}",
+            {**describe_result(best["eval_loss"], predictions), **facts},
+            predictions,
+            rows,
+            settings,
+            described.picture,
+        )

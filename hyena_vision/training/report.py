@@ -28,7 +28,7 @@ def write_results(folder: str, **values) -> None:
 
 
 def read_summary(folder: str) -> list[dict[str, float]]:
-    """Return the rows of a run's `summary.csv`.
+    """Return the rows of a run's `summary.csv`, without what is empty in them, or no row of its columns.
 
     Raises:
         UserError: The file is missing or empty.
@@ -36,7 +36,11 @@ def read_summary(folder: str) -> list[dict[str, float]]:
     path = os.path.join(folder, "summary.csv")
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+            rows = [
+                {name: float(value) for name, value in row.items() if value}
+                for row in csv.DictReader(file)
+                if None not in (*row, *row.values())  # of a version that wrote other columns into the same file
+            ]
     except FileNotFoundError:
         raise UserError(f"{folder} is not the folder of a run: it has no summary.csv") from None
     except (TypeError, ValueError) as error:
@@ -68,13 +72,15 @@ def plot_curves(runs: dict[str, list[dict[str, float]]], path: str) -> bool:
     loss, accuracy = figure.subplots(1, 2)
     for index, (name, rows) in enumerate(runs.items()):
         color = f"C{index}"
-        epochs = [row["epoch"] + 1 for row in rows]
-        # A single epoch makes no line
-        style = {"color": color, "marker": "o" if len(rows) == 1 else None}
-        loss.plot(epochs, [row["train_loss"] for row in rows], "--", label=f"{name}, training", **style)
-        if "eval_loss" in rows[0]:
-            loss.plot(epochs, [row["eval_loss"] for row in rows], label=f"{name}, validation", **style)
-            accuracy.plot(epochs, [row["eval_top1"] for row in rows], label=name, **style)
+        for axes, column, line, label in (
+            (loss, "train_loss", "--", f"{name}, training"),
+            (loss, "eval_loss", "-", f"{name}, validation"),
+            (accuracy, "eval_top1", "-", name),
+        ):
+            points = [(row["epoch"] + 1, row[column]) for row in rows if column in row]
+            if points:  # a single one makes no line
+                marker = "o" if len(points) == 1 else None
+                axes.plot(*zip(*points, strict=True), line, label=label, color=color, marker=marker)
     loss.set(xlabel="epoch", ylabel="loss (nats)", title="Loss")
     accuracy.set(xlabel="epoch", ylabel="validation top-1 (%)", title="Accuracy")
     for axes in (loss, accuracy):

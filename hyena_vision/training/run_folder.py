@@ -4,6 +4,7 @@ import logging
 import os
 from datetime import datetime
 
+import yaml
 from timm.models import safe_model_name
 from timm.utils import is_primary
 
@@ -11,6 +12,7 @@ from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.checkpoint_files import EXTENSION, newest_checkpoint, read_checkpoint, replace_file
 from hyena_vision.training.distributed import gather_objects
 from hyena_vision.training.errors import ConfigError, UserError, one_line
+from hyena_vision.training.run_state import same_settings
 
 _logger = logging.getLogger("train")
 
@@ -71,6 +73,8 @@ def default_folder(args: Arguments, config: dict) -> str:
 def open_folder(folder: str, settings: str, start_epoch: int, resumed: bool) -> None:
     """Create the folder of a run or, resuming, drop the summary rows of epochs that will be trained again.
 
+    `args.yaml` has the settings with which the run goes on next time; others that it had before are kept beside it.
+
     Args:
         folder: The folder.
         settings: Content of args.yaml.
@@ -84,9 +88,14 @@ def open_folder(folder: str, settings: str, start_epoch: int, resumed: bool) -> 
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create {folder}: {one_line(error)}") from error
-    first = not resumed or not os.path.exists(os.path.join(folder, "args.yaml"))
-    name = "args.yaml" if first else f"args-epoch-{start_epoch}.yaml"
-    replace_file(os.path.join(folder, name), settings.encode())
+    path = os.path.join(folder, "args.yaml")
+    before = _read_yaml(path) if resumed else None
+    if before is not None:
+        replace_file(os.path.join(folder, f"args-epoch-{start_epoch}.yaml"), settings.encode())
+    if before is None or not same_settings(before, yaml.safe_load(settings)):
+        if before is not None:
+            os.replace(path, os.path.join(folder, f"args-before-epoch-{start_epoch}.yaml"))
+        replace_file(path, settings.encode())
     summary = os.path.join(folder, "summary.csv")
     if not os.path.exists(summary):
         return
@@ -99,6 +108,16 @@ def open_folder(folder: str, settings: str, start_epoch: int, resumed: bool) -> 
     elif len(kept) < len(rows):
         replace_file(os.path.join(folder, f"summary-before-epoch-{start_epoch}.csv"), content)
         replace_file(summary, b"".join([header, *kept]))
+
+
+def _read_yaml(path: str) -> dict | None:
+    """Return the content of args.yaml, or None where it is missing or cut short."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def _is_row_before(row: bytes, epoch: int) -> bool:

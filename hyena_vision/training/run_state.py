@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ _FREE = """
     config data data_dir dataset_download output experiment device device_modules local_rank workers pin_mem
     synchronize_step resume resume_force no_resume_opt start_epoch pretrained pretrained_path initial_checkpoint
     log_interval val_interval recovery_interval checkpoint_hist save_images save_epochs stop_epoch validation_batch_size
-    log_wandb wandb_project wandb_tags wandb_resume_id log_tensorboard use_multi_epochs_loader worker_seeding
+    log_wandb wandb_project wandb_tags wandb_resume_id log_tensorboard use_multi_epochs_loader worker_seeding patience
     on_nonfinite nonfinite_limit on_bad_image fsdp no_ddp_bb grad_checkpointing torchcompile torchcompile_mode eval tta
 """.split()
 _MODEL = ("model", "num_classes", "in_chans", "model_kwargs", "gp")
@@ -56,12 +57,16 @@ class Progress:
 
 @dataclass
 class Parts:
-    """The parts of a run that have a state: those that are None have none."""
+    """The parts of a run that have a state: those that are None have none.
+
+    `ema_counts` is whether the moving average, not the model itself, is what the run has to show.
+    """
 
     task: TrainingTask | None
     optimizer: torch.optim.Optimizer | None = None
     loss_scaler: NativeScaler | None = None
     scheduler: Scheduler | None = None
+    ema_counts: bool = True
 
 
 def capture(parts: Parts, settings: dict[str, Any], epoch: int, progress: Progress | None = None) -> dict[str, Any]:
@@ -86,6 +91,10 @@ def capture(parts: Parts, settings: dict[str, Any], epoch: int, progress: Progre
         **full_state(parts.task.get_checkpoint_state(ema=True)),
         "progress": gather_objects(asdict(progress)) if progress else [],
         "world_size": len(gather_objects(None)),
+        "ema_counts": parts.ema_counts,
+        "num_classes": getattr(
+            unwrap_model(parts.task.get_eval_model()), "num_classes", None
+        ),  # args may leave it open
     }
     if parts.loss_scaler is not None:
         state[parts.loss_scaler.state_dict_key] = parts.loss_scaler.state_dict()
@@ -108,7 +117,7 @@ def restore(path: str, checkpoint: dict, parts: Parts, force: bool = False) -> N
     """
     needed = {"state_dict", "epoch"} | ({"optimizer"} if parts.optimizer is not None else set())
     if missing := needed - set(checkpoint):
-        hint = "to start from weights alone use --initial-checkpoint"
+        hint = "to start from weights use --initial-checkpoint or, to adapt head and grid, --pretrained-path"
         raise UserError(f"{path} is not a training checkpoint: no {', '.join(sorted(missing))}; {hint}")
     task = parts.task
     try:
@@ -132,7 +141,8 @@ def restore(path: str, checkpoint: dict, parts: Parts, force: bool = False) -> N
             plateau, parts.scheduler.restore_lr = checkpoint["plateau"]
             parts.scheduler.lr_scheduler.load_state_dict(plateau)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} (model {checkpoint.get('arch')}) does not fit: {reason(error)}") from error
+        message = f"{path} (model {checkpoint.get('arch')}) does not fit: {reason(error)}"
+        raise UserError(f"{message}; --pretrained-path starts another run from its weights") from error
 
 
 def begin(args: Arguments, parts: Parts, path: str, checkpoint: dict | None) -> tuple[int, Progress]:
@@ -204,7 +214,7 @@ def check_settings(path: str, checkpoint: dict, settings: dict[str, Any], force:
         force: Warn only.
 
     Raises:
-        ConfigError: Settings differ; the message names each with both values.
+        ConfigError: Settings differ, other than by more epochs; the message names each with both values.
     """
     saved = checkpoint.get("args")
     saved = vars(saved) if isinstance(saved, argparse.Namespace) else saved
@@ -214,17 +224,38 @@ def check_settings(path: str, checkpoint: dict, settings: dict[str, Any], force:
     changed = [
         f"{name} {saved[name]} (now {settings[name]})"
         for name in names
-        if name in saved
-        and _plain(saved[name]) != _plain(settings[name])
-        # A run may go on without a GPU, and had no choices before
-        and not (name == "backends" and None in (saved[name], settings[name]))
+        if name in saved and not _goes_on(name, saved[name], settings[name], checkpoint)
     ]
+    if "progress" in checkpoint and settings["epochs"] > saved.get("epochs", math.inf):
+        epochs = settings["epochs"]
+        _logger.info(
+            f"{epochs} epochs, {saved['epochs']} before: the schedule is that of {epochs} epochs from here on."
+        )
     if not changed:
         return
     message = f"{path} was trained with other settings: {', '.join(changed)}"
     if not force:
         raise ConfigError(f"{message}; --resume-force goes on with the new ones")
     _logger.warning(f"{message}; going on with the new ones.")
+
+
+def _goes_on(name: str, saved: Any, now: Any, checkpoint: dict) -> bool:
+    """Return whether a run may go on with another value of a setting."""
+    if name in ("backends", "num_classes") and None in (saved, now):
+        return True  # without a GPU it has no backends; the weights say whether the classes are as many
+    if name == "lr" and not saved and now:  # args.yaml held what --lr-base came to
+        groups = checkpoint.get("optimizer", {}).get("param_groups", ())
+        return any(math.isclose(now, group.get("initial_lr", group["lr"]), rel_tol=1e-6) for group in groups)
+    if name == "epochs" and now > saved:
+        return True
+    return _plain(saved) == _plain(now)
+
+
+def same_settings(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Return whether two sets of settings agree in all that a run may not change without a word."""
+    return all(
+        _plain(first.get(name)) == _plain(second.get(name)) for name in (first.keys() | second.keys()) - set(_FREE)
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -12,14 +12,20 @@ from timm.task import (
 from torch import nn
 
 from hyena_vision.training.arguments import Arguments
+from hyena_vision.training.balance import WeightedCrossEntropy
 from hyena_vision.training.distributed import distribute
 from hyena_vision.training.errors import ConfigError, one_line
 from hyena_vision.training.model import place_model
 from hyena_vision.training.pipeline import mixup_active
 
 
-def create_loss(args: Arguments) -> nn.Module:
-    """Create the training loss: softmax or binary cross entropy, for soft targets where mixup makes them."""
+def create_loss(args: Arguments, class_weights: torch.Tensor | None = None) -> nn.Module:
+    """Create the training loss: softmax or binary cross entropy, for soft targets where mixup makes them.
+
+    Args:
+        args: Arguments of the run.
+        class_weights: Of `WeightedCrossEntropy`; None for images that weigh the same.
+    """
     if args.jsd_loss:
         return JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
     if args.bce_loss:
@@ -29,23 +35,28 @@ def create_loss(args: Arguments) -> nn.Module:
             sum_classes=args.bce_sum,
             pos_weight=args.bce_pos_weight,
         )
+    if class_weights is not None:
+        return WeightedCrossEntropy(class_weights, 0.0 if mixup_active(args) else args.smoothing)
     if mixup_active(args):  # the targets are smoothed where they are mixed
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
 
 
-def create_task(args: Arguments, model: nn.Module, device: torch.device) -> TrainingTask:
+def create_task(
+    args: Arguments, model: nn.Module, device: torch.device, class_weights: torch.Tensor | None = None
+) -> TrainingTask:
     """Create timm's task around a model: its loss and, for distillation, the teacher.
 
     Args:
         args: Arguments of the run.
         model: Model to train, on its device.
         device: That device.
+        class_weights: Of `create_loss`.
 
     Raises:
         ConfigError: The teacher does not exist, or model and teacher do not go together.
     """
-    criterion = create_loss(args).to(device)
+    criterion = create_loss(args, class_weights).to(device)
     dtype = getattr(torch, args.model_dtype or "float32")
     if args.kd_model_name is None:
         return ClassificationTask(model, criterion, device=device, dtype=dtype, verbose=False)
@@ -80,13 +91,16 @@ def create_task(args: Arguments, model: nn.Module, device: torch.device) -> Trai
         ) from error
 
 
-def prepare_task(args: Arguments, model: nn.Module, device: torch.device) -> tuple[TrainingTask, nn.Module]:
+def prepare_task(
+    args: Arguments, model: nn.Module, device: torch.device, class_weights: torch.Tensor | None = None
+) -> tuple[TrainingTask, nn.Module]:
     """Create the task with what the arguments put around it: moving average, compilation, several processes.
 
     Args:
         args: Arguments of the run.
         model: Model to train, on the CPU.
         device: Device to train on.
+        class_weights: Of `create_loss`.
 
     Returns:
         The task, and its model for validation, which does not synchronize processes.
@@ -94,7 +108,7 @@ def prepare_task(args: Arguments, model: nn.Module, device: torch.device) -> tup
     Raises:
         ConfigError: Parts that do not go together.
     """
-    task = create_task(args, place_model(args, model, device), device)
+    task = create_task(args, place_model(args, model, device), device, class_weights)
     if args.model_ema:
         ema_device = "cpu" if args.model_ema_force_cpu else None
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)

@@ -14,7 +14,7 @@ from hyena_vision.benchmark.timing import time_interleaved
 from hyena_vision.layers import Hyena2d
 from hyena_vision.training.errors import UserError
 
-VIT, CEILING, HYENA = "vit_tiny_patch16_224", "ceiling:vit_tiny_patch16_224", "hyena2d_vit_tiny"
+VIT, HYENA = "vit_tiny_patch16_224", "hyena2d_vit_tiny"
 TINY = dict(img_sizes=[32], batch_size=2, rounds=2, memory=False)
 
 
@@ -45,7 +45,6 @@ def measure_models(*args, **kwargs):
     ("name", "error"),
     [
         ("vit_tinny", "knows no model 'vit_tinny'"),
-        ("ceiling:resnet18", "no timm.layers.Attention"),
         (f"triton:{VIT}", "not a Hyena model"),
     ],
 )
@@ -77,8 +76,8 @@ def test_compiled_models_have_a_call_more_and_no_memory_on_a_cpu(monkeypatch, st
     assert [timing["untimed_calls"] for timing in seen] == [0, 1]
 
 
-@pytest.mark.parametrize("reparam", [True, False])
-def test_models_are_reparameterized_for_inference_alone(reparam, monkeypatch):
+@pytest.mark.parametrize(("train", "reparam"), [(False, True), (False, False), (True, True)])
+def test_models_are_reparameterized_for_inference_alone(train, reparam, monkeypatch):
     made = []
 
     def create(*args, **kwargs):
@@ -86,10 +85,10 @@ def test_models_are_reparameterized_for_inference_alone(reparam, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr("hyena_vision.benchmark.step.create_model", create)
-    rows = measure_models(["hyena2d_iso_tiny"], train=True, reparam=reparam, **TINY | {"rounds": 1})
-    assert [(row.mode, row.reparam) for row in rows] == [("infer", reparam), ("train", False)]
+    (row,) = measure_models(["hyena2d_iso_tiny"], train=train, reparam=reparam, **TINY | {"rounds": 1})
+    assert row.reparam == (reparam and not train)
     mixers = [[m for m in model.modules() if isinstance(m, Hyena2d)] for model in made if not on_meta_device(model)]
-    assert [{mixer.reparameterized for mixer in some} for some in mixers] == [{reparam}, {False}]
+    assert [{mixer.reparameterized for mixer in some} for some in mixers] == [{row.reparam}]
 
 
 def on_meta_device(model) -> bool:
@@ -97,8 +96,8 @@ def on_meta_device(model) -> bool:
 
 
 def test_rows_of_models_side_by_side():
-    rows = measure_models([HYENA, VIT, CEILING], **TINY)
-    assert [row.name for row in rows] == [HYENA, VIT, CEILING]
+    rows = measure_models([HYENA, VIT], **TINY)
+    assert [row.name for row in rows] == [HYENA, VIT]
     assert {(row.size, row.tokens, row.batch_size, row.base, row.status) for row in rows} == {(32, 4, 2, VIT, "ok")}
     assert rows[1].ratio == 1 and rows[0].ratio > 0
     for row in rows:
@@ -145,7 +144,9 @@ def test_what_dies_of_its_memory_is_not_timed(monkeypatch, steps):
         return 100.0 * calls
 
     monkeypatch.setattr(measure, "peak_memory", peak)
-    rows = measure_models([HYENA, VIT], train=True, **TINY | {"memory": True})
+    rows = [
+        row for train in (False, True) for row in measure_models([HYENA, VIT], train=train, **TINY | {"memory": True})
+    ]
     assert [(step["name"], step["mode"]) for step in steps] == [(HYENA, "infer"), (HYENA, "train")]
     assert [(row.mode, row.peak_mb, row.status) for row in rows] == [
         ("infer", 100, "ok"),
@@ -155,16 +156,12 @@ def test_what_dies_of_its_memory_is_not_timed(monkeypatch, steps):
     ]
 
 
-@pytest.mark.parametrize(
-    ("flags", "modes"), [([], ["infer"]), (["--train"], ["infer", "train"]), (["--train-only"], ["train"])]
-)
-def test_command_writes_rows_and_figure(flags, modes, steps, tmp_path, capsys):
+@pytest.mark.parametrize(("flags", "mode"), [([], "infer"), (["--train"], "train")])
+def test_command_writes_rows_and_figure(flags, mode, steps, tmp_path, capsys):
     argv = ["models", "--device", "cpu", "--models", HYENA, VIT, "--img-sizes", "32", "--no-memory", *flags]
     main([*argv, "-b", "1", "--rounds", "1", "--time-limit", "0", "--output", str(tmp_path)])
     rows = read_csv(tmp_path / "models.csv", SpeedRow)
-    assert [(row.mode, row.size, row.name) for row in rows] == [
-        (mode, 32, model) for mode in modes for model in (HYENA, VIT)
-    ]
+    assert [(row.mode, row.size, row.name) for row in rows] == [(mode, 32, HYENA), (mode, 32, VIT)]
     assert {row.status for row in rows} == {"single reading"}
     printed = capsys.readouterr().out
     assert rows[0].machine in printed and printed.count("| single reading |") == len(rows)
@@ -186,8 +183,12 @@ def test_command_fails_if_a_model_did(monkeypatch, capsys, tmp_path):
     assert hyena.status == "failed: ValueError: no such kernel" and vit.status == "ok"
 
 
-def test_batch_size_is_a_number_or_auto(capsys):
-    for text in ("0", "some"):
-        with pytest.raises(SystemExit) as stopped:
-            main(["models", "--batch-size", text])
-        assert stopped.value.code == 2 and "--batch-size" in capsys.readouterr().err
+def test_batch_size_is_one_number_or_one_for_each_size(capsys, steps):
+    sizes = TINY | {"img_sizes": [32, 48]}
+    rows = [row for given in (3, [3], [4, 2]) for row in measure_models([VIT], **sizes | {"batch_size": given})]
+    assert [(row.size, row.batch_size) for row in rows] == [(32, 3), (48, 3), (32, 3), (48, 3), (32, 4), (48, 2)]
+    with pytest.raises(UserError, match=r"one for each of 2 sizes, got \[1, 2, 3\]"):
+        measure_models([VIT], **sizes | {"batch_size": [1, 2, 3]})
+    with pytest.raises(SystemExit):
+        main(["models", "--batch-size", "0"])
+    assert "--batch-size" in capsys.readouterr().err

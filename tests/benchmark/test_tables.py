@@ -75,11 +75,6 @@ def test_figure_has_speed_and_ratio_with_quartiles_and_crosses_where_memory_ran_
         assert image.width > 800
 
 
-def test_modes_are_told_apart():
-    figure = figures.plot([*ROWS[:2], replace(ROW, mode="train")])
-    assert {line.get_label() for line in figure.axes[0].lines} == {"vit, infer", "hyena, infer", "vit, train"}
-
-
 def test_missing_matplotlib_is_told_before_anything_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"hyena-vision\[train\]"):

@@ -139,7 +139,7 @@ def compile_kernel(kernel, given, target, turns, **options):
     return report | {"instructions": instructions}
 
 
-def main(architecture, dtype, *sizes):
+def main(architecture, dtype, *sizes, short_filters=True):
     """Print one line of JSON per kernel and size; kernels that work on parts of a tile come with the first one only."""
     target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     exact, parts = dtype == "fp32", set()
@@ -162,7 +162,8 @@ def main(architecture, dtype, *sizes):
             turns = plan.frequencies_h // blocks["CHUNK"] if launch == "whole" else 1
             report = compile_kernel(getattr(module, kernel), given, target, turns, **options)
             print(json.dumps({"kernel": kernel, "size": size, **report}), flush=True)
-    for kernel in ("_short_filter_fwd_kernel", "_short_filter_bwd_signals_kernel", "_short_filter_bwd_inputs_kernel"):
+    names = "_short_filter_fwd_kernel", "_short_filter_bwd_signals_kernel", "_short_filter_bwd_inputs_kernel"
+    for kernel in names if short_filters else ():
         given = short_filter_arguments(exact, backward="inputs" in kernel)
         report = compile_kernel(
             getattr(short_filter_kernels, kernel), given, target, 1, num_warps=short_filter_triton.WARPS

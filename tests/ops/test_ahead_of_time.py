@@ -22,12 +22,12 @@ SIZES = {
 }
 
 
-# All in one process, since torch takes seconds to import
+# All in one process, since torch takes seconds to import. Short filters need little, so only what they need most of
 PROGRAM = """
 import json, sys, ahead_of_time
 for given in json.loads(sys.argv[1]):
     print(json.dumps(given))
-    ahead_of_time.main(*given)
+    ahead_of_time.main(*given, short_filters=given[1] == "fp32")
 """
 
 
@@ -44,7 +44,7 @@ def test_kernels_fit(tmp_path):
         else:
             reports[target].append(line)
     for target, found in reports.items():
-        assert len(found) == (9 if "65536" in SIZES[target] else 3) + 3
+        assert len(found) == (9 if "65536" in SIZES[target] else 3) + (3 if target[1] == "fp32" else 0)
         for report in found:
             large = report.get("size") == [128, 128] and report["kernel"].startswith("_long_conv")
             assert report["stack"] <= SPILLED[target], (target, report)

@@ -42,9 +42,9 @@ def test_every_flag_of_timm_is_here_with_its_names_and_default(actions):
 
 def test_every_flag_of_timm_has_a_type_that_takes_timms_values(actions):
     for flag in TIMM:
-        name = getattr(actions[flag["dest"]].type, "__name__", "str")
-        expected = flag["type"] or "str"
-        assert name == expected or (expected == "int" and name in ("positive_int", "natural_int")), flag["dest"]
+        kind = actions[flag["dest"]].type or str
+        kind = getattr(kind, "__annotations__", {}).get("return", kind)  # of those with a range
+        assert kind.__name__ == (flag["type"] or "str"), flag["dest"]
 
 
 def test_the_facts_about_timm_are_about_all_our_other_flags(actions):
@@ -111,7 +111,7 @@ def test_every_flag_has_a_help_text(actions):
         ),
         (["--train-steps-per-epoch", "7"], {"train_batches_per_epoch": 7}),
         (["--local_rank", "3", "-vb", "8", "-j", "0", "--dr", "0.5"], {"local_rank": 3, "validation_batch_size": 8}),
-        (["--torchcompile", "--torchcompile-mode", "max"], {"torchcompile": "inductor", "torchcompile_mode": "max"}),
+        (["--torchcompile", "--torchcompile-mode", "default"], {"torchcompile": "inductor"}),
         (["--dist-bn", "", "--lr-base-scale", "", "--train-interpolation", ""], {"dist_bn": "", "lr_base_scale": ""}),
         (["--eval", "a.pth", "--eval-metric", "loss"], {"eval": "a.pth", "eval_metric": "loss"}),
         (["DIR", "--wandb-tags", "a", "b", "--fsdp"], {"data": "DIR", "wandb_tags": ["a", "b"], "fsdp": True}),
@@ -154,3 +154,15 @@ def test_help_prints_all_groups(capsys):
         create_parser().parse_args(["--help"])
     assert stopped.value.code == 0
     assert "Beyond timm's trainer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("prog", ["train_imagenet.py", "hyena_vision.train"])
+def test_first_screen_of_help_is_what_a_beginner_needs(prog):
+    parser = create_parser(prog)
+    text = parser.format_help()
+    screen = text.splitlines()[:45]
+    assert not any(line.startswith("usage") for line in text.splitlines())
+    first = " ".join(screen[: screen.index("all flags, by the groups of timm:")])
+    for flag in ("--data-dir", "--model", "--pretrained", "--epochs", "--batch-size", "--resume", "--eval"):
+        assert flag in first
+    assert "finetune.yaml" in first

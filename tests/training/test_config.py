@@ -129,8 +129,8 @@ def test_values_get_the_types_of_their_arguments(config):
 
 
 def test_command_line_overrides_the_file(config):
-    args = config("{epochs: 3, model_kwargs: {depth: 1}, data_dir: a}", "--epochs", "4", "--model-kwargs", "dim=2")
-    assert args.epochs == 4 and args.model_kwargs == {"dim": 2} and args.data_dir == "a"
+    args = config("{epochs: 8, model_kwargs: {depth: 1}, data_dir: a}", "--epochs", "9", "--model-kwargs", "dim=2")
+    assert args.epochs == 9 and args.model_kwargs == {"dim": 2} and args.data_dir == "a"
 
 
 def test_dumped_arguments_parse_to_the_same(config):
@@ -262,13 +262,11 @@ def test_folder_of_the_command_line_overrides_that_of_the_file(config):
 
 def test_dump_has_no_values_of_the_run(config):
     own = dict(distributed=True, world_size=2, rank=0, local_rank=1, device="cuda:1")
-    args = arguments("-b", "2", "DIR", "--save-epochs", "1", **own)
-    values = yaml.safe_load(dump_args(args, lr=0.5, num_classes=7))
-    assert (values["lr"], values["num_classes"]) == (0.5, 7)  # what the run has found
-    assert (
-        not {"data", "config", "distributed", "world_size", "rank", "local_rank", "given", "trained_img_size"}
-        & values.keys()
-    )
+    args = arguments("-b", "2", "DIR", "--save-epochs", "1", "--resume-force", "--start-epoch", "3", **own)
+    values = yaml.safe_load(dump_args(args))
+    assert (values["lr"], values["num_classes"]) == (None, None)  # as they were given
+    assert not {"data", "config", "distributed", "world_size", "rank", "given", "trained_img_size"} & values.keys()
+    assert not {"local_rank", "resume_force", "start_epoch"} & values.keys()  # of this start alone
     assert values["device"] == "cuda" and values["data_dir"] == "DIR" and values["save_epochs"] == [1]
 
 
@@ -323,7 +321,7 @@ def test_combinations_that_can_run(packages):
         "--train-img-sizes 32 64 --train-batch-sizes 8 2 --train-size-probs 0 1 --mixup 1 -b 3",
         "--train-img-sizes 32 64 --train-size-schedule progressive --train-size-random-mix 0",
         "--fsdp --amp --amp-dtype bfloat16 --model-ema",
-        "--log-wandb --log-tensorboard --wandb-resume-id abc --resume a.pth",
+        "--log-wandb --log-tensorboard --wandb-resume-id abc --resume auto --experiment a",
         "--tta 2 --epochs 10 --stop-epoch 10 --save-epochs 1 99",
         "--naflex-patch-sizes 8 16 --naflex-patch-size-probs 1",
     ):

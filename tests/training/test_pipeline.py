@@ -12,6 +12,7 @@ from hyena_vision.training.splits import create_datasets
 from hyena_vision.training.task import create_loss
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
+CONFIG |= {"crop_mode": "center"}
 
 
 def loaders(*argv: str):

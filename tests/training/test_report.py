@@ -50,6 +50,15 @@ def test_folder_that_is_no_run_is_named(tmp_path, capsys):
         report.read_summary(str(tmp_path))
 
 
+def test_rows_of_other_columns_are_left_out(tmp_path):
+    folder = make_run(tmp_path / "a", "hyena", [50, 60])
+    with open(tmp_path / "a" / "summary.csv", "a") as file:
+        file.write("2,0.5,0.1\n3,0.5,0.1,70,100,0.1,7\n4,0.4,,,,0.1\n")
+    rows = report.read_summary(folder)
+    assert [row["epoch"] for row in rows] == [0, 1, 4] and rows[-1] == {"epoch": 4, "train_loss": 0.4, "lr": 0.1}
+    report.main([folder])
+
+
 def test_speed_is_the_median_without_the_first_epoch():
     assert report.images_per_second([1.0, 30.0, 10.0, 20.0]) == 20.0
     assert report.images_per_second([5.0]) == 5.0

@@ -1,0 +1,60 @@
+"""predictions.csv and report.html of a run and of a validation: what the metrics of the same model say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from trainer import summary, train_imagenet
+
+from hyena_vision.training.predictions import read_predictions, results_by_class
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    from trainer import QUICK
+
+    argv = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path_factory.mktemp("report"))]
+    argv += ["--experiment", "<run>", "--epochs", "4", "--lr", "1e-3", "--model-ema", "--model-ema-decay", "0.5"]
+    return Path(train_imagenet.main(argv)["folder"])
+
+
+def test_predictions_are_those_of_the_best_epoch(trained, images):
+    rows = read_predictions(str(trained / "predictions.csv"))
+    assert [row.index for row in rows] == list(range(15))
+    assert all((images / "val" / row.file).exists() and row.file.startswith(f"{row.label}/") for row in rows)
+    right = 100 * sum(row.label == row.prediction for row in rows) / 15
+    best = json.loads((trained / "results.json").read_text())
+    assert right == pytest.approx(best["best_metric"])
+    assert right == pytest.approx(float(summary(trained)[best["best_epoch"]]["eval_top1"]))
+
+
+def test_report_has_the_figures_of_the_predictions(trained):
+    text, rows = (trained / "report.html").read_text(), read_predictions(str(trained / "predictions.csv"))
+    assert f"<b>{100 * sum(row.label == row.prediction for row in rows) / 15:.2f} %</b>top-1" in text
+    for result in results_by_class(rows):
+        cells = rf'<td>{result.name}</td><td class="n">{result.images}</td><td class="n">{result.right}</td>'
+        assert cells in text
+    assert text.count("<img") == sum(row.label != row.prediction for row in rows)
+    assert text.count("<svg") == 2 and "embed_dim: 16" in text and "&lt;run&gt;" in text
+    assert not re.search(r'(src|href)="(?!data:)', text)
+
+
+def test_validation_of_the_checkpoint_says_the_same(trained, images, tmp_path):
+    argv = ["--eval", str(trained / "model_best.pth.tar"), "--device", "cpu", "-j", "0", "--data-dir", str(images)]
+    train_imagenet.main([*argv, "--output", str(tmp_path / "new")])
+    assert (tmp_path / "new" / "predictions.csv").read_bytes() == (trained / "predictions.csv").read_bytes()
+    classes = [re.search(r'id="classes".*?</table>', path.read_text())[0] for path in tmp_path.glob("new/report.html")]
+    assert classes == [re.search(r'id="classes".*?</table>', (trained / "report.html").read_text())[0]]
+
+
+def test_stopped_before_the_predictions_were_written(trained, images, run, caplog):
+    """Killed between the checkpoint of the best epoch and its predictions: no report rather than a wrong one."""
+    folder = Path(run("run", "--lr", "1e-3")["folder"])
+    (folder / "report.html").unlink()
+    (folder / "model.safetensors").unlink()
+    lines = (folder / "predictions.csv").read_text().splitlines()
+    (folder / "predictions.csv").write_text("\n".join([lines[0], "0,,a,b,0.5,0.5"]) + "\n")
+    run("run", "--lr", "1e-3", "--resume", "auto")
+    assert not (folder / "report.html").exists()
+    assert any("not of the best epoch" in message for message in caplog.messages)

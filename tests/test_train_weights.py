@@ -1,0 +1,73 @@
+"""Weights to start from or to validate: what fits is taken, under whatever names, and the rest is said."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from trainer import MODEL, QUICK, assert_equal, expect_error, load, train_imagenet
+
+FROZEN = ["--opt", "momentum", "--momentum", "0", "--weight-decay", "0", "--lr", "1e-30", "--sched", "none"]
+FROZEN += ["--epochs", "1"]
+VIT = ["--model", "vit_tiny_patch16_224", "--model-kwargs", "img_size=16", "patch_size=4", "embed_dim=16", "depth=1"]
+VIT += ["num_heads=2"]
+PIXELS = ["--mean", "0.3", "--std", "0.4", "--interpolation", "bilinear", "--crop-pct", "0.8"]
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory) -> Path:
+    output = str(tmp_path_factory.mktemp("trained"))
+    argv = [*QUICK, *PIXELS, "--data-dir", str(images), "--output", output, "--experiment", "run", "--epochs", "1"]
+    return Path(train_imagenet.main(argv)["folder"])
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module._orig_mod.", "backbone.", "state_dict.model."])
+def test_names_of_wrappers_are_recognised(run, trained, tmp_path, caplog, prefix):
+    weights = load(trained)["state_dict"]
+    wrapped = {prefix + name: value for name, value in weights.items()}
+    torch.save({"model": {"state_dict": wrapped}} if prefix == "model." else wrapped, tmp_path / "wrapped.pth")
+    exact = run("exact", *FROZEN, "--initial-checkpoint", f"{tmp_path}/wrapped.pth")["folder"]
+    assert_equal(load(exact)["state_dict"], weights)
+    adapted = run("adapted", *FROZEN, "--pretrained-path", f"{tmp_path}/wrapped.pth")["folder"]
+    for name, value in load(adapted)["state_dict"].items():
+        assert torch.equal(value, weights[name]) or name.startswith("head."), name
+    # All but the head's, which are always begun anew
+    assert f"{len(weights) - 2} of {len(weights)} tensors of hyena2d_iso_tiny are in {tmp_path}/wrap" in caplog.text
+
+
+def test_weights_of_another_model_are_refused_and_counted(images, tmp_path, capsys):
+    resnet = {f"layer{number}.0.conv1.weight": torch.zeros(64, 64, 3, 3) for number in range(1, 5)}
+    torch.save({**resnet, "norm.weight": torch.ones(16)}, path := tmp_path / "resnet.pth")
+    argv = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), *FROZEN]
+    expect_error(
+        capsys, [*argv, *VIT, "--pretrained-path", str(path)], 1, str(path), "1 of 20 tensors", "similar model"
+    )
+    expect_error(capsys, [*argv, "--pretrained-path", str(path)], 1, str(path), "1 of its 33", "hyena2d_iso_tiny")
+    expect_error(capsys, [*argv, *VIT, "--initial-checkpoint", str(path)], 1, str(path), "1 of its 20 tensors")
+    expect_error(capsys, ["--eval", str(path), *argv], 1, str(path), "--model hyena2d_iso_tiny", "config.json")
+
+
+def test_each_flag_for_weights_names_the_one_that_is_meant(trained, images, tmp_path, capsys):
+    argv = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--epochs", "1"]
+    weights = load(trained)["state_dict"]
+    torch.save(weights, alone := str(tmp_path / "alone.pth"))
+    torch.save({**weights, "head.weight": torch.zeros(5, 16)}, five := str(tmp_path / "five.pth"))
+    expect_error(capsys, [*argv, "--resume", alone], 1, alone, "--initial-checkpoint", "--pretrained-path")
+    expect_error(capsys, [*argv, "--initial-checkpoint", five], 1, five, "of its", "--pretrained-path")
+    expect_error(capsys, [*argv, "--pretrained"], 1, "hyena2d_iso_tiny", "--pretrained-path")
+    other = ["--model-kwargs", *MODEL[3:-1], "depth=2", "--resume-force", "--resume", str(trained / "last.pth.tar")]
+    expect_error(capsys, [*argv, *other], 1, "last.pth.tar", "--pretrained-path")
+    expect_error(capsys, ["--eval", str(tmp_path)], 1, str(tmp_path), "model_best.pth.tar", "model.safetensors")
+
+
+def test_an_exported_model_brings_its_settings(trained, images, tmp_path):
+    expected = train_imagenet.main(["--eval", str(trained / "model_best.pth.tar"), "-j", "0", "--device", "cpu"])
+    shutil.copy(trained / "model.safetensors", tmp_path)
+    shutil.copy(trained / "config.json", tmp_path)
+    data = ["--data-dir", str(images / "val")]
+    for path, more in ((trained, []), (trained / "model.safetensors", []), (tmp_path, data)):
+        found = train_imagenet.main(["--eval", str(path), "-j", "0", "--device", "cpu", *more])
+        assert found | {"checkpoint": expected["checkpoint"], "loss": expected["loss"]} == expected
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    larger = train_imagenet.main(["--eval", str(tmp_path), "-j", "0", "--device", "cpu", *data, "--img-size", "24"])
+    assert larger["img_size"] == [24, 24]
