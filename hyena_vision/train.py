@@ -28,6 +28,7 @@ from hyena_vision.data import DataError
 from hyena_vision.training import run_state
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
+from hyena_vision.training.classes import check_head, fit_head, known_classes
 from hyena_vision.training.config import dump_args, parse_args
 from hyena_vision.training.distributed import gather_objects, lost_peer
 from hyena_vision.training.errors import UserError, one_line
@@ -104,10 +105,14 @@ def train(args: Arguments) -> dict:
     folder, resume_from, resumed = choose_folder(args)
     if resumed:
         run_state.check_settings(resume_from, resumed, args.given, args.resume_force)
+    known = known_classes(args, resume_from, resumed)
+    datasets = create_datasets(args, known)
+    if resumed is None or "class_to_idx" in resumed:  # runs of before took the model's own number of classes
+        args = fit_head(args, known, datasets.class_to_idx)
     random_seed(args.seed)  # the same model on all processes; the random numbers of the epochs have seeds of their own
     model = create_model(args)
+    check_head(args, datasets.class_to_idx, model.num_classes)
     config = data_config(args, model)
-    datasets = create_datasets(args, config, model.num_classes)
     bad_images = BadImages()
     loaders = create_loaders(args, config, datasets, model.num_classes, device, bad_images)
     lr = base_lr(args, loaders.batch_size)
@@ -118,7 +123,7 @@ def train(args: Arguments) -> dict:
     updates = math.ceil(len(loaders.train) / args.grad_accum_steps)
     scheduler, num_epochs = create_scheduler(args, optimizer, updates, eval_metric == "loss")
     last_epoch = min(num_epochs, args.stop_epoch or num_epochs)
-    parts = run_state.Parts(task, optimizer, loss_scaler, scheduler)
+    parts = run_state.Parts(task, optimizer, loss_scaler, scheduler, datasets.class_to_idx)
     epoch, progress = run_state.begin(args, parts, resume_from, resumed)
     start_schedule(args, scheduler, epoch, updates, progress.step, resumed)
     recorder = Recorder(args, parts, model, config, folder, eval_metric)
@@ -126,7 +131,7 @@ def train(args: Arguments) -> dict:
         f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for {num_epochs} epochs "
         f"of {updates} updates on {args.world_size} x {device}."
     )
-    settings = dump_args(args, lr=lr, num_classes=model.num_classes)
+    settings = dump_args(args, lr=lr, num_classes=model.num_classes, class_to_idx=datasets.class_to_idx or {})
     recorder.open(settings, epoch, progress.step, resume_from, resumed)
     del resumed  # a second copy of all weights
 
@@ -172,11 +177,14 @@ def evaluate(args: Arguments) -> dict:
         UserError: The checkpoint does not fit, or there is nothing to validate on.
     """
     device = torch.device(args.device)
+    known = known_classes(args)
+    datasets = create_datasets(args, known, train=False)
+    args = fit_head(args, known, known.classes)
     model = create_model(args)
+    check_head(args, datasets.class_to_idx, model.num_classes)
     config = data_config(args, model)
-    dataset = create_datasets(args, config, model.num_classes, train=False)[1]
     bad_images = BadImages()
-    loader = create_eval_loader(args, config, dataset, device, bad_images)
+    loader = create_eval_loader(args, config, datasets.eval, device, bad_images)
     model = place_model(args, model, device)
     run = Run(args, device, run_state.Parts(None), create_autocast(args, device)[0], bad_images=bad_images)
     size = list(config["input_size"][1:])

@@ -49,6 +49,7 @@ RETIRED = {
 NOT_FROM_CHECKPOINT = {
     *(
         "backends",
+        "class_to_idx",
         "config",
         "data",
         "dataset_trust_remote_code",
@@ -155,13 +156,13 @@ def _dataset(parser: Parser) -> None:
     add = parser.add_argument_group("Dataset parameters").add_argument
     add("--data-dir", metavar="DIR", help="root folder of the data set")
     add("--dataset", default="", metavar="NAME", help="<type>/<name>, e.g. sklearn/digits (default: image folder)")
-    add("--train-split", default="train", metavar="NAME", help="split to train on")
+    add("--train-split", default="train", metavar="NAME", help="split to train on: train, train[:80%%], .: all of DIR")
     add("--val-split", default="validation", metavar="NAME", help="split to validate on; '' for none")
-    add("--train-num-samples", type=positive_int, metavar="N", help="samples in the train split, iterable data sets")
-    add("--val-num-samples", type=positive_int, metavar="N", help="samples in the val split, iterable data sets")
+    add("--train-num-samples", type=positive_int, metavar="N", help="samples in the train split, of streams")
+    add("--val-num-samples", type=positive_int, metavar="N", help="samples in the val split, of streams")
     add("--dataset-download", action="store_true", help="download torch/ and tfds/ data sets that support it")
     add("--class-map", default="", metavar="FILENAME", help="file that maps class names to indices")
-    add("--input-img-mode", help="PIL mode of the images (default: RGB, or L with one input channel)")
+    add("--input-img-mode", help="PIL mode of the images (default: RGB, L or RGBA, as the channels are)")
     add("--input-key", help="data set key of the images")
     add("--target-key", help="data set key of the labels")
     add("--dataset-trust-remote-code", action="store_true", help="let an hfds/ data set run code of its repository")
@@ -177,7 +178,7 @@ def _model(parser: Parser) -> None:
     add("--initial-checkpoint", default="", metavar="PATH", help="weights to load as they are into the new model")
     add("--resume", default="", metavar="PATH", help="checkpoint to continue from; auto: last one of the experiment")
     add("--no-resume-opt", action="store_true", help="resume the weights only, not the optimizer and random states")
-    add("--num-classes", type=positive_int, metavar="N", help="number of classes (default: the model's)")
+    add("--num-classes", type=positive_int, metavar="N", help="number of classes (default: the data's)")
     add("--gp", metavar="POOL", help="global pool type (default: the model's)")
     add("--img-size", type=positive_int, metavar="N", help="image side in pixels (default: the model's)")
     add("--in-chans", type=positive_int, metavar="N", help="image channels (default: 3)")
@@ -248,7 +249,7 @@ def _schedule(parser: Parser) -> None:
     add("--warmup-lr", type=float, default=1e-5, metavar="LR", help="learning rate at the start of the warm-up")
     add("--min-lr", type=float, default=0, metavar="LR", help="least learning rate")
     add("--epochs", type=positive_int, default=300, metavar="N", help="epochs to train")
-    add("--epoch-repeats", type=float, default=0.0, metavar="N", help="passes per epoch, iterable data sets")
+    add("--epoch-repeats", type=float, default=0.0, metavar="N", help="passes per epoch, of streams")
     add("--start-epoch", type=natural_int, metavar="N", help="number of the first epoch, overrides the resumed one")
     add("--decay-milestones", type=int, nargs="+", default=[90, 180, 270], metavar="EPOCH", help="for multistep")
     add("--decay-epochs", type=float, default=90, metavar="N", help="epochs between decays, for step")
@@ -388,6 +389,9 @@ def _beyond(parser: Parser) -> None:
     add = parser.add_argument_group("Beyond timm's trainer").add_argument
     add("--filter-lr-scale", type=float, default=1.0, help="factor of the learning rate for implicit filters")
     add("--eval", default="", metavar="CHECKPOINT", help="validate this checkpoint, train nothing")
+    add("--val-fraction", type=float, metavar="F", help="hold out this part of each class of one folder to validate")
+    add("--no-exif", action="store_true", help="leave images as they are stored, not turned as EXIF data say")
+    add("--class-to-idx", nargs="*", default={}, action=KeyValues, help="recorded, not to be given: the classes")
     add("--fsdp", action="store_true", help="shard parameters, gradients and optimizer state over the processes")
     add("--on-nonfinite", default="stop", choices=("stop", "skip"), help="at a loss or gradient that is not finite")
     add("--nonfinite-limit", type=positive_int, default=10, metavar="N", help="most updates skipped in an epoch")

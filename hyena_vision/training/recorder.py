@@ -8,6 +8,7 @@ import os
 import torch
 from timm.utils import is_primary
 
+from hyena_vision.data import class_names
 from hyena_vision.training import checkpoint_files, report, run_state
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.errors import UserError
@@ -145,7 +146,9 @@ class Recorder:
         if not os.path.exists(exported) or os.path.getmtime(exported) < os.path.getmtime(best):
             report.plot_curves({self.args.model: report.read_summary(folder)}, os.path.join(folder, "curves.png"))
             weights = checkpoint_files.weights_of(checkpoint_files.read_checkpoint(best))
-            checkpoint_files.export_model(self.model, weights, folder, self.args.model_kwargs, **self.data_config)
+            labels = class_names(self.parts.class_to_idx) if self.parts.class_to_idx else None
+            config = self.data_config
+            checkpoint_files.export_model(self.model, weights, folder, self.args.model_kwargs, labels, **config)
         _logger.info(f"Best {self.eval_metric}: {metric} (epoch {epoch}). Run folder: {folder}")
         best_last = sorted(self.results, key=lambda r: (r["validation"] or r["train"])[self.eval_metric])
         if self.eval_metric == "loss":
