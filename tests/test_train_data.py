@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import random
 import shutil
 from pathlib import Path
@@ -13,8 +12,10 @@ import timm
 import torch
 import yaml
 from PIL import Image, features
-from trainer import QUICK, draw_images, expect_error, load, summary, train_imagenet
+from trainer import QUICK, arguments, draw_images, expect_error, load, summary, train_imagenet
 
+from hyena_vision.data import create_dataset
+from hyena_vision.training.classes import match_labels
 from hyena_vision.training.run_state import check_settings
 
 OPEN = [flag for flag in QUICK if flag != "--num-classes"]  # the number of classes is left to the data
@@ -124,6 +125,7 @@ def test_the_number_of_classes_is_that_of_the_data(images, tmp_path, caplog):
     resumed = ["--resume", str(tmp_path / "old.pth.tar"), "--no-resume-opt", "--epochs", "2", "--resume-force"]
     folder = train_imagenet.main([*argv, *resumed, "--data-dir", str(images), "--experiment", "old"])["folder"]
     assert load(folder)["state_dict"]["head.weight"].shape == (10, 16)
+    assert "old.pth.tar does not name its classes: labels go by their order, blue, green, red." in caplog.text
 
 
 def test_what_was_found_left_out_and_dropped_is_said(tmp_path, caplog):
@@ -223,6 +225,8 @@ def test_one_folder_is_divided_the_same_way_in_each_part_of_a_run(images, tmp_pa
     # A validation folder is not divided, another seed would be another split, and a name that is none stays none
     assert train_imagenet.main(["--eval", checkpoint, *EVAL, str(images)])["loss"] != again["loss"]
     expect_error(capsys, ["--eval", checkpoint, *EVAL, str(moved), "--seed", "1"], 2, "--seed", "42", "got 1")
+    part = train_imagenet.main(["--eval", checkpoint, *EVAL, str(images), "--val-split", "train[:6]"])
+    assert part["top1"] > 0 and "train[:6]: 6 images of 3 classes (blue 2, green 2, red 2)" in caplog.text
     expect_error(capsys, ["--eval", checkpoint, *EVAL, str(moved), "--val-split", "hold"], 2, "--val-split", "'hold'")
     expect_error(capsys, [*argv, "run", "--resume", "auto", "--val-fraction", "0.5"], 2, "val_fraction 0.25 (now 0.5)")
     resumed = [*argv, "again", "--data-dir", str(moved), "--resume", f"{run['folder']}/checkpoint-0.pth.tar"]
@@ -297,9 +301,16 @@ def test_a_damaged_avif_is_named_and_can_be_skipped(tmp_path, capsys, caplog):
     assert "Epoch 0: 1 images could not be read and were skipped." in caplog.messages
 
 
+def test_labels_of_any_data_set_are_matched():
+    digits = create_dataset("sklearn/digits", split="validation")
+    known = {str(name): 9 - name for name in range(10)}
+    before = [digits[index][1] for index in range(20)]
+    match_labels(arguments(), digits, "it", known, "the model", all_of_them=True)
+    assert [digits[index][1] for index in range(20)] == [9 - label for label in before]
+
+
 def test_timm_reads_the_names_of_an_exported_model(trained, tmp_path):
     for name in ("model.safetensors", "config.json"):
         shutil.copy(trained[1] / name, tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert list(model.pretrained_cfg["label_names"]) == ["1", "10", "2"]
-    assert os.path.exists(tmp_path / "config.json")

@@ -5,6 +5,8 @@ import logging
 import os
 from typing import Any, NamedTuple
 
+from timm.utils import is_primary
+
 from hyena_vision.data import FolderReader, class_names
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.checkpoint_files import read_checkpoint
@@ -28,7 +30,7 @@ class Known(NamedTuple):
     classes: Classes | None
     source: str
     fixed: bool = True
-    settings: dict[str, Any] = {}  # noqa: RUF012
+    settings: dict[str, Any] = {}  # noqa: RUF012  nobody writes to it
 
 
 NOTHING_KNOWN = Known(None, "")
@@ -89,10 +91,11 @@ def label_names(folder: str) -> Classes | None:
         raise UserError(f"cannot read the label names in {path}: {one_line(error)}") from error
 
 
-def match_labels(dataset: Any, name: str, known: Classes, source: str, all_of_them: bool) -> None:
+def match_labels(args: Arguments, dataset: Any, name: str, known: Classes, source: str, all_of_them: bool) -> None:
     """Give the labels of a data set the indices that other classes of the same names have.
 
     Args:
+        args: Arguments of the run.
         dataset: Data set with named classes; its `target_transform` is set where the indices differ.
         name: What to call it.
         known: Classes of the model, or of the training split.
@@ -113,7 +116,8 @@ def match_labels(dataset: Any, name: str, known: Classes, source: str, all_of_th
     if missing := [each for each in known if each not in own]:
         if all_of_them:
             raise ConfigError(f"{name} has no images of the classes {listed(missing)} of {source}")
-        _logger.warning(f"{name} has no images of {len(missing)} of {len(known)} classes: {listed(missing)}.")
+        if is_primary(args):
+            _logger.warning(f"{name} has no images of {len(missing)} of {len(known)} classes: {listed(missing)}.")
     table = {index: known[each] for each, index in own.items()}
     if any(index != target for index, target in table.items()):
         _logger.info(f"{name} numbers its classes in another order than {source}: labels are matched by name.")

@@ -48,7 +48,7 @@ def create_datasets(args: Arguments, known: Known = NOTHING_KNOWN, train: bool =
             are known, classes without images, or a flag that does not fit the data.
     """
     _check(args, train)
-    held_out = _folder_to_divide(args, train) if args.val_fraction is not None else None
+    held_out = _folder_to_divide(args, train)
     if held_out is not None and not train and known.settings.get("val_fraction") is not None:
         for name in ("val_fraction", "seed"):
             if (before := known.settings.get(name)) != (now := getattr(args, name)):
@@ -71,10 +71,13 @@ def create_datasets(args: Arguments, known: Known = NOTHING_KNOWN, train: bool =
         if known.classes and (known.fixed or set(known.classes) == set(classes)):
             classes, source = known.classes, known.source
             if training is not None:
-                match_labels(training, "the training split", classes, source, all_of_them=True)
+                match_labels(args, training, "the training split", classes, source, all_of_them=True)
         if validation is not None:
-            match_labels(validation, "the validation split", classes, source, all_of_them=False)
-    _warn_of_overlap(training, validation)
+            match_labels(args, validation, "the validation split", classes, source, all_of_them=False)
+        if known.source and not known.classes and known.fixed and is_primary(args):
+            _logger.warning(f"{known.source} does not name its classes: labels go by their order, {listed(classes)}.")
+    if is_primary(args):
+        _warn_of_overlap(training, validation)
     return Datasets(training, validation, classes)
 
 
@@ -101,6 +104,8 @@ def _check(args: Arguments, train: bool) -> None:
             raise ConfigError("argument --data-dir: the folder of the data set is missing")
         if not os.path.exists(args.data_dir):
             raise ConfigError(f"argument --data-dir: no such folder: {args.data_dir}")
+    if not train:
+        return
     fraction = args.val_fraction
     if fraction is not None:
         if not 0 < fraction < 1:
@@ -114,8 +119,6 @@ def _check(args: Arguments, train: bool) -> None:
                 f"argument --val-fraction: expected no slices and no empty split with it, got --train-split "
                 f"{args.train_split!r} --val-split {args.val_split!r}"
             )
-    if not train:
-        return
     for flag in ("aa", "grayscale_prob"):
         if channels not in (1, 3) and getattr(args, flag):
             flag = flag.replace("_", "-")
@@ -139,8 +142,13 @@ def _is_folder(args: Arguments) -> bool:
 
 
 def _folder_to_divide(args: Arguments, train: bool) -> str | None:
-    """Return the folder that `--val-fraction` divides, or None for a validation with a folder of its own."""
+    """Return the folder that `--val-fraction` divides, or None.
+
+    `--eval` has the flag from the run that it validates, and a validation folder of its own is not divided.
+    """
     root = args.data_dir
+    if args.val_fraction is None or not _is_folder(args) or "[" in args.val_split:
+        return None
     validation, training = find_split(root, args.val_split), find_split(root, args.train_split)
     if validation is not None and validation != training:
         if train:
