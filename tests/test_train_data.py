@@ -113,7 +113,7 @@ def test_the_number_of_classes_is_that_of_the_data(images, tmp_path, caplog):
     argv = [*OPEN, "--output", str(tmp_path), "--epochs", "1"]
     folder = train_imagenet.main([*argv, "--data-dir", str(images), "--experiment", "run"])["folder"]
     assert load(folder)["state_dict"]["head.weight"].shape == (3, 16)
-    assert load(folder)["args"]["num_classes"] is None and "--num-classes is not given: 3" in caplog.text
+    assert load(folder)["args"]["num_classes"] is None and "--num-classes is not given: the model has 3" in caplog.text
     assert train_imagenet.main(["--eval", f"{folder}/last.pth.tar", "--device", "cpu", "-j", "0"])["top1"] > 0
     # A run of before this was so goes on with the model's own number
     old = load(folder)

@@ -134,7 +134,7 @@ def fit_head(args: Arguments, known: Known, classes: Classes | None) -> Argument
     """
     changes: dict[str, Any] = {}
     if classes is not None and args.num_classes is None and "num_classes" not in args.model_kwargs:
-        _logger.info(f"--num-classes is not given: {len(classes)}, as there are classes.")
+        _logger.info(f"--num-classes is not given: the model has {len(classes)}, one for each class.")
         changes["num_classes"] = len(classes)
     if known.classes and not known.fixed and classes != known.classes:
         _logger.info(f"{known.source} knows other classes ({listed(known.classes)}): its head starts anew.")
