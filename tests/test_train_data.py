@@ -125,6 +125,9 @@ def test_the_number_of_classes_is_that_of_the_data(images, tmp_path, caplog):
     resumed = ["--resume", str(tmp_path / "old.pth.tar"), "--no-resume-opt", "--epochs", "2", "--resume-force"]
     folder = train_imagenet.main([*argv, *resumed, "--data-dir", str(images), "--experiment", "old"])["folder"]
     assert load(folder)["state_dict"]["head.weight"].shape == (10, 16)
+    again = ["--resume", f"{folder}/last.pth.tar", "--epochs", "3", "--resume-force"]
+    train_imagenet.main([*argv, *again, "--data-dir", str(images), "--experiment", "older"])
+    assert "label_names" not in json.loads((tmp_path / "older" / "config.json").read_text())
     assert "old.pth.tar does not name its classes: labels go by their order, blue, green, red." in caplog.text
 
 
