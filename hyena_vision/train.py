@@ -112,11 +112,10 @@ def train(args: Arguments) -> dict:
         run_state.check_settings(resume_from, resumed, args.given, args.resume_force)
     known = known_classes(args, resume_from, resumed)
     datasets = create_datasets(args, known)
-    if resumed is None or "class_to_idx" in resumed:  # runs of before took the model's own number of classes
-        args = fit_head(args, known, datasets.class_to_idx)
+    own_head = resumed is not None and not known.classes  # runs of before took the model's own number of classes
     random_seed(args.seed)  # the same model on all processes; the random numbers of the epochs have seeds of their own
-    model = create_model(args)
-    check_head(args, datasets.class_to_idx, model.num_classes)
+    model = create_model(args if own_head else fit_head(args, known, datasets.class_to_idx))
+    classes = check_head(args, datasets.class_to_idx, model.num_classes)
     config = data_config(args, model)
     bad_images = BadImages()
     loaders = create_loaders(args, config, datasets, model.num_classes, device, bad_images)
@@ -131,17 +130,17 @@ def train(args: Arguments) -> dict:
     updates = math.ceil(len(loaders.train) / args.grad_accum_steps)
     scheduler, num_epochs = create_scheduler(args, optimizer, updates, eval_metric == "loss")
     last_epoch = min(num_epochs, args.stop_epoch or num_epochs)
-    parts = run_state.Parts(task, optimizer, loss_scaler, scheduler, datasets.class_to_idx)
+    parts = run_state.Parts(task, optimizer, loss_scaler, scheduler, classes)
     epoch, progress = run_state.begin(args, parts, resume_from, resumed)
     start_schedule(args, scheduler, epoch, updates, progress.step, resumed)
-    described = None if datasets.eval is None else describe(datasets.eval, datasets.class_to_idx)
+    described = None if datasets.eval is None else describe(datasets.eval, classes)
     recorder = Recorder(args, parts, model, config, folder, eval_metric)
     _logger.info(
         f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for "
         f"{last_epoch} of {num_epochs} epochs of {updates} updates on {args.world_size} x {device}."
     )
     warn_of_young_average(args, last_epoch * updates)
-    recorder.open(dump_args(args, class_to_idx=datasets.class_to_idx or {}), epoch, progress.step, resume_from, resumed)
+    recorder.open(dump_args(args, class_to_idx=classes or {}), epoch, progress.step, resume_from, resumed)
     del resumed  # a second copy of all weights
 
     run = Run(args, device, parts, autocast, loaders.mixup, last_epoch, loaders.batch_size, recorder.folder)
@@ -195,8 +194,7 @@ def evaluate(args: Arguments) -> dict:
     device = torch.device(args.device)
     known = known_classes(args)
     datasets = create_datasets(args, known, train=False)
-    args = fit_head(args, known, known.classes)
-    model = create_model(args)
+    model = create_model(fit_head(args, known, known.classes))
     check_head(args, datasets.class_to_idx, model.num_classes)
     config = data_config(args, model)
     bad_images = BadImages()

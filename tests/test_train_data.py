@@ -113,7 +113,7 @@ def test_the_number_of_classes_is_that_of_the_data(images, tmp_path, caplog):
     argv = [*OPEN, "--output", str(tmp_path), "--epochs", "1"]
     folder = train_imagenet.main([*argv, "--data-dir", str(images), "--experiment", "run"])["folder"]
     assert load(folder)["state_dict"]["head.weight"].shape == (3, 16)
-    assert load(folder)["args"]["num_classes"] is None and "--num-classes is not given: 3" in caplog.text
+    assert load(folder)["args"]["num_classes"] is None and "--num-classes is not given: the model has 3" in caplog.text
     assert train_imagenet.main(["--eval", f"{folder}/last.pth.tar", "--device", "cpu", "-j", "0"])["top1"] > 0
     # A run of before this was so goes on with the model's own number
     old = load(folder)
@@ -125,6 +125,9 @@ def test_the_number_of_classes_is_that_of_the_data(images, tmp_path, caplog):
     resumed = ["--resume", str(tmp_path / "old.pth.tar"), "--no-resume-opt", "--epochs", "2", "--resume-force"]
     folder = train_imagenet.main([*argv, *resumed, "--data-dir", str(images), "--experiment", "old"])["folder"]
     assert load(folder)["state_dict"]["head.weight"].shape == (10, 16)
+    again = ["--resume", f"{folder}/last.pth.tar", "--epochs", "3", "--resume-force"]
+    train_imagenet.main([*argv, *again, "--data-dir", str(images), "--experiment", "older"])
+    assert "label_names" not in json.loads((tmp_path / "older" / "config.json").read_text())
     assert "old.pth.tar does not name its classes: labels go by their order, blue, green, red." in caplog.text
 
 
@@ -192,7 +195,12 @@ def test_folders_that_are_not_what_they_seem_are_one_line(trained, tmp_path, cap
     expect_error(capsys, [*start, *flat, "--val-fraction", "0.2"], 2, f"{tmp_path}/photos/stray.png", "beside")
     (tmp_path / "photos" / "stray.png").unlink()
     (tmp_path / "photos" / "1" / "back").symlink_to(tmp_path / "photos", target_is_directory=True)
-    expect_error(capsys, [*start, *flat, "--val-fraction", "0.2"], 2, f"{tmp_path}/photos/1/back is a link to")
+    expect_error(
+        capsys,
+        [*start, *flat, "--val-fraction", "0.2"],
+        2,
+        f"{tmp_path}/photos/1/back and {tmp_path}/photos are one folder",
+    )
     assert not (tmp_path / "out").exists()
 
 

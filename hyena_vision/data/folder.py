@@ -99,7 +99,7 @@ class FolderReader(Reader):
         """Return the images in a folder and below it."""
         real = os.path.realpath(folder)
         if real in self._seen:
-            raise DataError(f"{folder} is a link to {self._seen[real]}, whose images would be read twice")
+            raise DataError(f"{folder} and {self._seen[real]} are one folder by a link: images would be read twice")
         self._seen[real] = folder
         for entry in self._list(folder):
             if entry.is_dir():

@@ -134,7 +134,7 @@ def fit_head(args: Arguments, known: Known, classes: Classes | None) -> Argument
     """
     changes: dict[str, Any] = {}
     if classes is not None and args.num_classes is None and "num_classes" not in args.model_kwargs:
-        _logger.info(f"--num-classes is not given: {len(classes)}, as there are classes.")
+        _logger.info(f"--num-classes is not given: the model has {len(classes)}, one for each class.")
         changes["num_classes"] = len(classes)
     if known.classes and not known.fixed and classes != known.classes:
         _logger.info(f"{known.source} knows other classes ({listed(known.classes)}): its head starts anew.")
@@ -142,18 +142,22 @@ def fit_head(args: Arguments, known: Known, classes: Classes | None) -> Argument
     return Arguments(**{**vars(args), **changes}) if changes else args
 
 
-def check_head(args: Arguments, classes: Classes | None, model_classes: int) -> None:
+def check_head(args: Arguments, classes: Classes | None, model_classes: int) -> Classes | None:
     """Stop where a model has another number of classes than the data, or warn where that was the model's own choice.
+
+    Returns:
+        The classes, or None where they do not name all of the model's.
 
     Raises:
         ConfigError: It was given, or is too small.
     """
     if classes is None or len(classes) == model_classes:
-        return
+        return classes
     data = f"{args.dataset or args.data_dir} has {len(classes)} classes"
     if args.num_classes is not None or len(classes) > model_classes:
         raise ConfigError(f"argument --num-classes: {data}, the model {model_classes}: {listed(classes)}")
     _logger.warning(f"{data}, {args.model} {model_classes}: --num-classes {len(classes)} fits it.")
+    return None
 
 
 def listed(names) -> str:

@@ -222,9 +222,12 @@ def _described(dataset: Any, name: str, split: str) -> str:
 
 
 def _warn_of_overlap(training: Any, validation: Any) -> None:
-    """Warn of images that are trained and validated on, which is never by mistake of this program."""
+    """Warn of images that are both trained and validated on."""
     readers = [getattr(dataset, "reader", None) for dataset in (training, validation)]
-    if all(isinstance(reader, FolderReader) for reader in readers):
+    if not all(isinstance(reader, FolderReader) for reader in readers):
+        return
+    first, second = (os.path.join(os.path.abspath(reader.root), "") for reader in readers)
+    if first.startswith(second) or second.startswith(first):
         trained, validated = ({os.path.abspath(path) for path, _ in reader.samples} for reader in readers)
         if both := len(trained & validated):
             _logger.warning(f"{both} of the {len(validated)} images to validate on are trained on as well.")
