@@ -30,6 +30,7 @@ from hyena_vision.training import run_state
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.balance import balanced_weights, labels_of
+from hyena_vision.training.classes import check_head, fit_head, known_classes
 from hyena_vision.training.config import dump_args, parse_args
 from hyena_vision.training.distributed import gather_objects, lost_peer
 from hyena_vision.training.errors import UserError, one_line
@@ -109,16 +110,19 @@ def train(args: Arguments) -> dict:
     folder, resume_from, resumed = choose_folder(args)
     if resumed:
         run_state.check_settings(resume_from, resumed, args.given, args.resume_force)
+    known = known_classes(args, resume_from, resumed)
+    datasets = create_datasets(args, known)
+    own_head = resumed is not None and not known.classes  # runs of before took the model's own number of classes
     random_seed(args.seed)  # the same model on all processes; the random numbers of the epochs have seeds of their own
-    model = create_model(args)
+    model = create_model(args if own_head else fit_head(args, known, datasets.class_to_idx))
+    classes = check_head(args, datasets.class_to_idx, model.num_classes)
     config = data_config(args, model)
-    datasets = create_datasets(args, config, model.num_classes)
     bad_images = BadImages()
     loaders = create_loaders(args, config, datasets, model.num_classes, device, bad_images)
     lr = base_lr(args, loaders.batch_size)
     class_weights = None
     if args.class_weights:
-        class_weights = balanced_weights(labels_of(datasets[0], "class-weights"), model.num_classes)
+        class_weights = balanced_weights(labels_of(datasets.train, "class-weights"), model.num_classes)
     task, eval_model = prepare_task(args, model, device, class_weights)
     autocast, loss_scaler = create_autocast(args, device)
     optimizer = create_optimizer(args, unwrap_model(task.get_trainable_module()), lr)
@@ -126,17 +130,17 @@ def train(args: Arguments) -> dict:
     updates = math.ceil(len(loaders.train) / args.grad_accum_steps)
     scheduler, num_epochs = create_scheduler(args, optimizer, updates, eval_metric == "loss")
     last_epoch = min(num_epochs, args.stop_epoch or num_epochs)
-    parts = run_state.Parts(task, optimizer, loss_scaler, scheduler)
+    parts = run_state.Parts(task, optimizer, loss_scaler, scheduler, classes)
     epoch, progress = run_state.begin(args, parts, resume_from, resumed)
     start_schedule(args, scheduler, epoch, updates, progress.step, resumed)
-    described = None if datasets[1] is None else describe(datasets[1])
+    described = None if datasets.eval is None else describe(datasets.eval, classes)
     recorder = Recorder(args, parts, model, config, folder, eval_metric)
     _logger.info(
         f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for "
         f"{last_epoch} of {num_epochs} epochs of {updates} updates on {args.world_size} x {device}."
     )
     warn_of_young_average(args, last_epoch * updates)
-    recorder.open(dump_args(args), epoch, progress.step, resume_from, resumed)
+    recorder.open(dump_args(args, class_to_idx=classes or {}), epoch, progress.step, resume_from, resumed)
     del resumed  # a second copy of all weights
 
     run = Run(args, device, parts, autocast, loaders.mixup, last_epoch, loaders.batch_size, recorder.folder)
@@ -188,16 +192,18 @@ def evaluate(args: Arguments) -> dict:
         UserError: The checkpoint does not fit, or there is nothing to validate on.
     """
     device = torch.device(args.device)
-    model = create_model(args)
+    known = known_classes(args)
+    datasets = create_datasets(args, known, train=False)
+    model = create_model(fit_head(args, known, known.classes))
+    check_head(args, datasets.class_to_idx, model.num_classes)
     config = data_config(args, model)
-    dataset = create_datasets(args, config, model.num_classes, train=False)[1]
     bad_images = BadImages()
-    loader = create_eval_loader(args, config, dataset, device, bad_images)
+    loader = create_eval_loader(args, config, datasets.eval, device, bad_images)
     model = place_model(args, model, device)
     run = Run(args, device, run_state.Parts(None), create_autocast(args, device)[0], bad_images=bad_images)
     size = list(config["input_size"][1:])
     result = {"model": args.model, "checkpoint": args.eval, "img_size": size, **validate(run, model, loader)}
-    described = describe(dataset)
+    described = describe(datasets.eval, datasets.class_to_idx)
     predictions = run.predictions.predictions(described.names, described.files)
     if is_primary(args):
         if args.output:

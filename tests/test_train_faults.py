@@ -89,7 +89,7 @@ def test_the_images_named_are_those_of_the_batch(images, tmp_path, monkeypatch, 
 def _batches(argv: list[str]) -> list[list[int]]:
     args = arguments(*argv)
     config = data_config(args, create_model(args))
-    datasets = create_datasets(args, config, 3)
+    datasets = create_datasets(args)
     loader = create_loaders(args, config, datasets, 3, torch.device("cpu"), BadImages()).train
     loader.begin(0)
     return [loader.images_of(number) for number, _ in enumerate(loader)]
@@ -208,7 +208,7 @@ def test_an_image_of_monstrous_size_and_one_of_another_reader(tmp_path, capsys):
     capsys.readouterr()
     bad.write_bytes(b"")
     reader = ["--dataset", "torch/image_folder"]
-    expect_error(capsys, [*argv, "stop2", *reader], 1, "cannot read image 10 of the data set", "2.png")
+    expect_error(capsys, [*argv, "stop2", *reader], 1, f"cannot read image {bad}: ")
     train_imagenet.main([*argv, "skip2", *reader, "--on-bad-image", "skip"])
 
 

@@ -4,15 +4,18 @@ from hyena_vision.data.classes import class_names
 from hyena_vision.data.dataset import ImageDataset, create_dataset
 from hyena_vision.data.digits import Digits
 from hyena_vision.data.files import find_files
+from hyena_vision.data.folder import FolderReader, find_split
 from hyena_vision.data.image import DataError, image_extensions, load_image
 
 __all__ = [
     "DataError",
     "Digits",
+    "FolderReader",
     "ImageDataset",
     "class_names",
     "create_dataset",
     "find_files",
+    "find_split",
     "image_extensions",
     "load_image",
 ]

@@ -1,11 +1,18 @@
 """The data set factory: timm's, with scikit-learn's digits beside it and unreadable images named."""
 
+import os
+from functools import partial
 from typing import Any
 
 import timm.data
 
 from hyena_vision.data.digits import Digits
-from hyena_vision.data.image import load_image, unreadable
+from hyena_vision.data.folder import FolderReader, find_split
+from hyena_vision.data.image import DataError, load_image, unreadable
+
+_FOLDERS = ("", "folder", "torch/folder", "torch/image_folder")
+_TORCH_TWO_SPLITS = {f"torch/{name}" for name in ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")}
+_TWO_SPLITS = ("train", "training", "val", "valid", "validation", "eval", "evaluation", "test")
 
 
 class ImageDataset(timm.data.ImageDataset):
@@ -38,27 +45,48 @@ class ImageDataset(timm.data.ImageDataset):
         return image, target, *features
 
 
-def create_dataset(name: str, root: str | None = None, split: str = "validation", **kwargs: Any):
+def create_dataset(name: str, root: str | None = None, split: str = "validation", exif: bool = True, **kwargs: Any):
     """Create a data set by name.
 
     Args:
         name: `sklearn/digits`, or any name that `timm.data.create_dataset` knows; empty for a folder of images.
         root: Folder of the data set; not used by `sklearn/digits`.
-        split: Name of the split.
+        split: Name of the split; of a folder of images also a part of it, `train[:80%]`.
+        exif: Whether images are turned as their EXIF data say.
         **kwargs: Arguments of `timm.data.create_dataset`.
 
     Returns:
         A data set with timm's `transform` attribute.
 
     Raises:
-        ValueError: A `sklearn/` name other than `sklearn/digits`, or a split that it does not have.
+        DataError: A folder without the split, or with images that have no class.
+        ValueError: A `sklearn/` name other than `sklearn/digits`, or a split that a data set does not have.
         ImportError: scikit-learn is needed and missing.
     """
-    if name.lower().startswith("sklearn/"):
-        if name.lower() != "sklearn/digits":
+    kind, mode = name.lower(), kwargs.get("input_img_mode", "RGB")
+    if kind.startswith("sklearn/"):
+        if kind != "sklearn/digits":
             raise ValueError(f"unknown data set {name!r}: of scikit-learn there is only sklearn/digits")
         return Digits(split, input_img_mode=kwargs.get("input_img_mode", "L"))
+    if kind in _FOLDERS and root and os.path.isdir(root):
+        split, bracket, part = split.partition("[")
+        folder = find_split(root, split)
+        if folder is None or (bracket and kind.startswith("torch/")):
+            raise DataError(f"no folder for the split {split + bracket + part!r} in {root}")
+        if not kind.startswith("torch/"):
+            reader = FolderReader(folder, kwargs.get("class_map") or "", kwargs.get("input_key"))
+            if bracket:
+                reader.slice(bracket + part)
+            dataset = ImageDataset(folder, reader=reader, input_img_mode=mode)
+            dataset.exif = exif
+            return dataset
+        root, kwargs["search_split"] = folder, False
+    elif kind in _TORCH_TWO_SPLITS and split not in _TWO_SPLITS:
+        raise ValueError(f"expected one of {', '.join(_TWO_SPLITS)}")  # timm takes any other for the test set
     dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     if type(dataset) is timm.data.ImageDataset and not dataset.load_bytes:
         dataset = ImageDataset(root, reader=dataset.reader, input_img_mode=dataset.input_img_mode)
+        dataset.exif = exif
+    elif hasattr(dataset, "loader"):  # torchvision's, of files
+        dataset.loader = partial(load_image, mode=mode, exif=exif)
     return dataset

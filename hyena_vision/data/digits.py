@@ -55,11 +55,13 @@ class Digits(torch.utils.data.Dataset):
         self.class_to_idx = {str(name): int(name) for name in digits.target_names}
         self.input_img_mode = input_img_mode
         self.transform = transform
+        self.target_transform: Callable | None = None
 
     def __getitem__(self, index: int) -> tuple:
         """Return (image, class) of one sample."""
         position, target = self.samples[index]
         image = Image.fromarray(self.images[position]).convert(self.input_img_mode or "L")
+        target = target if self.target_transform is None else self.target_transform(target)
         return (image if self.transform is None else self.transform(image)), target
 
     def __len__(self) -> int:

@@ -53,6 +53,7 @@ RETIRED = {
 NOT_FROM_CHECKPOINT = {
     *(
         "backends",
+        "class_to_idx",
         "config",
         "data",
         "dataset_trust_remote_code",
@@ -254,13 +255,13 @@ def _dataset(parser: Parser) -> None:
     add = parser.add_argument_group("Dataset parameters").add_argument
     add("--data-dir", metavar="DIR", help="root folder of the data set")
     add("--dataset", default="", metavar="NAME", help="<type>/<name>, e.g. sklearn/digits (default: image folder)")
-    add("--train-split", default="train", metavar="NAME", help="split to train on")
+    add("--train-split", default="train", metavar="NAME", help="split to train on: train, train[:80%%], .: all of DIR")
     add("--val-split", default="validation", metavar="NAME", help="split to validate on; '' for none")
-    add("--train-num-samples", type=positive_int, metavar="N", help="samples in the train split, iterable data sets")
-    add("--val-num-samples", type=positive_int, metavar="N", help="samples in the val split, iterable data sets")
+    add("--train-num-samples", type=positive_int, metavar="N", help="samples in the train split, of streams")
+    add("--val-num-samples", type=positive_int, metavar="N", help="samples in the val split, of streams")
     add("--dataset-download", action="store_true", help="download torch/ and tfds/ data sets that support it")
     add("--class-map", default="", metavar="FILENAME", help="file that maps class names to indices")
-    add("--input-img-mode", help="PIL mode of the images (default: RGB, or L with one input channel)")
+    add("--input-img-mode", help="PIL mode of the images (default: RGB, L or RGBA, as the channels are)")
     add("--input-key", help="data set key of the images")
     add("--target-key", help="data set key of the labels")
     add("--dataset-trust-remote-code", action="store_true", help="let an hfds/ data set run code of its repository")
@@ -276,7 +277,7 @@ def _model(parser: Parser) -> None:
     add("--initial-checkpoint", default="", metavar="PATH", help="weights to load as they are into the new model")
     add("--resume", default="", metavar="PATH", help="checkpoint to continue from; auto: last one of the experiment")
     add("--no-resume-opt", action="store_true", help="resume the weights only, not the optimizer and random states")
-    add("--num-classes", type=positive_int, metavar="N", help="number of classes (default: the model's)")
+    add("--num-classes", type=positive_int, metavar="N", help="number of classes (default: the data's)")
     add("--gp", metavar="POOL", help="global pool type (default: the model's)")
     add("--img-size", type=positive_int, metavar="N", help="image side in pixels (default: the model's)")
     add("--in-chans", type=positive_int, metavar="N", help="image channels (default: 3)")
@@ -368,7 +369,7 @@ def _schedule(parser: Parser) -> None:
     add("--warmup-lr", type=natural_float, default=1e-5, metavar="LR", help="learning rate at the start of the warm-up")
     add("--min-lr", type=natural_float, default=0, metavar="LR", help="least learning rate")
     add("--epochs", type=positive_int, default=300, metavar="N", help="epochs to train")
-    add("--epoch-repeats", type=natural_float, default=0.0, metavar="N", help="passes per epoch, iterable data sets")
+    add("--epoch-repeats", type=natural_float, default=0.0, metavar="N", help="passes per epoch, of streams")
     add("--start-epoch", type=natural_int, metavar="N", help="number of the first epoch, overrides the resumed one")
     add(
         "--decay-milestones",
@@ -544,6 +545,9 @@ def _beyond(parser: Parser) -> None:
     add("--class-weights", choices=("balanced",), help="weigh classes in the loss against their numbers of images")
     add("--balanced-sampler", action="store_true", help="draw images of all classes equally often")
     add("--patience", type=positive_int, metavar="N", help="stop after N validations without a better --eval-metric")
+    add("--val-fraction", type=part_below_one, metavar="F", help="part of each class to validate on; 0: none")
+    add("--no-exif", action="store_true", help="leave images as they are stored, not turned as EXIF data say")
+    add("--class-to-idx", nargs="*", default={}, action=KeyValues, help="recorded, not to be given: the classes")
     add("--fsdp", action="store_true", help="shard parameters, gradients and optimizer state over the processes")
     add("--on-nonfinite", default="stop", choices=("stop", "skip"), help="at a loss or gradient that is not finite")
     add("--nonfinite-limit", type=positive_int, default=10, metavar="N", help="most updates skipped in an epoch")

@@ -27,7 +27,8 @@ def labels_of(dataset: Dataset, flag: str) -> list[int]:
     if labels is None:
         kind = type(dataset).__name__
         raise ConfigError(f"argument --{flag}: needs a data set that lists its labels, such as a folder, got a {kind}")
-    return [int(label) for label in labels]
+    index = getattr(dataset, "target_transform", None) or int  # where labels are matched to other classes by name
+    return [index(int(label)) for label in labels]
 
 
 def balanced_weights(labels: Sequence[int], num_classes: int) -> Tensor:

@@ -328,7 +328,12 @@ def fit(weights: dict[str, Any], own: dict[str, torch.Tensor]) -> str:
 
 
 def export_model(
-    model: torch.nn.Module, weights: dict[str, torch.Tensor], folder: str, model_args: dict, **cfg
+    model: torch.nn.Module,
+    weights: dict[str, torch.Tensor],
+    folder: str,
+    model_args: dict,
+    labels: list[str] | None = None,
+    **cfg,
 ) -> None:
     """Write weights and configuration as `timm.create_model("local-dir:FOLDER")` and the hub read them.
 
@@ -337,6 +342,7 @@ def export_model(
         weights: Its weights.
         folder: Folder of `model.safetensors` and `config.json`.
         model_args: Arguments of the model beside its name.
+        labels: Names of its classes by index, or None.
         **cfg: Entries of its `pretrained_cfg`: input size, mean, std, crop of the images that it was trained on.
 
     Raises:
@@ -350,7 +356,8 @@ def export_model(
     replace_file(os.path.join(folder, "model.safetensors"), safetensors.torch.save(weights, metadata))
     path = os.path.join(folder, "config.json")
     try:
-        save_config_for_hf(model, Path(f"{path}.tmp"), {"pretrained_cfg": cfg}, model_args or None)
+        config = {"pretrained_cfg": cfg, "label_names": labels}
+        save_config_for_hf(model, Path(f"{path}.tmp"), config, model_args or None)
         os.replace(f"{path}.tmp", path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {one_line(error)}") from error

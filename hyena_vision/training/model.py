@@ -156,7 +156,7 @@ def _create(args: Arguments, overlay: dict[str, Any], pretrained: bool) -> nn.Mo
     if args.model.startswith("local-dir:") and not os.path.isdir(args.model.removeprefix("local-dir:")):
         raise ConfigError(f"argument --model: no such folder: {args.model}")
     given = {
-        "in_chans": ("in-chans", _in_chans(args)),
+        "in_chans": ("in-chans", in_chans(args)),
         "num_classes": ("num-classes", args.num_classes),
         "drop_rate": ("drop", args.drop),
         "drop_path_rate": ("drop-path", args.drop_path),
@@ -221,7 +221,7 @@ def data_config(args: Arguments, model: torch.nn.Module) -> dict:
         ConfigError: A mean or std for another number of channels.
     """
     values = dict(vars(args))
-    channels, img_size = _in_chans(args), args.img_size or args.model_kwargs.get("img_size")
+    channels, img_size = in_chans(args), args.img_size or args.model_kwargs.get("img_size")
     for name in ("mean", "std"):
         if values[name] and len(values[name]) not in (1, channels):
             raise ConfigError(f"argument --{name}: expected 1 or {channels} values, got {values[name]}")
@@ -231,10 +231,15 @@ def data_config(args: Arguments, model: torch.nn.Module) -> dict:
     elif not args.input_size:
         size = resolve_data_config(values, model=model)["input_size"]
         values["input_size"] = (channels, *size[1:])
-    return resolve_data_config(values, model=model)
+    config = resolve_data_config(values, model=model)
+    for name in ("mean", "std"):  # of a model for colours, as timm's prefetcher does
+        if len(config[name]) not in (1, channels):
+            config[name] = (sum(config[name]) / len(config[name]),) * channels
+    return config
 
 
-def _in_chans(args: Arguments) -> int:
+def in_chans(args: Arguments) -> int:
+    """Return the number of channels of the images that a model takes under the arguments."""
     return args.in_chans or (args.input_size[0] if args.input_size else args.model_kwargs.get("in_chans", 3))
 
 

@@ -1,18 +1,21 @@
 """From data sets to batches: timm's loaders, the augmentation and mixing of the arguments, sizes by a schedule."""
 
 import logging
+import math
 from typing import NamedTuple
 
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from timm.data.auto_augment import posterize
 from timm.data.loader import PrefetchLoader
+from timm.utils import is_primary
 
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.balance import BalancedSampler, labels_of
 from hyena_vision.training.errors import ConfigError, one_line
 from hyena_vision.training.seeded_loader import TrainLoader, name_bad_images
+from hyena_vision.training.splits import Datasets
 
 _logger = logging.getLogger("train")
 
@@ -36,7 +39,7 @@ class Loaders(NamedTuple):
 def create_loaders(
     args: Arguments,
     data_config: dict,
-    datasets: tuple,
+    datasets: Datasets,
     num_classes: int,
     device: torch.device,
     bad_images: BadImages,
@@ -54,7 +57,7 @@ def create_loaders(
     Raises:
         ConfigError: Fewer images than one batch, or a schedule of sizes that timm refuses.
     """
-    dataset_train, dataset_eval = datasets
+    dataset_train, dataset_eval = datasets[:2]
     prefetch = not args.no_prefetcher
     if args.aug_splits > 1:
         dataset_train = AugMixDataset(dataset_train, num_splits=args.aug_splits)
@@ -104,6 +107,7 @@ def create_loaders(
             f"argument --batch-size: {args.batch_size} on each of {args.world_size} processes is more than "
             f"the {len(dataset_train)} training images"
         )
+    _say_what_is_dropped(args, dataset_train, loader)
     skip = args.on_bad_image == "skip"
     train = TrainLoader(loader, args.seed, args.rank, bad_images if skip else None)
     sampler = getattr(train.batches, "batch_sampler", None)
@@ -112,6 +116,18 @@ def create_loaders(
         None if dataset_eval is None else create_eval_loader(args, data_config, dataset_eval, device, bad_images)
     )
     return Loaders(train, loader_eval, None if prefetch else mixup, batch_size)
+
+
+def _say_what_is_dropped(args: Arguments, dataset, loader) -> None:
+    """Tell of the images that no batch of an epoch holds, as the last batch would not be whole."""
+    if isinstance(dataset, torch.utils.data.IterableDataset) or args.train_img_sizes or args.aug_repeats:
+        return
+    dropped = math.ceil(len(dataset) / args.world_size) % args.batch_size * args.world_size
+    if dropped and is_primary(args):
+        _logger.info(
+            f"An epoch is {len(loader)} batches of {args.batch_size * args.world_size}: {dropped} of the "
+            f"{len(dataset)} training images are left out, others each time."
+        )
 
 
 def create_eval_loader(

@@ -52,12 +52,9 @@ class Described(NamedTuple):
     picture: Callable[[int], Image.Image] | None
 
 
-def describe(dataset: Dataset) -> Described:
-    """Return the names of a validation set's classes (by index) and images, and its pictures before any transform."""
-    class_to_idx = getattr(dataset, "class_to_idx", None) or getattr(
-        getattr(dataset, "reader", None), "class_to_idx", None
-    )
-    names = class_names(class_to_idx) if isinstance(class_to_idx, dict) and class_to_idx else None
+def describe(dataset: Dataset, class_to_idx: dict[str, int] | None) -> Described:
+    """Return what a validation set calls its images, its pictures before any transform, and the names of classes."""
+    names = class_names(class_to_idx) if class_to_idx else None
     if isinstance(dataset, IterableDataset):
         return Described(names, None, None)
     files = [dataset.filename(index) for index in range(len(dataset))] if hasattr(dataset, "filename") else None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from timm.utils import is_primary
 
+from hyena_vision.data import class_names
 from hyena_vision.training import checkpoint_files, report, run_state
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.distributed import gather_objects
@@ -199,7 +200,9 @@ class Recorder:
         best, exported = (os.path.join(folder, name) for name in ("model_best.pth.tar", "model.safetensors"))
         if not os.path.exists(exported) or os.path.getmtime(exported) < os.path.getmtime(best):
             weights = checkpoint_files.weights_of(checkpoint_files.read_checkpoint(best))
-            checkpoint_files.export_model(self.model, weights, folder, self.args.model_kwargs, **self.data_config)
+            labels = class_names(self.parts.class_to_idx) if self.parts.class_to_idx else None
+            config = self.data_config
+            checkpoint_files.export_model(self.model, weights, folder, self.args.model_kwargs, labels, **config)
             changed = True
         if changed:
             rows = report.read_summary(folder)

@@ -27,6 +27,7 @@ _FREE = """
     log_interval val_interval recovery_interval checkpoint_hist save_images save_epochs stop_epoch validation_batch_size
     log_wandb wandb_project wandb_tags wandb_resume_id log_tensorboard use_multi_epochs_loader worker_seeding patience
     on_nonfinite nonfinite_limit on_bad_image fsdp no_ddp_bb grad_checkpointing torchcompile torchcompile_mode eval tta
+    class_to_idx
 """.split()
 _MODEL = ("model", "num_classes", "in_chans", "model_kwargs", "gp")
 
@@ -57,15 +58,17 @@ class Progress:
 
 @dataclass
 class Parts:
-    """The parts of a run that have a state: those that are None have none.
+    """The parts of a run that have a state, those that are None have none, and what is said of them.
 
-    `ema_counts` is whether the moving average, not the model itself, is what the run has to show.
+    `class_to_idx` names the classes; `ema_counts` is whether the moving average, not the model itself, is what the run
+    has to show.
     """
 
     task: TrainingTask | None
     optimizer: torch.optim.Optimizer | None = None
     loss_scaler: NativeScaler | None = None
     scheduler: Scheduler | None = None
+    class_to_idx: dict[str, int] | None = None
     ema_counts: bool = True
 
 
@@ -86,6 +89,7 @@ def capture(parts: Parts, settings: dict[str, Any], epoch: int, progress: Progre
         "version": 2,  # of timm's format: `epoch` is finished
         "arch": settings["model"],
         "args": settings,
+        "class_to_idx": parts.class_to_idx,
         "optimizer": full_state(parts.optimizer.state_dict()),
         **full_state(parts.task.get_checkpoint_state()),
         **full_state(parts.task.get_checkpoint_state(ema=True)),

@@ -32,7 +32,7 @@ def test_an_image_is_turned_as_its_exif_data_say(tmp_path, orientation):
 
 DEEP = {
     "16.png": (RAMP * 65535).round().astype("uint16"),
-    "16.pgm": (RAMP * 65535).round().astype("uint16"),
+    "16.pgm": (RAMP * 65535).round().astype("int32"),
     "16.tif": (RAMP * 65535).round().astype("uint16"),
     "float.tif": RAMP.astype("float32"),
     "float overshoot.tif": (RAMP * 1.02 - 0.01).astype("float32"),
@@ -87,11 +87,9 @@ def test_what_is_transparent_becomes_white_or_stays_alpha(tmp_path, mode):
     assert alpha[0, 0] == 255 and alpha.sum() == 255
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "LAB"])
 def test_every_colour_mode_becomes_every_mode_of_training(tmp_path, mode):
-    white = {"LAB": (255, 128, 128), "CMYK": (0, 0, 0, 0), "YCbCr": (255, 128, 128), "RGB": (255, 255, 255)}.get(
-        mode, 255
-    )
+    white = {"LAB": (255, 128, 128), "CMYK": (0, 0, 0, 0), "RGB": (255, 255, 255)}.get(mode, 255)
     image = Image.new("L", (2, 2), 255).convert("P") if mode == "P" else Image.new(mode, (2, 2), white)
     image.save(tmp_path / "a.tif")
     for wanted in ("L", "RGB", "RGBA"):

@@ -7,8 +7,9 @@ from trainer import arguments
 
 from hyena_vision.data import create_dataset
 from hyena_vision.training.bad_images import BadImages
+from hyena_vision.training.classes import check_head
 from hyena_vision.training.pipeline import create_loaders
-from hyena_vision.training.splits import create_datasets
+from hyena_vision.training.splits import Datasets, create_datasets
 from hyena_vision.training.task import create_loss
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
@@ -18,7 +19,7 @@ CONFIG |= {"crop_mode": "center"}
 def loaders(*argv: str):
     args = arguments("--dataset", "sklearn/digits", "-j", "0", *argv)
     datasets = [create_dataset("sklearn/digits", split=split, input_img_mode="RGB") for split in ("train", "val")]
-    return create_loaders(args, CONFIG, datasets, 10, torch.device("cpu"), BadImages())
+    return create_loaders(args, CONFIG, Datasets(*datasets, None), 10, torch.device("cpu"), BadImages())
 
 
 @pytest.mark.parametrize("aa", ["rand-m10-n12-inc1", "rand-m0-n12", "original-mstd0.5", "augmix-m10", "3a"])
@@ -32,8 +33,9 @@ def test_every_strength_of_augmentation_runs(aa):
 
 def test_head_larger_than_the_data_set_is_pointed_out(caplog):
     args = arguments("--dataset", "sklearn/digits")
-    train, val = create_datasets(args, CONFIG, model_classes=1000)
-    assert (len(train), len(val)) == (1442, 355)
+    train, val, classes = create_datasets(args)
+    assert (len(train), len(val), len(classes)) == (1442, 355, 10)
+    check_head(args, classes, 1000)
     assert "sklearn/digits has 10 classes, resnet50 1000: --num-classes 10 fits it" in caplog.text
 
 
