@@ -254,6 +254,7 @@ def _finish(
     if not mode and channels not in _MODES:
         raise UserError(f"{name} takes {channels} channels, expected those of an image: 1, 3 or 4")
     exif = not settings.get("no_exif", False)
+    preprocessing = {key: tuple(value) if isinstance(value, list) else value for key, value in preprocessing.items()}
     return Pretrained(model, preprocessing, names, mode or _MODES[channels], name, exif)
 
 

@@ -59,7 +59,7 @@ def filters(model: nn.Module, layer: int, img_size: int | tuple[int, int], in_ch
 
     Example:
         >>> filters(timm.create_model("hyena2d_iso_tiny"), 0, 16).shape  # 2 x 2 pixels to a token
-        torch.Size([1, 96, 15, 15])
+        torch.Size([1, 64, 15, 15])
     """
     layers = list(mixers(model).values())
     if not layers:

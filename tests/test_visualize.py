@@ -1,5 +1,6 @@
 """What a model looks at, in numbers; and pictures that open."""
 
+import doctest
 import sys
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import nn
 from trainer import MODEL
 
-from hyena_vision import visualize
+from hyena_vision import pretrained, visualize
 from hyena_vision.data import DataError
 from hyena_vision.ops import long_conv1d, long_conv2d
 from hyena_vision.training.errors import UserError
@@ -132,6 +133,12 @@ def test_images_that_cannot_be_read_are_left_out(exported, tmp_path, capsys):
     assert f"left out: cannot read image {broken}" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"no image .*broken\.jpg"):
         visualize._choose_images([str(broken), red], 1)
+
+
+@pytest.mark.parametrize("module", [visualize, pretrained])
+def test_examples_are_true(module):
+    result = doctest.testmod(module, extraglobs={"timm": timm, "torch": torch})
+    assert result.attempted and not result.failed
 
 
 def test_titles_scales_and_units():
