@@ -13,7 +13,6 @@ from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.errors import ConfigError, one_line
 from hyena_vision.training.seeded_loader import TrainLoader, name_bad_images
-from hyena_vision.training.splits import Datasets
 
 _logger = logging.getLogger("train")
 
@@ -37,7 +36,7 @@ class Loaders(NamedTuple):
 def create_loaders(
     args: Arguments,
     data_config: dict,
-    datasets: Datasets,
+    datasets: tuple,
     num_classes: int,
     device: torch.device,
     bad_images: BadImages,
@@ -55,7 +54,7 @@ def create_loaders(
     Raises:
         ConfigError: Fewer images than one batch, or a schedule of sizes that timm refuses.
     """
-    dataset_train, dataset_eval = datasets.train, datasets.eval
+    dataset_train, dataset_eval = datasets[:2]
     prefetch = not args.no_prefetcher
     if args.aug_splits > 1:
         dataset_train = AugMixDataset(dataset_train, num_splits=args.aug_splits)
