@@ -67,6 +67,10 @@ STATE = "hyena_vision/training/run_state.py"
 BAD_IMAGES = "hyena_vision/training/bad_images.py"
 LOADER = "hyena_vision/training/seeded_loader.py"
 DATA = "hyena_vision/training/pipeline.py"
+IMAGE = "hyena_vision/data/image.py"
+FOLDER = "hyena_vision/data/folder.py"
+CLASSES = "hyena_vision/training/classes.py"
+SPLITS = "hyena_vision/training/splits.py"
 
 FAULTS = [
     # ---- ops: the C++ backend
@@ -673,6 +677,62 @@ FAULTS = [
         "seed_generators(mix_seed(*self.key, self.epoch, self.first, ERASING))",
         "seed_generators(mix_seed(*self.key, self.first, ERASING))",
         ("test_train_steps.py",),
+    ),
+    Fault(
+        "data: a quarter turn to the wrong side",
+        IMAGE,
+        "6: Image.Transpose.ROTATE_270",
+        "6: Image.Transpose.ROTATE_90",
+        ("data/test_image.py", "test_train_data.py::test_the_model_sees_upright_pictures_of_its_channels"),
+    ),
+    Fault(
+        "data: 16 bits become white",
+        IMAGE,
+        'if image.mode.startswith(("I", "F")):',
+        'if image.mode.startswith("F"):',
+        ("data/test_image.py", "test_train_data.py::test_the_model_sees_upright_pictures_of_its_channels"),
+    ),
+    Fault(
+        "data: what nobody sees is part of the picture",
+        IMAGE,
+        'Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)',
+        "image",
+        ("data/test_image.py",),
+    ),
+    Fault(
+        "data: a class is the last folder",
+        FOLDER,
+        "found[entry.name] = list(self._images(entry.path))",
+        "[found.setdefault(os.path.basename(os.path.dirname(p)), []).append(p) for p in self._images(entry.path)]",
+        ("data/test_folder.py",),
+    ),
+    Fault(
+        "data: one image in both parts",
+        FOLDER,
+        "else samples[number:]",
+        "else samples[number - 1 :]",
+        ("data/test_folder.py",),
+    ),
+    Fault(
+        "data: a folder is its own split",
+        FOLDER,
+        "return root if os.path.basename(os.path.abspath(root)) in names else None",
+        "return root",
+        ("data/test_folder.py",),
+    ),
+    Fault(
+        "data: labels keep their own order",
+        CLASSES,
+        "dataset.target_transform = table.__getitem__",
+        "pass",
+        ("test_train_data.py::test_evaluation_matches_classes_by_name",),
+    ),
+    Fault(
+        "data: the validation split has classes of its own",
+        SPLITS,
+        'match_labels(args, validation, "the validation split", classes, source, all_of_them=False)',
+        "pass",
+        ("test_train_data.py", "test_train_faults.py::test_damaged_data_folders"),
     ),
     Fault(
         "training: after the last image comes none",
