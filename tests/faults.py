@@ -71,6 +71,7 @@ IMAGE = "hyena_vision/data/image.py"
 FOLDER = "hyena_vision/data/folder.py"
 CLASSES = "hyena_vision/training/classes.py"
 SPLITS = "hyena_vision/training/splits.py"
+TRAIN = "hyena_vision/train.py"
 
 FAULTS = [
     # ---- ops: the C++ backend
@@ -831,6 +832,41 @@ FAULTS = [
         'checkpoint.get("state_dict_ema") or weights',
         "weights",
         ("test_train_resume.py::test_stopped_by_a_signal_and_resumed_is_the_same_run",),
+    ),
+    Fault(
+        "training: averages of half an update are saved",
+        LOOP,
+        "            before_fault()\n",
+        "",
+        ("test_train_faults.py::test_a_fault_in_training_costs_no_update",),
+    ),
+    Fault(
+        "training: an average of nothing counts",
+        LOOP,
+        "    parts.ema_counts = share <= MOST_INITIAL\n",
+        "    parts.ema_counts = True\n",
+        ("test_train_imagenet.py::test_an_average_of_almost_nothing_counts_only_where_it_is_better",),
+    ),
+    Fault(
+        "training: of equal metrics the first is the best",
+        CHECKPOINT,
+        'return (float(self), -self.loss) > (float(other), -getattr(other, "loss", -math.inf))',
+        "return float(self) > float(other)",
+        ("test_train_imagenet.py::test_equal_metrics_go_to_the_lower_loss_and_the_time_left_ends_with_the_run",),
+    ),
+    Fault(
+        "training: an epoch that failed in validation is trained again",
+        TRAIN,
+        "                recorder.save_before(stopped, epoch, progress)\n",
+        "",
+        ("test_train_faults.py::test_an_epoch_is_not_trained_again_for_a_fault_in_its_validation",),
+    ),
+    Fault(
+        "training: new columns of a summary shift its rows",
+        "hyena_vision/training/log.py",
+        "columns = [*header[:-1], *new, *header[-1:]]",
+        "columns = [*header, *new]",
+        ("test_train_resume.py::test_validation_may_be_dropped_and_added_again",),
     ),
     Fault(
         "training: mixed targets are smoothed twice",
