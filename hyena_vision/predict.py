@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "hyena_vision.predict") 
         if args.output:
             replace_file(args.output, (_json if args.output.lower().endswith(".json") else _csv)(rows).encode())
         else:
-            print(_table(rows))
+            _print(_table(rows))
     except (UserError, DataError) as error:
         print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(getattr(error, "exit_code", 1)) from error
@@ -215,6 +215,14 @@ def _create_parser(prog: str) -> Parser:
     return parser
 
 
+def _print(text: str) -> None:
+    """Print, unless nobody reads on (`| head`)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+
+
 def _check_output(path: str) -> None:
     """Find out what would stop the writing before the work is done."""
     if not path.lower().endswith(OUTPUTS):
@@ -237,7 +245,9 @@ def _csv(rows: list[Row]) -> str:
 
 
 def _json(rows: list[Row]) -> str:
-    return f"{json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False)}\n"
+    """Return a list with a line for each file."""
+    lines = ",\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in rows)
+    return f"[\n{lines}\n]\n"
 
 
 def _table(rows: list[Row]) -> str:

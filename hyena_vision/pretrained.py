@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+import yaml
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ class Pretrained:
         class_names: Names of the classes by index; None where nothing says them.
         image_mode: PIL mode of the images.
         name: What it was loaded from, for titles and messages.
+        exif: Whether images are turned as their EXIF data say.
     """
 
     model: nn.Module
@@ -43,13 +45,15 @@ class Pretrained:
     class_names: list[str] | None
     image_mode: str
     name: str
+    exif: bool = True
 
     def preparation(self) -> Callable[[str], Tensor]:
         """Return what reads an image file as the model takes it, (C, H, W), as in validation.
 
         It raises DataError for a file that cannot be read, and can be sent to other processes.
         """
-        return partial(_prepare, create_transform(**self.data_config, is_training=False), self.image_mode)
+        transform = create_transform(**self.data_config, is_training=False)
+        return partial(_prepare, transform, self.image_mode, self.exif)
 
     def class_name(self, index: int) -> str:
         """Return the name of a class, its number where nothing says it."""
@@ -57,8 +61,8 @@ class Pretrained:
         return self.class_names[index] if named else str(index)
 
 
-def _prepare(transform: Callable, image_mode: str, file: str) -> Tensor:
-    return transform(load_image(file, image_mode))
+def _prepare(transform: Callable, image_mode: str, exif: bool, file: str) -> Tensor:
+    return transform(load_image(file, image_mode, exif))
 
 
 class OnnxModel(nn.Module):
@@ -199,14 +203,13 @@ def _load_file(path: str, config: str | None) -> Pretrained:
             return _load_checkpoint(path, checkpoint.get("class_to_idx"))
     if config is None and not os.path.exists(beside):
         raise UserError(f"{path} does not say what model it is of: expected a config.json beside it")
-    architecture, model_args, cfg = _read_config(config or beside)
+    architecture, model_args, cfg = _read_config(config := config or beside)
     try:
         model = timm.create_model(architecture, pretrained_cfg=cfg, **model_args)
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
-        raise UserError(f"cannot create the model of {config or beside}: {reason(error)}") from error
+        raise UserError(f"cannot create the model of {config}: {reason(error)}") from error
     load_weights(model, path)
-    preprocessing = resolve_data_config(model=model)
-    return Pretrained(model, preprocessing, _names_in(cfg), _mode(preprocessing), path)
+    return _finish(model, resolve_data_config(model=model), _names_in(cfg), path, _settings_beside(config))
 
 
 def _load_checkpoint(path: str, class_to_idx: dict[str, int] | None) -> Pretrained:
@@ -216,9 +219,8 @@ def _load_checkpoint(path: str, class_to_idx: dict[str, int] | None) -> Pretrain
         values["num_classes"] = max(class_to_idx.values()) + 1
     args = Arguments(**values)
     model = create_model(args)
-    preprocessing = data_config(args, model)
-    mode = args.input_img_mode or _mode(preprocessing)
-    return Pretrained(model, preprocessing, class_names(class_to_idx) if class_to_idx else None, mode, path)
+    names = class_names(class_to_idx) if class_to_idx else None
+    return _finish(model, data_config(args, model), names, path, values)
 
 
 def _load_onnx(path: str, config: str) -> Pretrained:
@@ -230,7 +232,30 @@ def _load_onnx(path: str, config: str) -> Pretrained:
     preprocessing = resolve_data_config(pretrained_cfg=cfg)
     fixed = zip(model.input_size, preprocessing["input_size"], strict=True)
     preprocessing["input_size"] = tuple(given or size for given, size in fixed)
-    return Pretrained(model, preprocessing, _names_in(cfg), _mode(preprocessing), path)
+    return _finish(model, preprocessing, _names_in(cfg), path, _settings_beside(config))
+
+
+def _settings_beside(config: str) -> dict[str, Any]:
+    """Return the arguments of the run whose config.json it is, which says less; empty where they are not there."""
+    path = os.path.join(os.path.dirname(config), "args.yaml")
+    if not os.path.isfile(path):
+        return {}
+    try:
+        return dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not the args.yaml of a run: {one_line(error)}") from error
+
+
+def _finish(
+    model: nn.Module, preprocessing: dict[str, Any], names: list[str] | None, name: str, settings: dict[str, Any]
+) -> Pretrained:
+    """Put together what was loaded; the arguments of its run say how images are read."""
+    channels, mode = preprocessing["input_size"][0], settings.get("input_img_mode")
+    if not mode and channels not in _MODES:
+        raise UserError(f"{name} takes {channels} channels, expected those of an image: 1, 3 or 4")
+    exif = not settings.get("no_exif", False)
+    preprocessing = {key: tuple(value) if isinstance(value, list) else value for key, value in preprocessing.items()}
+    return Pretrained(model, preprocessing, names, mode or _MODES[channels], name, exif)
 
 
 def _load_named(name: str, pretrained: bool) -> Pretrained:
@@ -246,7 +271,7 @@ def _load_named(name: str, pretrained: bool) -> Pretrained:
     names = _names_in(cfg)
     if names is None and (subset := infer_imagenet_subset(model)):
         names = ImageNetInfo(subset).label_descriptions()
-    return Pretrained(model, preprocessing, names, _mode(preprocessing), name)
+    return _finish(model, preprocessing, names, name, {})
 
 
 def _read_config(path: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -268,14 +293,6 @@ def _names_in(cfg: dict[str, Any]) -> list[str] | None:
     by_index = names.items() if isinstance(names, dict) else enumerate(names)  # a dict has gaps
     named = {int(index): str(descriptions.get(name, name)) for index, name in by_index}
     return [named.get(index, str(index)) for index in range(max(named) + 1)]
-
-
-def _mode(preprocessing: dict[str, Any]) -> str:
-    """Return the PIL mode of images with as many channels."""
-    channels = preprocessing["input_size"][0]
-    if channels not in _MODES:
-        raise UserError(f"the model takes {channels} channels, expected those of an image: 1, 3 or 4")
-    return _MODES[channels]
 
 
 def _resize(loaded: Pretrained, size: tuple[int, ...]) -> None:

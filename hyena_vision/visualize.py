@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hyena_vision.data import DataError, find_files
+from hyena_vision.data import DataError, find_files, load_image
 from hyena_vision.layers import Hyena1d, Hyena2d
 from hyena_vision.pretrained import OnnxModel, Pretrained, load, usable_device
 from hyena_vision.training.arguments import Parser, positive_int
@@ -59,7 +59,7 @@ def filters(model: nn.Module, layer: int, img_size: int | tuple[int, int], in_ch
 
     Example:
         >>> filters(timm.create_model("hyena2d_iso_tiny"), 0, 16).shape  # 2 x 2 pixels to a token
-        torch.Size([1, 96, 15, 15])
+        torch.Size([1, 64, 15, 15])
     """
     layers = list(mixers(model).values())
     if not layers:
@@ -83,7 +83,7 @@ def filters(model: nn.Module, layer: int, img_size: int | tuple[int, int], in_ch
     return mixer.filter(_size(mixer, grid))
 
 
-def effective_receptive_field(model: nn.Module, images: Tensor, probes: int = 8) -> Tensor:
+def effective_receptive_field(model: nn.Module, images: Tensor, probes: int = 2) -> Tensor:
     """Return how strongly each pixel moves what the model computes for the token in the middle.
 
     That is the root mean square of the derivatives of that token's channels, before the last norm, with respect to the
@@ -310,8 +310,7 @@ def _draw_filters(args) -> None:
 
 
 def _draw_fields(args) -> None:
-    files = find_files(args.images) if args.images else []
-    files = files[:: -(-len(files) // args.num_images)] if files else []
+    files = _choose_images(args.images, args.num_images) if args.images else []
     fields: dict[str, Tensor] = {}
     for source in [args.model, *args.beside]:
         loaded = _load(args, source, args.config if source == args.model else None)
@@ -325,6 +324,22 @@ def _draw_fields(args) -> None:
         fields[name] = effective_receptive_field(loaded.model, images.to(args.device))
     what = f"{len(files)} images" if files else f"{args.num_images} images of random pixels"
     _save(draw_fields(fields, f"Effective receptive field, {what}"), args.output)
+
+
+def _choose_images(paths: Sequence[str], count: int) -> list[str]:
+    """Return files that can be read, evenly spaced among all."""
+    files, chosen, error = find_files(paths), [], None
+    count = min(count, len(files))
+    for file in (files[i * len(files) // count] for i in range(count)):
+        try:
+            load_image(file)
+            chosen.append(file)
+        except DataError as failed:
+            error = failed
+            print(f"left out: {failed}", file=sys.stderr)
+    if not chosen:
+        raise DataError(f"no image can be read; the last: {error}")
+    return chosen
 
 
 def _load(args, source: str, config: str | None) -> Pretrained:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from hyena_vision import pretrained
 from hyena_vision.data import DataError, find_files
 from hyena_vision.predict import predict
 from hyena_vision.training import loop
+from hyena_vision.training.errors import UserError
 
 NAMES = ["blue", "green", "red"]
 
@@ -42,13 +44,7 @@ def run(tmp_path_factory) -> Path:
     argv = ["--data-dir", str(folder / "images"), "--output", str(folder), "--experiment", "run", "--epochs", "1"]
     argv += ["--crop-pct", "0.8", "--pretrained-cfg-overlay", "crop_mode=squash", "--interpolation", "bilinear"]
     train_imagenet.main([*QUICK, *argv])
-    run = folder / "run"
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "label_names": NAMES}))
-    checkpoint = load(run, "model_best.pth.tar") | {"class_to_idx": {name: i for i, name in enumerate(NAMES)}}
-    torch.save(checkpoint, run / "model_best.pth.tar")
-    (run / "model.safetensors").touch()  # the newer one again
-    return run
+    return folder / "run"
 
 
 @pytest.fixture
@@ -139,19 +135,22 @@ def test_names_with_gaps_and_descriptions():
 def test_files_csv_and_json(run, tmp_path, capsys):
     folder = tmp_path / "in"
     (folder / "deep").mkdir(parents=True)
-    for name in ("b.png", "deep/a.webp"):
+    (folder / ".hidden").mkdir()
+    for name in ("10.png", "9.png", "deep/a.webp", ".hidden/c.png", "._9.png"):
         Image.new("RGB", (20, 20), "red").save(folder / name)
     (folder / "deep" / "broken.jpg").write_bytes(b"no picture")
     (folder / "notes.txt").write_text("left out")
     (folder / "deep" / "loop").symlink_to(folder)
     argv = [str(run), str(folder), str(folder / "*.png"), str(folder / "notes.txt"), "--device", "cpu"]
     rows = program.main([*argv, "--top-k", "2", "--output", str(tmp_path / "out.json")])
-    assert "4 files at 16 x 16 pixels, 2 of them could not be read" in capsys.readouterr().err
-    files = [str(folder / name) for name in ("b.png", "deep/a.webp", "deep/broken.jpg", "notes.txt")]
-    written = json.loads((tmp_path / "out.json").read_text())
+    assert "5 files at 16 x 16 pixels, 2 of them could not be read" in capsys.readouterr().err
+    files = [str(folder / name) for name in ("9.png", "10.png", "deep/a.webp", "deep/broken.jpg", "notes.txt")]
+    text = (tmp_path / "out.json").read_text()
+    written = json.loads(text)
+    assert len(text.splitlines()) == 5 + 2
     assert [row["file"] for row in written] == files == [row.file for row in rows]
     assert [row["names"] for row in written] == [row.names for row in rows]
-    assert [bool(row["error"]) for row in written] == [False, False, True, True]
+    assert [bool(row["error"]) for row in written] == [False, False, False, True, True]
 
     program.main([*argv, "--top-k", "2", "--output", str(tmp_path / "out.csv")])
     with open(tmp_path / "out.csv", newline="") as file:
@@ -165,8 +164,8 @@ def test_files_csv_and_json(run, tmp_path, capsys):
     capsys.readouterr()
     program.main(argv)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and lines[0].split()[0] == files[0] and lines[0].count("%") == 3
-    assert lines[2].startswith(files[2]) and "not read: cannot identify image file" in lines[2]
+    assert len(lines) == 5 and lines[0].split()[0] == files[0] and lines[0].count("%") == 3
+    assert lines[3].startswith(files[3]) and "not read: cannot identify image file" in lines[3]
 
 
 def expect_error(capsys, argv: list[str], code: int, *fragments: str) -> None:
@@ -215,6 +214,24 @@ def test_mixed_precision_is_near(run, photos):
     assert 0 < (probabilities - expected).abs().max() < 0.02
 
 
+def test_images_are_read_as_the_run_has_read_them(run, tmp_path):
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    (tmp_path / "args.yaml").write_text("no_exif: true\ninput_img_mode: YCbCr\n")
+    loaded = pretrained.load(tmp_path)
+    image, exif = Image.new("RGB", (20, 10), "red"), Image.Exif()
+    image.paste("blue", (0, 0, 10, 10))
+    exif[0x0112] = 3
+    image.save(tmp_path / "image.png", exif=exif)
+    pixels = loaded.preparation()(str(tmp_path / "image.png")) * 0.5 + 0.5
+    blue, red = pixels[:, 8, 2], pixels[:, 8, 13]
+    torch.testing.assert_close(blue, torch.tensor([29, 255, 107]) / 255, atol=0.01, rtol=0)
+    torch.testing.assert_close(red, torch.tensor([76, 85, 255]) / 255, atol=0.01, rtol=0)
+    (tmp_path / "args.yaml").write_text("[")
+    with pytest.raises(UserError, match=r"args.yaml"):
+        pretrained.load(tmp_path)
+
+
 def test_worker_processes_get_the_preparation_alone(run, photos):
     loaded = pretrained.load(run)
     dataset = program._Files(find_files([photos]), loaded)
@@ -229,3 +246,12 @@ def test_a_path_may_hold_the_signs_of_a_glob(tmp_path):
     assert find_files([image]) == [str(image)] == find_files([tmp_path, image])
     with pytest.raises(DataError, match="no such"):
         find_files([tmp_path / "b[1].png"])
+
+
+def test_a_reader_of_the_table_may_leave(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        program._print("a table")
+        print("what comes after", flush=True)

@@ -1,5 +1,6 @@
 """What a model looks at, in numbers; and pictures that open."""
 
+import doctest
 import sys
 
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 from torch import nn
 from trainer import MODEL
 
-from hyena_vision import visualize
+from hyena_vision import pretrained, visualize
+from hyena_vision.data import DataError
 from hyena_vision.ops import long_conv1d, long_conv2d
 from hyena_vision.training.errors import UserError
 from hyena_vision.visualize import area_of, effective_receptive_field, filters, mixers
@@ -122,6 +124,21 @@ def test_pictures(exported, tmp_path):
     for name in ("filters.png", "field.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 500 and len(picture.convert("RGB").getcolors(2**24)) > 100
+
+
+def test_images_that_cannot_be_read_are_left_out(exported, tmp_path, capsys):
+    red, broken = str(exported / "red.png"), tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    assert visualize._choose_images([str(broken), red], 8) == [red]
+    assert f"left out: cannot read image {broken}" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"no image .*broken\.jpg"):
+        visualize._choose_images([str(broken), red], 1)
+
+
+@pytest.mark.parametrize("module", [visualize, pretrained])
+def test_examples_are_true(module):
+    result = doctest.testmod(module, extraglobs={"timm": timm, "torch": torch})
+    assert result.attempted and not result.failed
 
 
 def test_titles_scales_and_units():

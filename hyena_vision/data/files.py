@@ -4,6 +4,8 @@ import glob
 import os
 from collections.abc import Iterable
 
+from timm.utils.misc import natural_key
+
 from hyena_vision.data.image import DataError, image_extensions
 
 
@@ -30,14 +32,17 @@ def find_files(paths: Iterable[str | os.PathLike]) -> list[str]:
 
 
 def _images_in(folder: str) -> list[str]:
-    """Return the images under a folder, sorted; each folder is read once, whatever links lead to it."""
-    extensions, found, seen = image_extensions(), [], set()
+    """Return the images under a folder, in the order of training; each folder is read once, whatever links lead to it.
+
+    Hidden files and folders are left out, as in training.
+    """
+    extensions, found, seen = set(image_extensions()), [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(place)) in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()
-        found += [os.path.join(place, name) for name in sorted(names) if name.lower().endswith(extensions)]
-    return found
+        shown = [name for name in names if not name.startswith(".")]
+        found += [os.path.join(place, name) for name in shown if os.path.splitext(name)[1].lower() in extensions]
+    return sorted(found, key=natural_key)
