@@ -148,6 +148,7 @@ def train(args: Arguments) -> dict:
     with run.interrupt:
         while epoch < last_epoch and not recorder.out_of_patience(epoch):
             bad_images.paths = set(progress.bad_images)
+            parts.ema_counts = initial_share(args, epoch * updates) <= MOST_INITIAL
             save_recovery = partial(recorder.save_recovery, epoch, progress)
             is_saved = epoch + 1 in (last_epoch, *args.save_epochs) or (epoch + 1) % args.val_interval == 0
             metric, validation = None, {}

@@ -67,6 +67,11 @@ STATE = "hyena_vision/training/run_state.py"
 BAD_IMAGES = "hyena_vision/training/bad_images.py"
 LOADER = "hyena_vision/training/seeded_loader.py"
 DATA = "hyena_vision/training/pipeline.py"
+IMAGE = "hyena_vision/data/image.py"
+FOLDER = "hyena_vision/data/folder.py"
+CLASSES = "hyena_vision/training/classes.py"
+SPLITS = "hyena_vision/training/splits.py"
+TRAIN = "hyena_vision/train.py"
 
 FAULTS = [
     # ---- ops: the C++ backend
@@ -675,6 +680,62 @@ FAULTS = [
         ("test_train_steps.py",),
     ),
     Fault(
+        "data: a quarter turn to the wrong side",
+        IMAGE,
+        "6: Image.Transpose.ROTATE_270",
+        "6: Image.Transpose.ROTATE_90",
+        ("data/test_image.py", "test_train_data.py::test_the_model_sees_upright_pictures_of_its_channels"),
+    ),
+    Fault(
+        "data: 16 bits become white",
+        IMAGE,
+        'if image.mode.startswith(("I", "F")):',
+        'if image.mode.startswith("F"):',
+        ("data/test_image.py", "test_train_data.py::test_the_model_sees_upright_pictures_of_its_channels"),
+    ),
+    Fault(
+        "data: what nobody sees is part of the picture",
+        IMAGE,
+        'Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)',
+        "image",
+        ("data/test_image.py",),
+    ),
+    Fault(
+        "data: a class is the last folder",
+        FOLDER,
+        "found[entry.name] = list(self._images(entry.path))",
+        "[found.setdefault(os.path.basename(os.path.dirname(p)), []).append(p) for p in self._images(entry.path)]",
+        ("data/test_folder.py",),
+    ),
+    Fault(
+        "data: one image in both parts",
+        FOLDER,
+        "else samples[number:]",
+        "else samples[number - 1 :]",
+        ("data/test_folder.py",),
+    ),
+    Fault(
+        "data: a folder is its own split",
+        FOLDER,
+        "return root if os.path.basename(os.path.abspath(root)) in names else None",
+        "return root",
+        ("data/test_folder.py",),
+    ),
+    Fault(
+        "data: labels keep their own order",
+        CLASSES,
+        "dataset.target_transform = table.__getitem__",
+        "pass",
+        ("test_train_data.py::test_evaluation_matches_classes_by_name",),
+    ),
+    Fault(
+        "data: the validation split has classes of its own",
+        SPLITS,
+        'match_labels(args, validation, "the validation split", classes, source, all_of_them=False)',
+        "pass",
+        ("test_train_data.py", "test_train_faults.py::test_damaged_data_folders"),
+    ),
+    Fault(
         "training: after the last image comes none",
         BAD_IMAGES,
         "number = (number + 1) % len(self.dataset)",
@@ -771,6 +832,41 @@ FAULTS = [
         'checkpoint.get("state_dict_ema") or weights',
         "weights",
         ("test_train_resume.py::test_stopped_by_a_signal_and_resumed_is_the_same_run",),
+    ),
+    Fault(
+        "training: averages of half an update are saved",
+        LOOP,
+        "            before_fault()\n",
+        "",
+        ("test_train_faults.py::test_a_fault_in_training_costs_no_update",),
+    ),
+    Fault(
+        "training: an average of nothing counts",
+        LOOP,
+        "    parts.ema_counts = share <= MOST_INITIAL\n",
+        "    parts.ema_counts = True\n",
+        ("test_train_imagenet.py::test_an_average_of_almost_nothing_counts_only_where_it_is_better",),
+    ),
+    Fault(
+        "training: of equal metrics the first is the best",
+        CHECKPOINT,
+        'return (float(self), -self.loss) > (float(other), -getattr(other, "loss", -math.inf))',
+        "return float(self) > float(other)",
+        ("test_train_imagenet.py::test_equal_metrics_go_to_the_lower_loss_and_the_time_left_ends_with_the_run",),
+    ),
+    Fault(
+        "training: an epoch that failed in validation is trained again",
+        TRAIN,
+        "                recorder.save_before(stopped, epoch, progress)\n",
+        "",
+        ("test_train_faults.py::test_an_epoch_is_not_trained_again_for_a_fault_in_its_validation",),
+    ),
+    Fault(
+        "training: new columns of a summary shift its rows",
+        "hyena_vision/training/log.py",
+        "columns = [*header[:-1], *new, *header[-1:]]",
+        "columns = [*header, *new]",
+        ("test_train_resume.py::test_validation_may_be_dropped_and_added_again",),
     ),
     Fault(
         "training: mixed targets are smoothed twice",

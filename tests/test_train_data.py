@@ -16,6 +16,7 @@ from trainer import QUICK, arguments, draw_images, expect_error, load, summary, 
 
 from hyena_vision.data import create_dataset
 from hyena_vision.training.classes import match_labels
+from hyena_vision.training.model import data_config
 from hyena_vision.training.run_state import check_settings
 
 OPEN = [flag for flag in QUICK if flag != "--num-classes"]  # the number of classes is left to the data
@@ -50,7 +51,7 @@ def test_names_of_classes_are_in_all_that_a_run_writes(trained, caplog):
     classes = {"1": 0, "10": 1, "2": 2}
     assert load(folder)["class_to_idx"] == classes
     settings = yaml.safe_load((folder / "args.yaml").read_text())
-    assert settings["class_to_idx"] == classes and settings["num_classes"] == 3
+    assert settings["class_to_idx"] == classes and settings["num_classes"] is None  # which is found anew
     config = json.loads((folder / "config.json").read_text())
     assert config["label_names"] == ["1", "10", "2"] and config["num_classes"] == 3
     again = train_imagenet.parse_args(["-c", str(folder / "args.yaml"), "--device", "cpu"])
@@ -284,6 +285,12 @@ def test_the_model_sees_upright_pictures_of_its_channels(grey, tmp_path, monkeyp
         light, dark = (first[:, 8:], first[:, :8]) if flags else (first[:, :, :8], first[:, :, 8:])
         assert (light - 0.8).abs().max() < 0.01 and dark.max() == 0
         assert channels != "4" or (batch[:, 3] == 1).all()
+
+
+def test_a_model_of_four_channels_has_four_means(tmp_path):
+    args = arguments("--model", "resnet10t", "--in-chans", "4")
+    config = data_config(args, timm.create_model("resnet10t", in_chans=4))
+    assert config["mean"] == (pytest.approx((0.485 + 0.456 + 0.406) / 3),) * 4 and len(config["std"]) == 4
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow is built without AVIF")

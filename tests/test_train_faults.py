@@ -185,6 +185,7 @@ def test_an_epoch_is_not_trained_again_for_a_fault_in_its_validation(
 def test_a_fault_in_training_costs_no_update(run, images, tmp_path, monkeypatch, capsys):
     """With batch norms and in the middle of a group of batches, where the averages have moved on."""
     argv = ["--model", "resnet10t", "--model-kwargs", "--img-size", "32", "-b", "4", "--grad-accum-steps", "2"]
+    argv += ["--no-prefetcher"]  # which would meet the fault a batch earlier
     whole = run("straight", *argv, "--epochs", "1")["folder"]
     start = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run"]
     with monkeypatch.context() as patch:

@@ -15,7 +15,6 @@ from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.balance import BalancedSampler, labels_of
 from hyena_vision.training.errors import ConfigError, one_line
 from hyena_vision.training.seeded_loader import TrainLoader, name_bad_images
-from hyena_vision.training.splits import Datasets
 
 _logger = logging.getLogger("train")
 
@@ -39,7 +38,7 @@ class Loaders(NamedTuple):
 def create_loaders(
     args: Arguments,
     data_config: dict,
-    datasets: Datasets,
+    datasets: tuple,
     num_classes: int,
     device: torch.device,
     bad_images: BadImages,

@@ -9,7 +9,7 @@ from hyena_vision.data import create_dataset
 from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.classes import check_head
 from hyena_vision.training.pipeline import create_loaders
-from hyena_vision.training.splits import Datasets, create_datasets
+from hyena_vision.training.splits import create_datasets
 from hyena_vision.training.task import create_loss
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
@@ -19,7 +19,7 @@ CONFIG |= {"crop_mode": "center"}
 def loaders(*argv: str):
     args = arguments("--dataset", "sklearn/digits", "-j", "0", *argv)
     datasets = [create_dataset("sklearn/digits", split=split, input_img_mode="RGB") for split in ("train", "val")]
-    return create_loaders(args, CONFIG, Datasets(*datasets, None), 10, torch.device("cpu"), BadImages())
+    return create_loaders(args, CONFIG, datasets, 10, torch.device("cpu"), BadImages())
 
 
 @pytest.mark.parametrize("aa", ["rand-m10-n12-inc1", "rand-m0-n12", "original-mstd0.5", "augmix-m10", "3a"])
