@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hyena_vision.data import DataError, find_files
 from hyena_vision.pretrained import OnnxModel, Pretrained, load, usable_device
-from hyena_vision.training.arguments import Parser, natural_int, positive_int
+from hyena_vision.training.arguments import LineParser, natural_int, positive_int
 from hyena_vision.training.checkpoint_files import reason, replace_file
 from hyena_vision.training.errors import ConfigError, UserError, one_line
 
@@ -198,8 +198,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "hyena_vision.predict") 
     return rows
 
 
-def _create_parser(prog: str) -> Parser:
-    parser = Parser(prog=prog, description="Classify images with a trained model.")
+def _create_parser(prog: str) -> LineParser:
+    parser = LineParser(prog=prog, description="Classify images with a trained model.")
     add = parser.add_argument
     add("model", metavar="MODEL_OR_RUN", help="folder of a run, checkpoint, model.safetensors, .onnx, or name of timm")
     add("paths", metavar="PATH", nargs="+", help="folder (all images under it), file or glob")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hyena_vision.data import DataError, find_files, load_image
 from hyena_vision.layers import Hyena1d, Hyena2d
 from hyena_vision.pretrained import OnnxModel, Pretrained, load, usable_device
-from hyena_vision.training.arguments import Parser, positive_int
+from hyena_vision.training.arguments import LineParser, positive_int
 from hyena_vision.training.checkpoint_files import reason, replace_file
 from hyena_vision.training.errors import ConfigError, UserError, one_line
 
@@ -276,9 +276,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "hyena_vision.visualize"
     print(f"{prog}: wrote {args.output}", file=sys.stderr)
 
 
-def _create_parser(prog: str) -> Parser:
-    parser = Parser(prog=prog, description="Draw what a model looks at.")
-    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+def _create_parser(prog: str) -> LineParser:
+    parser = LineParser(prog=prog, description="Draw what a model looks at.")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="filters|receptive-field")
     layer = commands.add_parser("filters", help="filters of a Hyena layer, as images (2D) or curves (1D)")
     field = commands.add_parser("receptive-field", help="effective receptive field, beside those of other models")
     for command in (layer, field):

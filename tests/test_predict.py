@@ -17,7 +17,7 @@ from timm.data import ImageNetInfo
 from trainer import QUICK, draw_images, load, train_imagenet
 
 from hyena_vision import predict as program
-from hyena_vision import pretrained
+from hyena_vision import pretrained, visualize
 from hyena_vision.data import DataError, find_files
 from hyena_vision.predict import predict
 from hyena_vision.training import loop
@@ -267,3 +267,11 @@ def test_a_reader_of_the_table_may_leave(monkeypatch):
         monkeypatch.setattr(sys, "stdout", stdout)
         program._print("a table")
         print("what comes after", flush=True)
+
+
+@pytest.mark.parametrize("main, argv", [(program.main, []), (visualize.main, []), (visualize.main, ["filters"])])
+def test_help_is_that_of_the_program(capsys, main, argv):
+    with pytest.raises(SystemExit, match="0"):
+        main([*argv, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: hyena_vision.") and "-c RECIPE.yaml" not in text and len(text.splitlines()) < 40

@@ -110,19 +110,8 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> str:
     return f" (did you mean {' or '.join(matches)}?)" if matches else ""
 
 
-class Parser(argparse.ArgumentParser):
+class LineParser(argparse.ArgumentParser):
     """Argument parser that reports an error in one line, and the nearest flag to one it does not know."""
-
-    def format_help(self) -> str:
-        """Return examples and the first flags that one needs, and then all."""
-        program = f"-m {self.prog}" if self.prog.startswith("hyena_vision") else self.prog
-        first = self.formatter_class(self.prog)
-        first.start_section("first flags")
-        first.add_arguments([action for name in FIRST for action in self._actions if action.dest == name])
-        first.end_section()
-        examples = EXAMPLES.format(prog=f"python {program}").replace("8 python ", "8 ")
-        rest = super().format_help().partition(f"{self.description}\n\n")[2]  # without usage, which lists all flags
-        return f"{self.description}\n\n{examples}\n{first.format_help()}\nall flags, by the groups of timm:\n\n{rest}"
 
     def error(self, message: str) -> NoReturn:
         """Print one line to stderr and exit with code 2; the usage of a hundred flags would hide it."""
@@ -135,6 +124,21 @@ class Parser(argparse.ArgumentParser):
             flag = next((text for text in unknown if text.startswith("-")), unknown[0]).split("=")[0]
             self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(flag, self._option_string_actions)}")
         return parsed
+
+
+class Parser(LineParser):
+    """The parser of the training program, whose help begins with what one needs."""
+
+    def format_help(self) -> str:
+        """Return examples and the first flags that one needs, and then all."""
+        program = f"-m {self.prog}" if self.prog.startswith("hyena_vision") else self.prog
+        first = self.formatter_class(self.prog)
+        first.start_section("first flags")
+        first.add_arguments([action for name in FIRST for action in self._actions if action.dest == name])
+        first.end_section()
+        examples = EXAMPLES.format(prog=f"python {program}").replace("8 python ", "8 ")
+        rest = super().format_help().partition(f"{self.description}\n\n")[2]  # without usage, which lists all flags
+        return f"{self.description}\n\n{examples}\n{first.format_help()}\nall flags, by the groups of timm:\n\n{rest}"
 
 
 class KeyValues(argparse.Action):
