@@ -1,6 +1,7 @@
 """Image files to 8-bit pictures: every format that Pillow reads, upright, with nothing clipped."""
 
 import os
+import warnings
 from functools import cache
 from typing import Any
 
@@ -55,7 +56,10 @@ def load_image(file: Any, mode: str = "RGB", exif: bool = True) -> Image.Image:
         DataError: It cannot be read; the message names it.
     """
     try:
-        with Image.open(file) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # pictures of twice the size are refused
+            image = Image.open(file)
+        with image:
             image.load()
             turn = _UPRIGHT.get(_orientation(image)) if exif else None
             result = _convert(image, mode)

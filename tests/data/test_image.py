@@ -127,3 +127,12 @@ def test_extensions_are_those_of_formats_that_pillow_reads_here(tmp_path):
 def test_names_of_classes_by_their_index():
     assert class_names({"b": 1, "a": 0}) == ["a", "b"]
     assert class_names({"a": 0, "c": 2, "cc": 2}) == ["a", "1", "c/cc"]
+
+
+def test_a_large_picture_is_no_warning(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    Image.new("L", (5, 5)).save(tmp_path / "large.png")
+    assert load_image(tmp_path / "large.png").size == (5, 5) and not recwarn.list
+    Image.new("L", (9, 9)).save(tmp_path / "bomb.png")
+    with pytest.raises(DataError, match=r"bomb\.png.*exceeds limit of 40 pixels"):
+        load_image(tmp_path / "bomb.png")
