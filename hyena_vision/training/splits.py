@@ -83,7 +83,9 @@ def create_datasets(args: Arguments, known: Known = NOTHING_KNOWN, train: bool =
 
 def _check(args: Arguments, train: bool) -> None:
     """Stop on arguments that do not fit together before any data are read."""
-    channels = in_chans(args)
+    channels, fraction = in_chans(args), args.val_fraction
+    if fraction is not None and not 0 < fraction < 1:
+        raise ConfigError(f"argument --val-fraction: expected a number between 0 and 1, got {fraction}")
     if args.input_img_mode:
         try:
             bands = Image.getmodebands(args.input_img_mode)
@@ -104,12 +106,14 @@ def _check(args: Arguments, train: bool) -> None:
             raise ConfigError("argument --data-dir: the folder of the data set is missing")
         if not os.path.exists(args.data_dir):
             raise ConfigError(f"argument --data-dir: no such folder: {args.data_dir}")
+    if args.dataset.lower() in ("", "folder") and os.path.isfile(args.data_dir):
+        for flag in ("train", "val") if train else ("val",):
+            split = getattr(args, f"{flag}_split")
+            if split not in {*SPLIT_NAMES, ".", ""}:
+                raise ConfigError(f"argument --{flag}-split: {args.data_dir} is one split, it has no {split!r}")
     if not train:
         return
-    fraction = args.val_fraction
     if fraction is not None:
-        if not 0 < fraction < 1:
-            raise ConfigError(f"argument --val-fraction: expected a number between 0 and 1, got {fraction}")
         if not _is_folder(args):
             raise ConfigError(
                 f"argument --val-fraction: divides folders of images, got {args.dataset or args.data_dir}"
