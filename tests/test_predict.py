@@ -60,11 +60,23 @@ def table(rows) -> tuple[list[str], torch.Tensor]:
 
 
 @pytest.mark.parametrize("size", [None, 24])
-def test_rows_are_what_validation_computes_from_every_form_of_the_model(run, photos, monkeypatch, size):
+def test_rows_are_what_validation_computes_from_every_form_of_the_model(run, photos, tmp_path, monkeypatch, size):
+    """With 24 pixels, validation has the exported model alone."""
     logits, real = [], loop._logits
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
     monkeypatch.setattr(loop, "_logits", lambda *args: logits.append(real(*args)) or logits[-1])
-    argv = ["--eval", str(run / "model_best.pth.tar"), "-j", "0", "--device", "cpu"]
-    train_imagenet.main([*argv, *(["--img-size", str(size)] if size else [])])
+    argv = ["--eval", str(run / "model_best.pth.tar")]
+    if size:
+        argv = [
+            "--eval",
+            str(tmp_path / "model.safetensors"),
+            "--data-dir",
+            str(photos.parent),
+            "--img-size",
+            str(size),
+        ]
+    train_imagenet.main([*argv, "-j", "0", "--device", "cpu"])
     expected = torch.cat(logits).float().softmax(1)
     assert expected.shape == (5, 3) and expected.std(0).min() > 1e-4  # images that differ
     sources = [run, f"local-dir:{run}", run / "model_best.pth.tar", run / "model.safetensors"]

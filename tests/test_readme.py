@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import timm
+from PIL import Image
 
 import hyena_vision  # noqa: F401  registers the models
+from hyena_vision.training.checkpoint_files import export_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -51,8 +53,21 @@ def test_operators_page():
     assert names["y"].shape == names["sequence"].shape and names["tokens"].shape == (2, 14, 20, 8)
 
 
+def test_training_page(tmp_path, monkeypatch, capsys):
+    """Its predictions are printed."""
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model("hyena2d_iso_tiny", depth=1, num_classes=3)
+    (tmp_path / "output/train/NAME").mkdir(parents=True)
+    export_model(model, model.state_dict(), "output/train/NAME", {"depth": 1}, input_size=(3, 24, 24))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (32, 24), "red").save("photos/red.png")
+    row = run_blocks("docs/training.md")["row"]
+    assert row.file == "photos/red.png" and sum(row.probabilities) == pytest.approx(1)
+    assert capsys.readouterr().out.startswith("photos/red.png")
+
+
 def test_no_page_is_left_out():
-    tested = {"README.md", "docs/models.md", "docs/hyenapixel.md", "docs/operators.md"}
+    tested = {"README.md", "docs/models.md", "docs/hyenapixel.md", "docs/operators.md", "docs/training.md"}
     assert {page for page, text in PAGES.items() if "```python" in text} == tested
 
 

@@ -173,6 +173,8 @@ def _read_exported(path: str) -> dict[str, Any]:
         classes = of_flags["num_classes"] or config.get("num_classes")
         names = ("input_size", "mean", "std", "interpolation", "crop_pct")
         own = {name: data[name] for name in names if data.get(name) is not None}
+        if data.get("crop_mode"):
+            own["pretrained_cfg_overlay"] = {"crop_mode": data["crop_mode"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read {path}: {one_line(error)}") from error
     return {"model": model, "model_kwargs": kwargs, "num_classes": classes, **own}
