@@ -14,7 +14,7 @@ import yaml
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import Tensor, nn
 
-from hyena_vision.data import class_names, load_image
+from hyena_vision.data import class_names, large_pictures, load_image
 from hyena_vision.training.arguments import Arguments, nearest
 from hyena_vision.training.checkpoint_files import load_weights, read_checkpoint, reason
 from hyena_vision.training.config import trained_args
@@ -61,6 +61,7 @@ class Pretrained:
         return self.class_names[index] if named else str(index)
 
 
+@large_pictures()
 def _prepare(transform: Callable, image_mode: str, exif: bool, file: str) -> Tensor:
     return transform(load_image(file, image_mode, exif))
 

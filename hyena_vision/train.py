@@ -130,7 +130,7 @@ def train(args: Arguments) -> dict:
     updates = math.ceil(len(loaders.train) / args.grad_accum_steps)
     scheduler, num_epochs = create_scheduler(args, optimizer, updates, eval_metric == "loss")
     last_epoch = min(num_epochs, args.stop_epoch or num_epochs)
-    parts = run_state.Parts(task, optimizer, loss_scaler, scheduler, classes)
+    parts = run_state.Parts(task, optimizer, loss_scaler, scheduler, class_to_idx=classes)
     epoch, progress = run_state.begin(args, parts, resume_from, resumed)
     start_schedule(args, scheduler, epoch, updates, progress.step, resumed)
     described = None if datasets.eval is None else describe(datasets.eval, classes)

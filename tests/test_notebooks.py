@@ -7,14 +7,32 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-PATH = Path(__file__).parents[1] / "notebooks" / "throughput.ipynb"
+from hyena_vision.training.predictions import read_predictions
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
 SMALL_MODELS = ("hyena2d_iso_tiny", "vit_tiny_patch16_224")
 
 
-@pytest.fixture(scope="module")
-def stored():
-    """The notebook as it is in the repository."""
-    return nbformat.read(PATH, as_version=nbformat.NO_CONVERT)
+def read(name):
+    """A notebook as it is in the repository."""
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
+
+
+def execute(name, tmp_path, monkeypatch):
+    """Run a notebook in its small mode, without a display; a cell that fails raises."""
+    executed = nbformat.from_dict(read(name))
+    for folder in ("ipython", "working_folder"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("HYENA_VISION_NOTEBOOK", "small")
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    for variable in ("DISPLAY", "MPLBACKEND", "DATA_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    NotebookClient(executed, timeout=120, resources={"metadata": {"path": str(tmp_path / "working_folder")}}).execute()
+    for cell in code_cells(executed):
+        assert cell.execution_count is not None, cell.id
+        assert not [output for output in cell.outputs if output.output_type == "error"], cell.id
+    return executed
 
 
 def code_cells(notebook):
@@ -32,20 +50,8 @@ def outputs(notebook, kind):
 
 
 @pytest.mark.slow
-def test_figures_and_tables_of_a_run(stored, tmp_path, monkeypatch):
-    """In the small mode, without a display; a cell that fails raises."""
-    executed = nbformat.from_dict(stored)
-    for name in ("ipython", "working_folder"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setenv("HYENA_VISION_NOTEBOOK", "small")
-    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("MPLBACKEND", raising=False)
-    NotebookClient(executed, timeout=120, resources={"metadata": {"path": str(tmp_path / "working_folder")}}).execute()
-    for cell in code_cells(executed):
-        assert cell.execution_count is not None, cell.id
-        assert not [output for output in cell.outputs if output.output_type == "error"], cell.id
+def test_figures_and_tables_of_a_run(tmp_path, monkeypatch):
+    executed = execute("throughput", tmp_path, monkeypatch)
     assert len(outputs(executed, "image/png")) == 3  # inference, training steps, operators
     infer, train, ops = outputs(executed, "text/markdown")
     for name in SMALL_MODELS:
@@ -57,19 +63,37 @@ def test_figures_and_tables_of_a_run(stored, tmp_path, monkeypatch):
             assert re.search(rf"^\| {op} \| {grid} \| {grid**2} \| [\d.]+ \|", ops, re.MULTILINE), ops
 
 
-def test_stored_without_outputs(stored):
+@pytest.mark.slow
+def test_from_a_folder_of_images_to_predictions(tmp_path, monkeypatch):
+    executed = execute("finetune", tmp_path, monkeypatch)
+    assert len(outputs(executed, "image/png")) == 6  # images, curves, confusions, mistakes, filters, receptive field
+    text = {cell.id: "".join(o.text for o in cell.outputs if "text" in o) for cell in code_cells(executed)}
+    (run,) = (tmp_path / "working_folder" / "output").iterdir()
+    rows = read_predictions(str(run / "predictions.csv"))
+    right = sum(row.label == row.prediction for row in rows)
+    assert f"{100 * right / len(rows):.1f} % of {len(rows)} images" in text["result"] and right > 0.3 * len(rows)
+    (table,) = outputs(executed, "text/markdown")
+    for digit in range(10):
+        own = [row.prediction == row.label for row in rows if row.label == str(digit)]
+        assert f"| {digit} | {len(own)} | {100 * sum(own) / len(own):.1f} |" in table
+    assert len(text["predict"].splitlines()) == 5 and "same logits: True" in text["export"]
+
+
+@pytest.mark.parametrize("name", ["throughput", "finetune"])
+def test_stored_without_outputs(name):
+    stored = read(name)
     nbformat.validate(stored)
     assert (stored.nbformat, stored.nbformat_minor) == (4, 5)
     assert stored.metadata.kernelspec.name == "python3"
     assert all(cell.id for cell in stored.cells)
     for cell in code_cells(stored):
         assert cell.outputs == [] and cell.execution_count is None, cell.id
-    assert PATH.stat().st_size < 20_000
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 20_000
 
 
-def test_no_clock_of_its_own(stored):
+def test_no_clock_of_its_own():
     """What is timed is timed by the package."""
-    source = "\n".join(cell.source for cell in code_cells(stored))
+    source = "\n".join(cell.source for cell in code_cells(read("throughput")))
     tree = ast.parse(re.sub(r"^%matplotlib inline$", "", source, flags=re.MULTILINE))  # and no other magic
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

@@ -163,6 +163,8 @@ def test_positional_data_path_tar_and_torch_data_sets(images, tmp_path, capsys):
     tar = train_imagenet.main([*start, "tar", str(tmp_path / "train.tar"), "--val-split", ""])["folder"]
     assert summary(tar)[0]["train_loss"] == summary(folder)[0]["train_loss"]
     expect_error(capsys, [*start, "both", str(tmp_path / "train.tar")], 2, "train.tar", "--val-split")
+    part = ["part", str(tmp_path / "train.tar"), "--val-split", "", "--train-split", "train[:80%]"]
+    expect_error(capsys, [*start, *part], 2, "--train-split", "train.tar is one split, it has no 'train[:80%]'")
 
 
 def test_tensorboard(run):

@@ -5,7 +5,7 @@ from hyena_vision.data.dataset import ImageDataset, create_dataset
 from hyena_vision.data.digits import Digits
 from hyena_vision.data.files import find_files
 from hyena_vision.data.folder import FolderReader, find_split
-from hyena_vision.data.image import DataError, image_extensions, load_image
+from hyena_vision.data.image import DataError, image_extensions, large_pictures, load_image
 
 __all__ = [
     "DataError",
@@ -17,5 +17,6 @@ __all__ = [
     "find_files",
     "find_split",
     "image_extensions",
+    "large_pictures",
     "load_image",
 ]

@@ -8,7 +8,7 @@ import timm.data
 
 from hyena_vision.data.digits import Digits
 from hyena_vision.data.folder import FolderReader, find_split
-from hyena_vision.data.image import DataError, load_image, unreadable
+from hyena_vision.data.image import DataError, large_pictures, load_image, unreadable
 
 _FOLDERS = ("", "folder", "torch/folder", "torch/image_folder")
 _TORCH_TWO_SPLITS = {f"torch/{name}" for name in ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")}
@@ -24,6 +24,7 @@ class ImageDataset(timm.data.ImageDataset):
 
     exif = True
 
+    @large_pictures()
     def __getitem__(self, index: int) -> tuple:
         """Return (image, target, *features) of one sample.
 

@@ -1,6 +1,9 @@
 """Image files to 8-bit pictures: every format that Pillow reads, upright, with nothing clipped."""
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -38,6 +41,15 @@ def image_extensions() -> tuple[str, ...]:
     return tuple(sorted(extension for extension, kind in Image.registered_extensions().items() if kind in kinds))
 
 
+@contextmanager
+def large_pictures() -> Iterator[None]:
+    """Let Pillow open and crop pictures of up to twice the size that it warns of; it refuses larger ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+@large_pictures()
 def load_image(file: Any, mode: str = "RGB", exif: bool = True) -> Image.Image:
     """Read an image file as a person sees it.
 
@@ -54,15 +66,16 @@ def load_image(file: Any, mode: str = "RGB", exif: bool = True) -> Image.Image:
     Raises:
         DataError: It cannot be read; the message names it.
     """
+    is_path = isinstance(file, str | os.PathLike)
     try:
-        with Image.open(file) as image:
+        # Opened here: Pillow maps a path into memory, and then scrambles uncompressed TIFF that lies on its side
+        with open(file, "rb") if is_path else nullcontext(file) as opened, Image.open(opened) as image:
             image.load()
             turn = _UPRIGHT.get(_orientation(image)) if exif else None
             result = _convert(image, mode)
             return result if turn is None else result.transpose(turn)
     except Exception as error:  # decoders raise what they like: AVIF a RuntimeError, broken headers a struct.error
-        name = os.fspath(file) if isinstance(file, str | os.PathLike) else getattr(file, "name", "of unknown name")
-        raise unreadable(name, error) from error
+        raise unreadable(os.fspath(file) if is_path else getattr(file, "name", "of unknown name"), error) from error
 
 
 def unreadable(name: str, error: BaseException) -> DataError:
@@ -74,6 +87,8 @@ def unreadable(name: str, error: BaseException) -> DataError:
 
 
 def _orientation(image: Image.Image) -> int | None:
+    if image.format == "TIFF":  # Pillow has turned it, and in older versions still says how
+        return None
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # EXIF data that are damaged say nothing, and leave the pixels whole

@@ -371,7 +371,8 @@ def _check_optimization(args: argparse.Namespace, stop: Callable[[str, str], NoR
         _warn(f"--warmup-epochs: {message}.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come again
-        tried = create_optimizer(args, torch.nn.Linear(2, 2), args.lr or args.lr_base)
+        of_one_layer = argparse.Namespace(**{**vars(args), "layer_decay": None})
+        tried = create_optimizer(of_one_layer, torch.nn.Linear(2, 2), args.lr or args.lr_base)
         epochs = create_scheduler(args, tried, 1, False)[1]
     if args.start_epoch is not None and args.start_epoch >= min(epochs, args.stop_epoch or epochs):
         stop(

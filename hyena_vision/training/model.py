@@ -123,6 +123,8 @@ def check_model(args: Arguments) -> None:
             if args.freeze and not args.eval:
                 freeze(model, args.freeze)
             channels, *size = data_config(args, model)["input_size"]
+            if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+                return  # step by step and without values they take many seconds
             for height, width in [size, *((side, side) for side in args.train_img_sizes or ())]:
                 _try_size(args, model, torch.zeros(1, channels, height, width))
     except (NotImplementedError, RuntimeError):
@@ -134,7 +136,9 @@ def _try_size(args: Arguments, model: nn.Module, images: torch.Tensor) -> None:
     size = tuple(images.shape[2:])
     try:
         model(images)
-    except (AssertionError, ValueError) as error:
+    except (AssertionError, ValueError, RuntimeError) as error:
+        if isinstance(error, NotImplementedError) or "meta" in str(error):
+            raise  # an operator that cannot be run without values
         flags = ("train_img_sizes", "img_size", "input_size", "model_kwargs")
         flag = next((name for name in flags if getattr(args, name) and _holds(getattr(args, name), size)), "img_size")
         raise ConfigError(

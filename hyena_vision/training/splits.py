@@ -87,6 +87,11 @@ def _check(args: Arguments, train: bool) -> None:
             raise ConfigError("argument --data-dir: the folder of the data set is missing")
         if not os.path.exists(args.data_dir):
             raise ConfigError(f"argument --data-dir: no such folder: {args.data_dir}")
+    if args.dataset.lower() in ("", "folder") and os.path.isfile(args.data_dir):
+        for flag in ("train", "val") if train else ("val",):
+            split = getattr(args, f"{flag}_split")
+            if split not in {*SPLIT_NAMES, ".", ""}:
+                raise ConfigError(f"argument --{flag}-split: {args.data_dir} is one split, it has no {split!r}")
     if not train:
         return
     if args.val_fraction:

@@ -4,7 +4,7 @@ import numpy
 import pytest
 from PIL import Image, features
 
-from hyena_vision.data import DataError, class_names, image_extensions, load_image
+from hyena_vision.data import DataError, class_names, create_dataset, image_extensions, load_image
 
 RAMP = numpy.linspace(0, 1, 12).reshape(3, 4)
 WANTED = (RAMP * 255).round()
@@ -25,8 +25,9 @@ def test_an_image_is_turned_as_its_exif_data_say(tmp_path, orientation):
     image = Image.fromarray(numpy.ascontiguousarray(stored.get(orientation, lambda x: x)(upright)))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image.save(tmp_path / "a.png", exif=exif)
-    assert (pixels(tmp_path / "a.png", "L") == upright).all()
+    for name in ("a.png", "a.tif", "a.webp") if features.check("webp") else ("a.png", "a.tif"):
+        image.save(tmp_path / name, exif=exif, lossless=True)
+        assert (pixels(tmp_path / name, "L") == upright).all(), name
     assert (pixels(tmp_path / "a.png", "L", exif=False) == numpy.asarray(image)).all()
 
 
@@ -127,3 +128,17 @@ def test_extensions_are_those_of_formats_that_pillow_reads_here(tmp_path):
 def test_names_of_classes_by_their_index():
     assert class_names({"b": 1, "a": 0}) == ["a", "b"]
     assert class_names({"a": 0, "c": 2, "cc": 2}) == ["a", "1", "c/cc"]
+
+
+def test_a_large_picture_is_no_warning(tmp_path, monkeypatch, recwarn):
+    """Nor is its crop, which Pillow warns of again."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    Image.new("L", (5, 5)).save(tmp_path / "large.png")
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "large.png").rename(tmp_path / "images" / "a" / "large.png")
+    dataset = create_dataset("", root=str(tmp_path / "images"), split=".")
+    dataset.transform = lambda image: image.crop((0, 0, 5, 5))
+    assert dataset[0][0].size == (5, 5) and not recwarn.list
+    Image.new("L", (9, 9)).save(tmp_path / "bomb.png")
+    with pytest.raises(DataError, match=r"bomb\.png.*exceeds limit of 40 pixels"):
+        load_image(tmp_path / "bomb.png")
