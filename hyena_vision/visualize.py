@@ -349,6 +349,8 @@ def _load(args, source: str, config: str | None) -> Pretrained:
             f"{source} has no layers to look into: give the run or the checkpoint that it was exported from"
         )
     loaded.model.to(args.device)
+    if args.untrained and not os.path.exists(loaded.name):
+        loaded.name += " (initial weights)"
     return loaded
 
 

@@ -117,10 +117,13 @@ def exported(tmp_path_factory):
     return folder
 
 
-def test_pictures(exported, tmp_path):
+def test_pictures(exported, tmp_path, monkeypatch):
+    titles, draw = [], visualize.draw_fields
+    monkeypatch.setattr(visualize, "draw_fields", lambda fields, title: titles.extend(fields) or draw(fields, title))
     visualize.main(["filters", str(exported), "--output", str(tmp_path / "filters.png")])
     argv = ["receptive-field", str(exported), "--beside", "test_vit", "--untrained", "--img-size", "32"]
     visualize.main([*argv, "--images", str(exported), "--output", str(tmp_path / "field.png")])
+    assert titles == [exported.name, "test_vit (initial weights)"]
     for name in ("filters.png", "field.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 500 and len(picture.convert("RGB").getcolors(2**24)) > 100
