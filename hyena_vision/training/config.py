@@ -340,7 +340,9 @@ def _check_channels(args: argparse.Namespace, stop: Callable[[str, str], NoRetur
     except KeyError:
         stop("input-img-mode", f"expected a mode of Pillow, such as L, RGB or RGBA, got {args.input_img_mode!r}")
     if bands != channels:
-        stop("input-img-mode", f"expected {channels} channels, as the model takes, got {args.input_img_mode}: {bands}")
+        stop(
+            "input-img-mode", f"expected {channels} channels, as the model takes, got {args.input_img_mode} of {bands}"
+        )
 
 
 def _check_files(args: argparse.Namespace, stop: Callable[[str, str], NoReturn]) -> None:
