@@ -118,7 +118,9 @@ def _line_chart(title: str, series: Mapping[str, list[tuple[float, float]]]) -> 
     if not series:
         return ""
     xs, ys = ([point[axis] for points in series.values() for point in points] for axis in (0, 1))
-    (x0, x1), (y0, y1) = (min(xs), max(max(xs), min(xs) + 1)), (min(ys), max(max(ys), min(ys) + 1e-6))
+    (x0, x1), (y0, y1) = (min(xs), max(max(xs), min(xs) + 1)), (min(ys), max(ys))
+    if y0 == y1:
+        y0, y1 = y0 - 1, y1 + 1
     left, right, top, bottom = 50, 490, 30, 225
 
     def place(x: float, y: float) -> str:
