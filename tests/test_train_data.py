@@ -168,7 +168,7 @@ WRONG = {
     "samples to validate": (["--val-num-samples", "5"], ["--val-num-samples", "got 5"]),
     "repeats": (["--epoch-repeats", "2", "--dataset", "sklearn/digits"], ["--epoch-repeats", "sklearn/digits", "2.0"]),
     "channels": (["--in-chans", "5"], ["--in-chans", "5"]),
-    "mode": (["--input-img-mode", "L"], ["--input-img-mode", "3 channels", "got L: 1"]),
+    "mode": (["--input-img-mode", "L"], ["--input-img-mode", "3 channels", "got L of 1"]),
     "no mode": (["--input-img-mode", "RBG"], ["--input-img-mode", "'RBG'"]),
     "policy": (["--in-chans", "4", "--aa", "3a"], ["--aa", "4"]),
     "class map": (["--class-map", "map.txt"], ["--class-map", "map.txt", "classes without images", "indigo"]),

@@ -132,7 +132,7 @@ def damaged(tmp_path) -> tuple[Path, list[Path]]:
     return folder, bad
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_bad_images_stop_or_are_skipped_and_counted(damaged, tmp_path, capsys, caplog, workers):
     folder, bad = damaged
     argv = [*QUICK, "--data-dir", str(folder), "--output", str(tmp_path), "-j", workers, "--experiment"]

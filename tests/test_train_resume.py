@@ -59,7 +59,7 @@ PLATEAU = ["--sched", "plateau", "--patience-epochs", "0", "--eval-metric", "los
 SETTINGS = {
     "plain": [],
     "accumulated": ["--grad-accum-steps", "2", "--sched-on-updates", "--no-prefetcher"],
-    "workers": ["-j", "2", "--val-interval", "2"],
+    "workers": ["-j", "1", "--val-interval", "2"],
     "plateau": PLATEAU,
     "lookahead": ["--opt", "lookahead_adamw", "--grad-accum-steps", "2"],
 }

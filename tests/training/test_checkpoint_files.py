@@ -161,12 +161,12 @@ def test_a_file_system_without_hard_links_gets_copies(saver, tmp_path, monkeypat
     assert read_checkpoint(f"{tmp_path}/checkpoint-1.pth.tar")["epoch"] == 1
 
 
-def test_killed_at_fifty_random_moments_of_saving(tmp_path):
+def test_killed_at_random_moments_of_saving(tmp_path):
     """The newest checkpoint whose save had returned, or one after it, can always be read."""
     generator = random.Random(0)
     duration = _time_of_a_save(tmp_path / "timing")
     unfinished = 0
-    for attempt in range(50):
+    for attempt in range(30):
         folder = tmp_path / str(attempt)
         folder.mkdir()
         done, report = os.pipe()
@@ -185,7 +185,7 @@ def test_killed_at_fifty_random_moments_of_saving(tmp_path):
         position = 2 * (found["epoch"] + 1) + bool(found["progress"])
         assert position in (len(saved) + 1, len(saved) + 2)
         assert found["state_dict"]["weight"].eq(1000.0 * found["epoch"] + bool(found["progress"])).all()
-    assert unfinished > 5  # it was killed while writing, not only in between
+    assert unfinished > 3  # it was killed while writing, not only in between
 
 
 def _save_for_ever(folder: Path, report: int) -> None:
