@@ -206,7 +206,7 @@ class Recorder:
             changed = True
         if changed:
             rows = report.read_summary(folder)
-            report.plot_curves({self.args.model: rows}, os.path.join(folder, "curves.png"))
+            report.plot_curves({os.path.basename(self.args.model): rows}, os.path.join(folder, "curves.png"))
             if described is not None:
                 self._write_report(rows, described)
         _logger.info(f"Best {self.eval_metric}: {metric} (epoch {epoch}). Run folder: {folder}")
