@@ -21,6 +21,7 @@ from hyena_vision import pretrained, visualize
 from hyena_vision.data import DataError, find_files
 from hyena_vision.predict import predict
 from hyena_vision.training import loop
+from hyena_vision.training.classes import exported_classes
 from hyena_vision.training.errors import UserError
 
 NAMES = ["blue", "green", "red"]
@@ -89,8 +90,8 @@ def test_rows_are_what_validation_computes_from_every_form_of_the_model(run, pho
 def test_the_weights_of_a_run_that_goes_on_are_its_best_checkpoint(run, tmp_path):
     for name in ("model.safetensors", "model_best.pth.tar", "config.json"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
-    assert pretrained.load(tmp_path).name.endswith("model_best.pth.tar")  # written later
-    (tmp_path / "model.safetensors").touch()
+    assert pretrained.load(tmp_path).name.endswith("model_best.pth.tar")  # as for --eval
+    (tmp_path / "model_best.pth.tar").unlink()
     assert pretrained.load(tmp_path).name.endswith("model.safetensors")
 
 
@@ -142,6 +143,17 @@ def test_without_names_classes_are_numbers(run, photos, tmp_path, capsys):
 def test_names_with_gaps_and_descriptions():
     cfg = {"label_names": {"0": "n1", "2": "n3"}, "label_descriptions": {"n1": "tench", "n3": "crane"}}
     assert pretrained._names_in(cfg) == ["tench", "1", "crane"]
+    with pytest.raises(UserError, match="label_names by the index"):
+        pretrained._names_in({"label_names": {"tench": 0}})
+
+
+def test_training_reads_names_by_index_as_predictions_do(tmp_path):
+    """timm's config.json may have them as a dict, and names may be numbers."""
+    config = {"architecture": "vit", "label_names": {"0": "2", "1": "10"}, "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert exported_classes(str(tmp_path)) == {"2": 0, "10": 1}
+    (tmp_path / "config.json").write_text('{"model_type": "of another library"}')
+    assert exported_classes(str(tmp_path)) is None
 
 
 def test_files_csv_and_json(run, tmp_path, capsys):

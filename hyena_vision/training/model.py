@@ -38,7 +38,7 @@ def create_model(args: Arguments) -> torch.nn.Module:
         model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False)
 
     if args.eval:
-        _resize(args, model, **args.trained_img_size)
+        _resize(args, model, args.trained.get("img_size"), args.trained.get("input_size"))
         load_weights(model, args.eval, f" (--model {args.model}; config.json beside a file of weights says which)")
     if args.eval or "img_size" not in args.model_kwargs:
         _resize(args, model, args.img_size, args.input_size)
@@ -117,7 +117,7 @@ def check_model(args: Arguments) -> None:
         with torch.device("meta"), torch.no_grad():
             model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False).eval()
             if args.eval:
-                _resize(args, model, **args.trained_img_size)
+                _resize(args, model, args.trained.get("img_size"), args.trained.get("input_size"))
             if args.eval or "img_size" not in args.model_kwargs:
                 _resize(args, model, args.img_size, args.input_size)
             if args.freeze and not args.eval:
