@@ -15,7 +15,7 @@ from torch import nn
 from hyena_vision.training.arguments import Arguments, nearest
 from hyena_vision.training.checkpoint_files import fit, load_weights, read_checkpoint, reason, unwrap_names, weights_of
 from hyena_vision.training.errors import ConfigError, UserError, one_line
-from hyena_vision.training.freeze import freeze
+from hyena_vision.training.freeze import count_parameters, freeze
 
 _logger = logging.getLogger("train")
 
@@ -53,8 +53,7 @@ def create_model(args: Arguments) -> torch.nn.Module:
                 nn.init.constant_(layer.bias, args.head_init_bias)
     if args.freeze and not args.eval:
         frozen = freeze(model, args.freeze)
-        total = sum(parameter.numel() for parameter in model.parameters())
-        _logger.info(f"Frozen: {frozen:,} of {total:,} parameters ({' '.join(args.freeze)}).")
+        _logger.info(f"Frozen: {frozen:,} of {count_parameters(model):,} parameters ({' '.join(args.freeze)}).")
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     return model
