@@ -162,22 +162,24 @@ def test_files_csv_and_json(run, tmp_path, capsys):
     (folder / ".hidden").mkdir()
     for name in ("10.png", "9.png", "deep/a.webp", ".hidden/c.png", "._9.png"):
         Image.new("RGB", (20, 20), "red").save(folder / name)
-    (folder / "deep" / "broken.jpg").write_bytes(b"no picture")
+    latin = os.fsdecode(b"deep/na\xefve.jpg")  # as an archive of another system unpacks
+    for name in ("deep/broken.jpg", latin):
+        (folder / name).write_bytes(b"no picture")
     (folder / "notes.txt").write_text("left out")
     (folder / "deep" / "loop").symlink_to(folder)
     argv = [str(run), str(folder), str(folder / "*.png"), str(folder / "notes.txt"), "--device", "cpu"]
     rows = program.main([*argv, "--top-k", "2", "--output", str(tmp_path / "out.json")])
-    assert "5 files at 16 x 16 pixels, 2 of them could not be read" in capsys.readouterr().err
-    files = [str(folder / name) for name in ("9.png", "10.png", "deep/a.webp", "deep/broken.jpg", "notes.txt")]
+    assert "6 files at 16 x 16 pixels, 3 of them could not be read" in capsys.readouterr().err
+    files = [str(folder / name) for name in ("9.png", "10.png", "deep/a.webp", "deep/broken.jpg", latin, "notes.txt")]
     text = (tmp_path / "out.json").read_text()
     written = json.loads(text)
-    assert len(text.splitlines()) == 5 + 2
+    assert len(text.splitlines()) == 6 + 2
     assert [row["file"] for row in written] == files == [row.file for row in rows]
     assert [row["names"] for row in written] == [row.names for row in rows]
-    assert [bool(row["error"]) for row in written] == [False, False, False, True, True]
+    assert [bool(row["error"]) for row in written] == [False, False, False, True, True, True]
 
     program.main([*argv, "--top-k", "2", "--output", str(tmp_path / "out.csv")])
-    with open(tmp_path / "out.csv", newline="") as file:
+    with open(tmp_path / "out.csv", newline="", errors="surrogateescape") as file:
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == ["file", "name_1", "probability_1", "name_2", "probability_2", "error"]
     for line, row in zip(lines, written, strict=True):
@@ -188,7 +190,7 @@ def test_files_csv_and_json(run, tmp_path, capsys):
     capsys.readouterr()
     program.main(argv)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and lines[0].split()[0] == files[0] and lines[0].count("%") == 3
+    assert len(lines) == 6 and lines[0].split()[0] == files[0] and lines[0].count("%") == 3
     assert lines[3].startswith(files[3]) and "not read: cannot identify image file" in lines[3]
 
 
