@@ -180,7 +180,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "hyena_vision.predict") 
         rows = predict(loaded, args.paths, **{name: getattr(args, name) for name in names})
         rows = list(tqdm(rows, "Predict", unit="image", leave=False, disable=None, file=sys.stderr))
         if args.output:
-            replace_file(args.output, (_json if args.output.lower().endswith(".json") else _csv)(rows).encode())
+            is_json = args.output.lower().endswith(".json")
+            # Of names that are not UTF-8: JSON's own escapes, or the bytes as they are
+            text, errors = (_json(rows), "backslashreplace") if is_json else (_csv(rows), "surrogateescape")
+            replace_file(args.output, text.encode("utf-8", errors))
         else:
             _print(_table(rows))
     except (UserError, DataError) as error:
@@ -216,9 +219,10 @@ def _create_parser(prog: str) -> LineParser:
 
 
 def _print(text: str) -> None:
-    """Print, unless nobody reads on (`| head`)."""
+    """Print what the terminal can show, unless nobody reads on (`| head`)."""
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        print(text, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
 

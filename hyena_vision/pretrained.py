@@ -1,6 +1,5 @@
 """Trained models with what they need to be used: preprocessing and class names, of a run, a file or a name of timm."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from torch import Tensor, nn
 
 from hyena_vision.data import class_names, large_pictures, load_image
 from hyena_vision.training.arguments import Arguments, nearest
-from hyena_vision.training.checkpoint_files import load_weights, read_checkpoint, reason
+from hyena_vision.training.checkpoint_files import find_weights, load_weights, read_checkpoint, read_exported, reason
+from hyena_vision.training.classes import label_names
 from hyena_vision.training.config import trained_args
 from hyena_vision.training.errors import ConfigError, UserError, one_line
 from hyena_vision.training.model import create_model, data_config
 
-# Weights in the folder of a run, best first
-_RUN_FILES = ("model.safetensors", "model_best.pth.tar", "last.pth.tar")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -155,7 +153,7 @@ def load(
     source = os.fspath(source)
     path = source.removeprefix("local-dir:")
     if os.path.isdir(path):
-        path = _weights_in(path)
+        path = find_weights(path)
     if os.path.isfile(path):
         loaded = _load_file(path, None if config is None else os.fspath(config))
     elif path != source or os.sep in path.partition("hf-hub:")[0] or path.endswith((".onnx", ".safetensors", ".tar")):
@@ -182,18 +180,6 @@ def usable_device(name: str | None) -> torch.device:
     return device
 
 
-def _weights_in(folder: str) -> str:
-    """Return the best weights in the folder of a run."""
-    paths = [os.path.join(folder, name) for name in _RUN_FILES]
-    exported, best, _ = paths
-    found = [path for path in paths if os.path.exists(path)]
-    if not found:
-        raise UserError(f"{folder} is not the folder of a run or a model: it has none of {', '.join(_RUN_FILES)}")
-    if exported in found and best in found and os.path.getmtime(best) > os.path.getmtime(exported):
-        return best  # the run has gone on since
-    return found[0]
-
-
 def _load_file(path: str, config: str | None) -> Pretrained:
     beside = os.path.join(os.path.dirname(path), "config.json")
     if path.endswith(".onnx"):
@@ -204,7 +190,7 @@ def _load_file(path: str, config: str | None) -> Pretrained:
             return _load_checkpoint(path, checkpoint.get("class_to_idx"))
     if config is None and not os.path.exists(beside):
         raise UserError(f"{path} does not say what model it is of: expected a config.json beside it")
-    architecture, model_args, cfg = _read_config(config := config or beside)
+    architecture, model_args, cfg = read_exported(config := config or beside)
     try:
         model = timm.create_model(architecture, pretrained_cfg=cfg, **model_args)
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
@@ -228,7 +214,7 @@ def _load_onnx(path: str, config: str) -> Pretrained:
     """Load an exported model, whose sizes go before those of its configuration where it has fixed them."""
     if not os.path.exists(config):
         raise UserError(f"{path} does not say how images are prepared: expected {config}, or another file as config")
-    _, _, cfg = _read_config(config)
+    _, _, cfg = read_exported(config)
     model = OnnxModel(path)
     preprocessing = resolve_data_config(pretrained_cfg=cfg)
     fixed = zip(model.input_size, preprocessing["input_size"], strict=True)
@@ -275,25 +261,10 @@ def _load_named(name: str, pretrained: bool) -> Pretrained:
     return _finish(model, preprocessing, names, name, {})
 
 
-def _read_config(path: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Return architecture, arguments and `pretrained_cfg` of a config.json, as timm reads it from the hub."""
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-        cfg = dict(config["pretrained_cfg"])
-        cfg |= {key: config[key] for key in ("num_classes", "label_names", "label_descriptions") if config.get(key)}
-        return config["architecture"], dict(config.get("model_args") or {}), cfg
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is not the config.json of a model: {one_line(error)}") from error
-
-
 def _names_in(cfg: dict[str, Any]) -> list[str] | None:
     """Return the names of the classes in a `pretrained_cfg`, by their descriptions where there are any."""
-    names, descriptions = cfg.get("label_names"), cfg.get("label_descriptions") or {}
-    if not names:
-        return None
-    by_index = names.items() if isinstance(names, dict) else enumerate(names)  # a dict has gaps
-    named = {int(index): str(descriptions.get(name, name)) for index, name in by_index}
-    return [named.get(index, str(index)) for index in range(max(named) + 1)]
+    names, descriptions = label_names(cfg), cfg.get("label_descriptions") or {}
+    return [str(descriptions.get(name, name)) for name in names] if names else None
 
 
 def _resize(loaded: Pretrained, size: tuple[int, ...]) -> None:

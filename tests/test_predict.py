@@ -21,6 +21,7 @@ from hyena_vision import pretrained, visualize
 from hyena_vision.data import DataError, find_files
 from hyena_vision.predict import predict
 from hyena_vision.training import loop
+from hyena_vision.training.classes import exported_classes
 from hyena_vision.training.errors import UserError
 
 NAMES = ["blue", "green", "red"]
@@ -89,8 +90,8 @@ def test_rows_are_what_validation_computes_from_every_form_of_the_model(run, pho
 def test_the_weights_of_a_run_that_goes_on_are_its_best_checkpoint(run, tmp_path):
     for name in ("model.safetensors", "model_best.pth.tar", "config.json"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
-    assert pretrained.load(tmp_path).name.endswith("model_best.pth.tar")  # written later
-    (tmp_path / "model.safetensors").touch()
+    assert pretrained.load(tmp_path).name.endswith("model_best.pth.tar")  # as for --eval
+    (tmp_path / "model_best.pth.tar").unlink()
     assert pretrained.load(tmp_path).name.endswith("model.safetensors")
 
 
@@ -142,6 +143,17 @@ def test_without_names_classes_are_numbers(run, photos, tmp_path, capsys):
 def test_names_with_gaps_and_descriptions():
     cfg = {"label_names": {"0": "n1", "2": "n3"}, "label_descriptions": {"n1": "tench", "n3": "crane"}}
     assert pretrained._names_in(cfg) == ["tench", "1", "crane"]
+    with pytest.raises(UserError, match="label_names by the index"):
+        pretrained._names_in({"label_names": {"tench": 0}})
+
+
+def test_training_reads_names_by_index_as_predictions_do(tmp_path):
+    """timm's config.json may have them as a dict, and names may be numbers."""
+    config = {"architecture": "vit", "label_names": {"0": "2", "1": "10"}, "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert exported_classes(str(tmp_path)) == {"2": 0, "10": 1}
+    (tmp_path / "config.json").write_text('{"model_type": "of another library"}')
+    assert exported_classes(str(tmp_path)) is None
 
 
 def test_files_csv_and_json(run, tmp_path, capsys):
@@ -150,22 +162,24 @@ def test_files_csv_and_json(run, tmp_path, capsys):
     (folder / ".hidden").mkdir()
     for name in ("10.png", "9.png", "deep/a.webp", ".hidden/c.png", "._9.png"):
         Image.new("RGB", (20, 20), "red").save(folder / name)
-    (folder / "deep" / "broken.jpg").write_bytes(b"no picture")
+    latin = os.fsdecode(b"deep/na\xefve.jpg")  # as an archive of another system unpacks
+    for name in ("deep/broken.jpg", latin):
+        (folder / name).write_bytes(b"no picture")
     (folder / "notes.txt").write_text("left out")
     (folder / "deep" / "loop").symlink_to(folder)
     argv = [str(run), str(folder), str(folder / "*.png"), str(folder / "notes.txt"), "--device", "cpu"]
     rows = program.main([*argv, "--top-k", "2", "--output", str(tmp_path / "out.json")])
-    assert "5 files at 16 x 16 pixels, 2 of them could not be read" in capsys.readouterr().err
-    files = [str(folder / name) for name in ("9.png", "10.png", "deep/a.webp", "deep/broken.jpg", "notes.txt")]
+    assert "6 files at 16 x 16 pixels, 3 of them could not be read" in capsys.readouterr().err
+    files = [str(folder / name) for name in ("9.png", "10.png", "deep/a.webp", "deep/broken.jpg", latin, "notes.txt")]
     text = (tmp_path / "out.json").read_text()
     written = json.loads(text)
-    assert len(text.splitlines()) == 5 + 2
+    assert len(text.splitlines()) == 6 + 2
     assert [row["file"] for row in written] == files == [row.file for row in rows]
     assert [row["names"] for row in written] == [row.names for row in rows]
-    assert [bool(row["error"]) for row in written] == [False, False, False, True, True]
+    assert [bool(row["error"]) for row in written] == [False, False, False, True, True, True]
 
     program.main([*argv, "--top-k", "2", "--output", str(tmp_path / "out.csv")])
-    with open(tmp_path / "out.csv", newline="") as file:
+    with open(tmp_path / "out.csv", newline="", errors="surrogateescape") as file:
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == ["file", "name_1", "probability_1", "name_2", "probability_2", "error"]
     for line, row in zip(lines, written, strict=True):
@@ -176,7 +190,7 @@ def test_files_csv_and_json(run, tmp_path, capsys):
     capsys.readouterr()
     program.main(argv)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and lines[0].split()[0] == files[0] and lines[0].count("%") == 3
+    assert len(lines) == 6 and lines[0].split()[0] == files[0] and lines[0].count("%") == 3
     assert lines[3].startswith(files[3]) and "not read: cannot identify image file" in lines[3]
 
 

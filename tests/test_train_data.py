@@ -78,6 +78,7 @@ def test_evaluation_matches_classes_by_name(trained, tmp_path, capsys, caplog, f
     expect_error(capsys, [*argv, str(tmp_path / "some"), "--class-map", ""], 2, *expected)
 
 
+@pytest.mark.filterwarnings("error:constrained_layout")  # the curves of a model with a long path
 def test_resumed_and_warm_runs_match_classes_by_name(trained, tmp_path, capsys, caplog):
     data, folder = trained
     start = [*OPEN, *LEARNS, "--output", str(tmp_path), "--data-dir"]
@@ -153,6 +154,7 @@ def test_what_was_found_left_out_and_dropped_is_said(tmp_path, caplog):
     assert f"An epoch is 3 batches of 8: {found - 24} of the {found} training images are left out" in caplog.text
 
 
+NO_FRACTION = ["argument --val-fraction:", "--val-fraction 0 takes"]
 WRONG = {
     "train split": (["--train-split", "trian", "--val-split", ""], ["--train-split", "'trian'", "train, val"]),
     "val split": (["--val-split", "holdout"], ["--val-split", "'holdout'", "train, val"]),
@@ -162,8 +164,8 @@ WRONG = {
     "no name": (["--train-split", ""], ["--train-split", "''"]),
     "fraction": (["--val-fraction", "1.5"], ["--val-fraction", "1.5"]),
     "validation twice": (["--val-fraction", "0.2"], ["--val-fraction", "val"]),
-    "fraction of a slice": (["--val-fraction", "0.2", "--train-split", "train[:9]"], ["--val-fraction", "train[:9]"]),
-    "fraction of digits": (["--val-fraction", "0.2", "--dataset", "sklearn/digits"], ["--val-fraction", "digits"]),
+    "fraction of a slice": (["--val-fraction", "0.2", "--train-split", "train[:9]"], ["train[:9]", *NO_FRACTION]),
+    "fraction of digits": (["--val-fraction", "0.2", "--dataset", "sklearn/digits"], ["digits", *NO_FRACTION]),
     "samples": (["--train-num-samples", "5"], ["--train-num-samples", "got 5"]),
     "samples to validate": (["--val-num-samples", "5"], ["--val-num-samples", "got 5"]),
     "repeats": (["--epoch-repeats", "2", "--dataset", "sklearn/digits"], ["--epoch-repeats", "sklearn/digits", "2.0"]),
@@ -202,6 +204,11 @@ def test_folders_that_are_not_what_they_seem_are_one_line(trained, tmp_path, cap
         2,
         f"{tmp_path}/photos/1/back and {tmp_path}/photos are one folder",
     )
+    (tmp_path / "photos" / "1" / "back").unlink()
+    (tmp_path / "above").mkdir()
+    photos = (tmp_path / "photos").rename(tmp_path / "above" / "photos")
+    argv = [*start, "--val-fraction", "0.2", "--num-classes", "1", "--data-dir", str(photos.parent)]
+    expect_error(capsys, argv, 2, "two classes or more, got only photos", f"--data-dir {photos}")
     assert not (tmp_path / "out").exists()
 
 
@@ -233,7 +240,8 @@ def test_one_folder_is_divided_the_same_way_in_each_part_of_a_run(images, tmp_pa
     assert everything["loss"] != again["loss"] and "(24 images)" in caplog.text
     # A validation folder is not divided, another seed would be another split, and a name that is none stays none
     assert train_imagenet.main(["--eval", checkpoint, *EVAL, str(images)])["loss"] != again["loss"]
-    expect_error(capsys, ["--eval", checkpoint, *EVAL, str(moved), "--seed", "1"], 2, "--seed", "42", "got 1")
+    for file in (checkpoint, f"{run['folder']}/model.safetensors"):
+        expect_error(capsys, ["--eval", file, *EVAL, str(moved), "--seed", "1"], 2, "--seed", "42", "got 1")
     part = train_imagenet.main(["--eval", checkpoint, *EVAL, str(images), "--val-split", "train[:6]"])
     assert part["top1"] > 0 and "train[:6]: 6 images of 3 classes (blue 2, green 2, red 2)" in caplog.text
     expect_error(capsys, ["--eval", checkpoint, *EVAL, str(moved), "--val-split", "hold"], 2, "--val-split", "'hold'")

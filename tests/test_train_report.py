@@ -51,9 +51,18 @@ def test_validation_of_the_checkpoint_says_the_same(trained, images, tmp_path):
 def test_stopped_before_the_predictions_were_written(trained, images, run, caplog):
     """Killed between the checkpoint of the best epoch and its predictions: no report rather than a wrong one."""
     folder = Path(run("run", "--lr", "1e-3")["folder"])
+    assert "<img" in (folder / "report.html").read_text()
     (folder / "report.html").unlink()
     (folder / "model.safetensors").unlink()
-    lines = (folder / "predictions.csv").read_text().splitlines()
+    text = (folder / "predictions.csv").read_text()
+    (folder / "predictions.csv").write_text(text.replace("/3.png", "/other.png"))
+    run("run", "--lr", "1e-3", "--resume", "auto")
+    assert "/other.png" in (page := (folder / "report.html").read_text()) and "<img" not in page
+    assert any("have changed since the best epoch" in message for message in caplog.messages)
+
+    (folder / "report.html").unlink()
+    (folder / "model.safetensors").unlink()
+    lines = text.splitlines()
     (folder / "predictions.csv").write_text("\n".join([lines[0], "0,,a,b,0.5,0.5"]) + "\n")
     run("run", "--lr", "1e-3", "--resume", "auto")
     assert not (folder / "report.html").exists()

@@ -22,8 +22,10 @@ def labels_of(dataset: Dataset, flag: str) -> list[int]:
     Raises:
         ConfigError: The data set does not tell.
     """
-    samples = getattr(getattr(dataset, "reader", dataset), "samples", None)
-    labels = getattr(dataset, "targets", None) if samples is None else [label for _, label in samples]
+    source = getattr(dataset, "reader", dataset)
+    samples, labels = getattr(source, "samples", None), getattr(source, "targets", None)  # tar files have both
+    if labels is None and samples is not None:
+        labels = [label for _, label in samples]
     if labels is None:
         kind = type(dataset).__name__
         raise ConfigError(f"argument --{flag}: needs a data set that lists its labels, such as a folder, got a {kind}")

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import glob
 import hashlib
+import json
 import logging
 import math
 import os
@@ -275,6 +276,19 @@ def has_checkpoints(path: str) -> bool:
     return bool(path and os.path.isfile(path) and _checkpoints(os.path.dirname(os.path.abspath(path))))
 
 
+def find_weights(folder: str) -> str:
+    """Return the file of the best weights in the folder of a run, or of a model that a run has exported.
+
+    Raises:
+        UserError: There is none.
+    """
+    names = ("model_best.pth.tar", "model.safetensors", "last.pth.tar")
+    paths = [os.path.join(folder, name) for name in names]
+    if found := next(filter(os.path.isfile, paths), None):
+        return found
+    raise UserError(f"{folder} is not the folder of a run or a model: it has none of {', '.join(names)}")
+
+
 def load_weights(model: torch.nn.Module, path: str, hint: str = "") -> None:
     """Load the weights of a checkpoint, its moving average if it has one that counts, as they are.
 
@@ -361,6 +375,22 @@ def export_model(
         os.replace(f"{path}.tmp", path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {one_line(error)}") from error
+
+
+def read_exported(path: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return architecture, arguments and `pretrained_cfg` of a config.json, as timm reads it from the hub.
+
+    Raises:
+        UserError: It is missing, or no such file.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        cfg = dict(config["pretrained_cfg"])
+        cfg |= {key: config[key] for key in ("num_classes", "label_names", "label_descriptions") if config.get(key)}
+        return config["architecture"], dict(config.get("model_args") or {}), cfg
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is not the config.json of a model: {one_line(error)}") from error
 
 
 def _load(path: str, mmap: bool | None = None) -> Any:

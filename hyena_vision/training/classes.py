@@ -1,6 +1,5 @@
 """The classes of a run by their names: those of the data, those of trained weights, and labels matched to them."""
 
-import json
 import logging
 import os
 from typing import Any, NamedTuple
@@ -9,8 +8,8 @@ from timm.utils import is_primary
 
 from hyena_vision.data import FolderReader, class_names
 from hyena_vision.training.arguments import Arguments
-from hyena_vision.training.checkpoint_files import read_checkpoint
-from hyena_vision.training.errors import ConfigError, UserError, one_line
+from hyena_vision.training.checkpoint_files import read_checkpoint, read_exported
+from hyena_vision.training.errors import ConfigError, UserError
 
 _logger = logging.getLogger("train")
 
@@ -24,13 +23,11 @@ class Known(NamedTuple):
         classes: None where they have no names.
         source: Where the weights lie.
         fixed: Whether the head is used as it is; else one for other classes starts anew.
-        settings: Arguments of the run that trained them, as far as they are known.
     """
 
     classes: Classes | None
     source: str
     fixed: bool = True
-    settings: dict[str, Any] = {}  # noqa: RUF012  nobody writes to it
 
 
 NOTHING_KNOWN = Known(None, "")
@@ -61,34 +58,41 @@ def known_classes(args: Arguments, resume_from: str = "", resumed: dict | None =
         return Known(resumed.get("class_to_idx") or None, resume_from)
     path = args.eval or args.initial_checkpoint
     if path.endswith(".safetensors"):
-        return Known(label_names(os.path.dirname(path)), path)
+        return Known(exported_classes(os.path.dirname(path)), path)
     if path:
-        checkpoint = read_checkpoint(path)
-        settings = checkpoint.get("args")
-        settings = settings if isinstance(settings, dict) else {}
-        return Known(checkpoint.get("class_to_idx") or None, path, settings=settings)
+        return Known(read_checkpoint(path).get("class_to_idx") or None, path)
     if args.pretrained and args.model.startswith("local-dir:"):
-        return Known(label_names(args.model.removeprefix("local-dir:")), args.model, fixed=False)
+        return Known(exported_classes(args.model.removeprefix("local-dir:")), args.model, fixed=False)
     return NOTHING_KNOWN
 
 
-def label_names(folder: str) -> Classes | None:
-    """Return the classes that the `config.json` of an exported model names, or None.
+def exported_classes(folder: str) -> Classes | None:
+    """Return the classes that the `config.json` of an exported model names; None without one, or one of timm's kind."""
+    try:
+        names = label_names(read_exported(os.path.join(folder, "config.json"))[2])
+    except UserError:
+        return None
+    return {name: index for index, name in enumerate(names)} if names else None
+
+
+def label_names(config: dict[str, Any]) -> list[str] | None:
+    """Return the names of the classes by index that a configuration of timm has, or None.
+
+    Args:
+        config: With `label_names`: a list, or names by index, whose gaps are named by their number.
 
     Raises:
-        UserError: The file cannot be read.
+        UserError: It has something else.
     """
-    path = os.path.join(folder, "config.json")
-    if not os.path.isfile(path):
+    names = config.get("label_names")
+    if not names:
         return None
     try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
-        names = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
-        pairs = names.items() if isinstance(names, dict) else enumerate(names or ())
-        return {str(name): int(index) for index, name in pairs} or None
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"cannot read the label names in {path}: {one_line(error)}") from error
+        by_index = names.items() if isinstance(names, dict) else enumerate(names)
+        named = {int(index): str(name) for index, name in by_index}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"expected label_names by the index of their class, got {str(names)[:100]}") from error
+    return [named.get(index, str(index)) for index in range(max(named) + 1)]
 
 
 def match_labels(args: Arguments, dataset: Any, name: str, known: Classes, source: str, all_of_them: bool) -> None:

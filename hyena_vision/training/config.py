@@ -4,7 +4,6 @@ import argparse
 import difflib
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import platform
@@ -22,7 +21,7 @@ from PIL import ImageMode
 import hyena_vision
 from hyena_vision.training import arguments
 from hyena_vision.training.arguments import Arguments, KeyValues, Parser, create_parser, literal, nearest
-from hyena_vision.training.checkpoint_files import has_checkpoints, read_checkpoint
+from hyena_vision.training.checkpoint_files import find_weights, has_checkpoints, read_checkpoint, read_exported
 from hyena_vision.training.errors import ConfigError, UserError, one_line
 from hyena_vision.training.optim import create_optimizer, create_scheduler
 
@@ -37,8 +36,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "hyena_vision.trai
         prog: Name of the program in its messages.
 
     Returns:
-        Arguments by timm's names. `device` is one that exists; `trained_img_size` holds the `img_size` and `input_size`
-        of the run whose checkpoint `--eval` names, whose other settings are defaults.
+        Arguments by timm's names. `device` is one that exists; `trained` holds the settings of the run whose checkpoint
+        `--eval` names, which are defaults.
 
     Raises:
         UserError: A checkpoint does not exist, or that of `--eval` cannot be read.
@@ -48,7 +47,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "hyena_vision.trai
     given = vars(parser.parse_args(argv))
     values = _read_yaml(parser, given["config"]) if given["config"] else {}
     weights = given["eval"] or values.get("eval")
-    weights = find_weights(weights) if weights else ""
+    weights = find_weights(weights) if os.path.isdir(weights or "") else weights or ""
+    if weights and not os.path.isfile(weights):
+        raise UserError(f"argument --eval: no such checkpoint: {weights}")
     trained = _read_trained(parser, weights) if weights else {}
     values = _beneath(given, {**_beneath(values, trained), **values})
     parser.set_defaults(**values)
@@ -61,7 +62,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "hyena_vision.trai
     args.eval = weights
     if args.resume == "auto" and not (given["experiment"] or given["output"]) and has_checkpoints(args.config):
         args.output, args.experiment = os.path.split(os.path.dirname(os.path.abspath(args.config)))
-    args.trained_img_size = {name: trained[name] for name in ("img_size", "input_size") if name in trained}
+    args.trained = trained
     try:
         _check(parser, args)
     except ConfigError as error:
@@ -80,7 +81,7 @@ def trained_args(path: str) -> argparse.Namespace:
     trained = _read_trained(parser, path)
     parser.set_defaults(**trained)
     args = parser.parse_args(["--eval", path, "--device", "cpu"])
-    args.trained_img_size = {name: trained[name] for name in ("img_size", "input_size") if name in trained}
+    args.trained = trained
     return args
 
 
@@ -126,20 +127,6 @@ def _read_yaml(parser: Parser, path: str) -> dict[str, Any]:
     return _convert_all(parser, f"config {path}", {names[key]: value for key, value in values.items()})
 
 
-def find_weights(path: str) -> str:
-    """Return the file that `--eval` means: itself, or of a folder the best checkpoint, the exported model or the last.
-
-    Raises:
-        UserError: There is none.
-    """
-    names = ("model_best.pth.tar", "model.safetensors", "last.pth.tar")
-    for name in names if os.path.isdir(path) else ("",):
-        if os.path.isfile(file := os.path.join(path, name) if name else path):
-            return file
-    held = f"; it has none of {', '.join(names)}" if os.path.isdir(path) else ""
-    raise UserError(f"argument --eval: no such checkpoint: {path}{held}")
-
-
 def _read_trained(parser: Parser, path: str) -> dict[str, Any]:
     """Return the settings of the run that wrote a checkpoint, as far as they are for validating it elsewhere.
 
@@ -165,18 +152,13 @@ def _read_trained(parser: Parser, path: str) -> dict[str, Any]:
 
 def _read_exported(path: str) -> dict[str, Any]:
     """Return what config.json of an exported model says, by the names of the arguments."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
-        model, kwargs, data = config["architecture"], dict(config.get("model_args", {})), config["pretrained_cfg"]
-        of_flags = {name: kwargs.pop(name, None) for name in ("num_classes", "in_chans")}
-        classes = of_flags["num_classes"] or config.get("num_classes")
-        names = ("input_size", "mean", "std", "interpolation", "crop_pct")
-        own = {name: data[name] for name in names if data.get(name) is not None}
-        if data.get("crop_mode"):
-            own["pretrained_cfg_overlay"] = {"crop_mode": data["crop_mode"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot read {path}: {one_line(error)}") from error
+    model, kwargs, data = read_exported(path)
+    of_flags = {name: kwargs.pop(name, None) for name in ("num_classes", "in_chans")}
+    classes = of_flags["num_classes"] or data.get("num_classes")
+    names = ("input_size", "mean", "std", "interpolation", "crop_pct")
+    own = {name: data[name] for name in names if data.get(name) is not None}
+    if data.get("crop_mode"):
+        own["pretrained_cfg_overlay"] = {"crop_mode": data["crop_mode"]}
     return {"model": model, "model_kwargs": kwargs, "num_classes": classes, **own}
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from timm.layers import freeze_batch_norm_2d
+from timm.layers import FrozenBatchNormAct2d, freeze_batch_norm_2d
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from hyena_vision.training.errors import ConfigError
 
@@ -45,6 +46,13 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, freeze_batch_norm_2d(module))
     return sum(parameter.numel() for parameter in parameters.values() if not parameter.requires_grad)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, with those of frozen batch norms, which are buffers."""
+    frozen = (m for m in model.modules() if isinstance(m, FrozenBatchNorm2d | FrozenBatchNormAct2d))
+    of_norms = sum(module.weight.numel() + module.bias.numel() for module in frozen)
+    return of_norms + sum(parameter.numel() for parameter in model.parameters())
 
 
 def _fits(name: str, pattern: str) -> bool:

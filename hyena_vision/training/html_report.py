@@ -155,7 +155,7 @@ def _ticks(low: float, high: float, least: float = 0) -> list[float]:
 
 def _class_table(classes: Sequence[ClassResult]) -> str:
     seen = [result for result in classes if result.images]
-    worst = sorted(seen, key=lambda result: (result.accuracy, result.name))[:TABLE_CLASSES]
+    worst = sorted(seen, key=lambda result: result.accuracy)[:TABLE_CLASSES]
     lines = []
     for result in worst:
         taken = ", ".join(f"{name} ({count})" for name, count in result.confusions[:3])

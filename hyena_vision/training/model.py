@@ -15,7 +15,7 @@ from torch import nn
 from hyena_vision.training.arguments import Arguments, nearest
 from hyena_vision.training.checkpoint_files import fit, load_weights, read_checkpoint, reason, unwrap_names, weights_of
 from hyena_vision.training.errors import ConfigError, UserError, one_line
-from hyena_vision.training.freeze import freeze
+from hyena_vision.training.freeze import count_parameters, freeze
 
 _logger = logging.getLogger("train")
 
@@ -38,7 +38,7 @@ def create_model(args: Arguments) -> torch.nn.Module:
         model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False)
 
     if args.eval:
-        _resize(args, model, **args.trained_img_size)
+        _resize(args, model, args.trained.get("img_size"), args.trained.get("input_size"))
         load_weights(model, args.eval, f" (--model {args.model}; config.json beside a file of weights says which)")
     if args.eval or "img_size" not in args.model_kwargs:
         _resize(args, model, args.img_size, args.input_size)
@@ -53,8 +53,7 @@ def create_model(args: Arguments) -> torch.nn.Module:
                 nn.init.constant_(layer.bias, args.head_init_bias)
     if args.freeze and not args.eval:
         frozen = freeze(model, args.freeze)
-        total = sum(parameter.numel() for parameter in model.parameters())
-        _logger.info(f"Frozen: {frozen:,} of {total:,} parameters ({' '.join(args.freeze)}).")
+        _logger.info(f"Frozen: {frozen:,} of {count_parameters(model):,} parameters ({' '.join(args.freeze)}).")
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     return model
@@ -117,7 +116,7 @@ def check_model(args: Arguments) -> None:
         with torch.device("meta"), torch.no_grad():
             model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False).eval()
             if args.eval:
-                _resize(args, model, **args.trained_img_size)
+                _resize(args, model, args.trained.get("img_size"), args.trained.get("input_size"))
             if args.eval or "img_size" not in args.model_kwargs:
                 _resize(args, model, args.img_size, args.input_size)
             if args.freeze and not args.eval:

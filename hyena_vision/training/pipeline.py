@@ -121,6 +121,8 @@ def _say_what_is_dropped(args: Arguments, dataset, loader) -> None:
     """Tell of the images that no batch of an epoch holds, as the last batch would not be whole."""
     if isinstance(dataset, torch.utils.data.IterableDataset) or args.train_img_sizes or args.aug_repeats:
         return
+    if args.balanced_sampler:  # draws any number of times
+        return
     dropped = math.ceil(len(dataset) / args.world_size) % args.batch_size * args.world_size
     if dropped and is_primary(args):
         _logger.info(

@@ -14,6 +14,7 @@ from hyena_vision.training import checkpoint_files, report, run_state
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.distributed import gather_objects
 from hyena_vision.training.errors import UserError
+from hyena_vision.training.freeze import count_parameters
 from hyena_vision.training.html_report import describe_result, write_html_report
 from hyena_vision.training.log import MetricsLog
 from hyena_vision.training.predictions import (
@@ -52,7 +53,7 @@ class Recorder:
     ):
         self.args, self.parts, self.model, self.data_config = args, parts, model, data_config
         self.eval_metric = eval_metric
-        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.parameters = count_parameters(model)
         self.folder = (folder or default_folder(args, data_config)) if is_primary(args) else None
         self.log: MetricsLog | None = None
         self.saver: checkpoint_files.CheckpointSaver | None = None
@@ -224,6 +225,10 @@ class Recorder:
         if not predictions or abs(accuracy_of(predictions) - best["eval_top1"]) > 1e-3:
             _logger.warning(f"{path} is not of the best epoch, so there is no report: make one with --eval --output.")
             return
+        picture, files = described.picture, described.files
+        if files is not None and any(row.file not in files[row.index : row.index + 1] for row in predictions):
+            _logger.warning("The images to validate on have changed since the best epoch: the report has no pictures.")
+            picture = None
         with open(os.path.join(self.folder, "args.yaml"), encoding="utf-8") as file:
             settings = file.read()
         facts = {
@@ -238,5 +243,5 @@ class Recorder:
             predictions,
             rows,
             settings,
-            described.picture,
+            picture,
         )

@@ -23,7 +23,7 @@ def resolve(args: argparse.Namespace) -> Arguments:
     process = init_distributed_device_so(args.device)
     device = torch.device(process["device"])
     backends = args.backends if args.eval else chosen_backends(device)
-    given = {name: value for name, value in vars(args).items() if name != "trained_img_size"} | {"backends": backends}
+    given = {name: value for name, value in vars(args).items() if name != "trained"} | {"backends": backends}
     own = dict(device=process["device"], local_rank=process["local_rank"], rank=process["global_rank"])
     own |= dict(world_size=process["world_size"], distributed=process["distributed"], backends=backends)
     return Arguments(**{**vars(args), **own, "given": given})

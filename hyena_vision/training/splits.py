@@ -48,9 +48,9 @@ def create_datasets(args: Arguments, known: Known = NOTHING_KNOWN, train: bool =
     """
     _check(args, train)
     held_out = _folder_to_divide(args, train)
-    if held_out is not None and not train and known.settings.get("val_fraction"):
+    if held_out is not None and not train and args.trained.get("val_fraction"):
         for name in ("val_fraction", "seed"):
-            if (before := known.settings.get(name)) != (now := getattr(args, name)):
+            if (before := args.trained.get(name)) != (now := getattr(args, name)):
                 raise ConfigError(
                     f"argument --{name.replace('_', '-')}: expected {before}, as in the run of {known.source}, "
                     f"got {now}: images that it was trained on would be among those held out"
@@ -65,6 +65,12 @@ def create_datasets(args: Arguments, known: Known = NOTHING_KNOWN, train: bool =
             f"{listed(reader.missing)}"
         )
     classes = classes_of(training or validation)
+    if training is not None and classes is not None and len(classes) == 1:
+        folder = getattr(reader, "root", args.data_dir)
+        raise ConfigError(
+            f"expected two classes or more, got only {listed(classes)} in {folder}; class folders that lie in it are "
+            f"read with --data-dir {os.path.join(folder or '', *classes)}"
+        )
     if classes is not None:
         source = "the training split"
         if known.classes and (known.fixed or set(known.classes) == set(classes)):
@@ -97,12 +103,13 @@ def _check(args: Arguments, train: bool) -> None:
     if args.val_fraction:
         if not _is_folder(args):
             raise ConfigError(
-                f"argument --val-fraction: divides folders of images, got {args.dataset or args.data_dir}"
+                f"argument --val-fraction: divides folders of images, got {args.dataset or args.data_dir}; "
+                "--val-fraction 0 takes its own splits"
             )
         if not args.val_split or "[" in args.train_split + args.val_split:
             raise ConfigError(
                 f"argument --val-fraction: expected no slices and no empty split with it, got --train-split "
-                f"{args.train_split!r} --val-split {args.val_split!r}"
+                f"{args.train_split!r} --val-split {args.val_split!r}; --val-fraction 0 takes these"
             )
     channels = in_chans(args)
     for flag in ("aa", "grayscale_prob"):
@@ -219,7 +226,8 @@ def _described(dataset: Any, name: str, split: str) -> str:
     shown = [f"{each} {count}" for each, count in counts.items()]
     if len(shown) > 10:
         fewest, most = (choose(counts, key=counts.get) for choose in (min, max))
-        shown = [*shown[:5], f"{len(shown) - 5} more, from {fewest} {counts[fewest]} to {most} {counts[most]}"]
+        span = f", from {fewest} {counts[fewest]} to {most} {counts[most]}" if counts[fewest] < counts[most] else ""
+        shown = [*shown[:5], f"{len(shown) - 5} more{span or f' of {counts[most]} each'}"]
     part = split.partition("[")
     return (
         f"{reader.root}{''.join(part[1:])}: {images} of {len(counts)} classes ({', '.join(shown)}){reader.left_out()}"

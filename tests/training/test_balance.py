@@ -1,10 +1,13 @@
 """Weights and draws that make classes of unequal size count the same."""
 
+import tarfile
+
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from hyena_vision.data import Digits
+from hyena_vision.data import Digits, create_dataset
 from hyena_vision.training.balance import BalancedSampler, WeightedCrossEntropy, balanced_weights, labels_of
 from hyena_vision.training.errors import ConfigError
 
@@ -44,8 +47,17 @@ def test_processes_share_the_draw_of_an_epoch():
     assert [len(BalancedSampler(LABELS, 3, rank, 3)) for rank in range(3)] == [34] * 3
 
 
-def test_labels_of_a_data_set():
-    digits = Digits("validation")
-    assert labels_of(digits, "class-weights") == [digits[index][1] for index in range(len(digits))]
+def test_labels_of_a_data_set(tmp_path):
+    for label, count in (("a", 1), ("b", 2)):
+        for index in range(count):
+            (tmp_path / "images" / label).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (4, 4)).save(tmp_path / "images" / label / f"{index}.png")
+    with tarfile.open(tmp_path / "images.tar", "w") as file:
+        file.add(tmp_path / "images", ".")
+    in_tar = create_dataset("", root=str(tmp_path / "images.tar"), split="train")
+    in_tar.target_transform = {0: 1, 1: 0}.__getitem__  # as where classes have another order
+    for dataset in (Digits("validation"), in_tar):
+        assert labels_of(dataset, "class-weights") == [dataset[index][1] for index in range(len(dataset))]
+    assert labels_of(in_tar, "class-weights") == [1, 0, 0]
     with pytest.raises(ConfigError, match="argument --class-weights: needs .*got a Other"):
         labels_of(type("Other", (torch.utils.data.Dataset,), {})(), "class-weights")

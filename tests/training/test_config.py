@@ -102,7 +102,7 @@ def test_what_a_checkpoint_records_is_as_it_was_given(config, monkeypatch):
     args = resolve(parsed := config("{num_classes: 3}"))
     assert (args.device, args.rank, args.local_rank, args.world_size, args.distributed) == ("cuda:1", 3, 1, 4, True)
     assert args.backends == args.given["backends"] == "those of cuda:1"
-    given = {name: value for name, value in vars(parsed).items() if name != "trained_img_size"}
+    given = {name: value for name, value in vars(parsed).items() if name != "trained"}
     assert args.given == given | {"backends": "those of cuda:1"} and args.given["device"] == "cpu"
 
 
@@ -266,7 +266,7 @@ def test_dump_has_no_values_of_the_run(config):
     args = arguments("-b", "2", "DIR", "--save-epochs", "1", "--resume-force", "--start-epoch", "3", **own)
     values = yaml.safe_load(dump_args(args))
     assert (values["lr"], values["num_classes"]) == (None, None)  # as they were given
-    assert not {"data", "config", "distributed", "world_size", "rank", "given", "trained_img_size"} & values.keys()
+    assert not {"data", "config", "distributed", "world_size", "rank", "given", "trained"} & values.keys()
     assert not {"local_rank", "resume_force", "start_epoch"} & values.keys()  # of this start alone
     assert values["device"] == "cuda" and values["data_dir"] == "DIR" and values["save_epochs"] == [1]
 
@@ -402,9 +402,9 @@ def test_settings_of_a_checkpoint_are_the_defaults_to_validate_with(tmp_path, ki
     defaults, args = parse_args(["--device", "cpu"]), parse_args(["--device", "cpu", "--eval", path])
     changed = {name for name, value in vars(args).items() if value != getattr(defaults, name)}
     taken = {"model", "input_size", "num_classes", "mixup", "batch_size", "model_kwargs", "amp", "amp_dtype"}
-    assert changed == taken | {"data_dir", "eval", "trained_img_size"}
+    assert changed == taken | {"data_dir", "eval", "trained"}
     assert args.model == "resnet18" and args.amp and args.model_kwargs == {"a": 1} and args.data_dir == "there"
-    assert args.trained_img_size == {"input_size": [1, 8, 8]} and defaults.trained_img_size == {}
+    assert args.trained["input_size"] == [1, 8, 8] and defaults.trained == {}
 
 
 def test_file_and_command_line_override_a_checkpoint(config, tmp_path):
@@ -413,13 +413,13 @@ def test_file_and_command_line_override_a_checkpoint(config, tmp_path):
     assert (args.model, args.num_classes, args.batch_size, args.data_dir) == ("resnet34", 5, 33, "DIR")
     # The size is another, the channels stay
     assert (args.img_size, args.input_size, args.in_chans) == (16, None, 1)
-    assert args.trained_img_size == {"input_size": [1, 8, 8]}
+    assert args.trained["input_size"] == [1, 8, 8]
 
 
 def test_checkpoint_without_settings(tmp_path):
     for args in (None, "text"):
         parsed = parse_args(["--device", "cpu", "--eval", checkpoint(tmp_path / "a.pth", args)])
-        assert parsed.model == "resnet50" and parsed.trained_img_size == {}
+        assert parsed.model == "resnet50" and parsed.trained == {}
 
 
 def test_wrong_checkpoint(tmp_path, error):

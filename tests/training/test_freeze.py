@@ -7,7 +7,7 @@ from torch import nn
 
 import hyena_vision  # noqa: F401
 from hyena_vision.training.errors import ConfigError
-from hyena_vision.training.freeze import freeze
+from hyena_vision.training.freeze import count_parameters, freeze
 
 
 def model() -> nn.Module:
@@ -33,7 +33,9 @@ def test_what_is_trained(patterns, trained):
 
 def test_averages_of_frozen_batch_norms_stay():
     network = timm.create_model("resnet18", num_classes=3)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     freeze(network, ["conv1", "bn1", "layer1"])
+    assert count_parameters(network) == parameters
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network.train()(torch.randn(2, 3, 32, 32)).sum().backward()
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}

@@ -90,6 +90,8 @@ def test_figures_are_those_of_the_predictions(tmp_path):
 def test_many_classes_are_a_list_of_confusions(tmp_path):
     rows = [Prediction(i, "", f"c{i % 50}", f"c{i * 3 % 50}", 0.9, 0.1) for i in range(100)]
     page = write(tmp_path, rows)[1]
+    wrong = [line[0] for line in page.tables["classes"][1:] if line[2] == "0"]
+    assert wrong[:3] == ["c1", "c2", "c3"]  # and c10 later
     assert page.tables["confusions"][0] == ["class", "taken for", "images"]
     for name, other, count in page.tables["confusions"][1:]:
         assert int(count) == sum(row.label == name and row.prediction == other for row in rows) > 0
