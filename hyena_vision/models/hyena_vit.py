@@ -11,7 +11,7 @@ weights. Names and shapes of the parts that ViT has too are those of timm's `Vis
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -37,10 +37,12 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import Tensor, _assert, nn
 
+from hyena_vision.layers.grid_attention import GridAttention
 from hyena_vision.layers.hyena import MIXERS, named_layer
 from hyena_vision.layers.implicit_filter import rename_omega
 from hyena_vision.layers.mlp import PartMlp
 from hyena_vision.layers.patch_embed import DynamicPatchEmbed
+from hyena_vision.models._blocks import chosen_blocks
 from hyena_vision.models._input import update_model_input_size
 
 _logger = logging.getLogger(__name__)
@@ -109,6 +111,9 @@ class HyenaViT(nn.Module):
         mlp_ratio: Hidden channels of the MLPs over `embed_dim`.
         mixer_layer: "hyena1d", "hyena2d", or a class that takes `(dim, proj_drop, device, dtype, **mixer_kwargs)` and
             maps (B, H, W, C) to itself.
+        attn_blocks: Blocks with attention in place of Hyena: "all", "every n", "first f", "last f" (f is a share of the
+            depth), or indices; None for none. They know of no positions but those that Hyena blocks put into tokens.
+        num_heads: Heads of that attention; None for one per 64 channels.
         init_values: Initial value of LayerScale, None for no LayerScale.
         drop_rate: Dropout rate before the head.
         proj_drop_rate: Dropout rate of the projections in the blocks.
@@ -145,6 +150,8 @@ class HyenaViT(nn.Module):
         depth: int = 12,
         mlp_ratio: float = 4.0,
         mixer_layer: str | type[nn.Module] = "hyena2d",
+        attn_blocks: str | int | Sequence[int] | None = None,
+        num_heads: int | None = None,
         init_values: float | None = None,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -169,7 +176,15 @@ class HyenaViT(nn.Module):
         act = named_layer(get_act_layer, "act_layer", act_layer) or nn.GELU
         if mixer_norm_layer is not None:
             mixer_kwargs["norm_layer"] = mixer_norm_layer
-        mixer_layer = MIXERS[mixer_layer] if isinstance(mixer_layer, str) else mixer_layer
+        mixer = partial(MIXERS[mixer_layer] if isinstance(mixer_layer, str) else mixer_layer, **mixer_kwargs)
+        mixers: list[Callable[..., nn.Module]] = [mixer] * depth
+        if attn_blocks is None and num_heads is not None:
+            raise ValueError(f"num_heads is for attn_blocks, which is None, got num_heads={num_heads}")
+        for index in [] if attn_blocks is None else chosen_blocks(attn_blocks, depth, "attn_blocks"):
+            heads = max(embed_dim // 64, 1) if num_heads is None else num_heads
+            if heads < 1 or embed_dim % heads:
+                raise ValueError(f"num_heads must divide embed_dim={embed_dim}, got {heads}")
+            mixers[index] = partial(GridAttention, num_heads=heads, qkv_bias=True)
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.in_chans = in_chans
@@ -193,7 +208,7 @@ class HyenaViT(nn.Module):
             *[
                 Block(
                     embed_dim,
-                    partial(mixer_layer, **mixer_kwargs),
+                    mixer,
                     mlp_ratio=mlp_ratio,
                     proj_drop=proj_drop_rate,
                     init_values=init_values,
@@ -202,7 +217,7 @@ class HyenaViT(nn.Module):
                     norm_layer=norm,
                     **dd,
                 )
-                for rate in rates
+                for mixer, rate in zip(mixers, rates, strict=True)
             ]
         )
         reduction = self.patch_embed.feat_ratio()
@@ -501,6 +516,10 @@ default_cfgs = generate_default_cfgs(
         "hyena2d_vit_tiny_patch8": _cfg(pool_size=(28, 28)),
         "hyena2d_vit_small_patch8": _cfg(pool_size=(28, 28)),
         "hyena2d_vit_base_patch8": _cfg(pool_size=(28, 28)),
+        "hyena2d_vit_small_hybrid": _cfg(),
+        "hyena2d_vit_base_hybrid": _cfg(),
+        "hyena2d_vit_small_late_attn": _cfg(),
+        "hyena2d_vit_base_late_attn": _cfg(),
         "hyena2d_iso_tiny": _cfg(num_classes=10, input_size=(3, 32, 32), pool_size=(16, 16), crop_pct=1.0),
     }
 )
@@ -513,6 +532,8 @@ _LARGE = dict(embed_dim=1024, depth=24, filter_dim=128)
 _PATCH8 = dict(patch_size=8, base_grid=28)
 _1D = dict(mixer_layer="hyena1d")
 _2D = dict(mixer_layer="hyena2d")
+_HYBRID = dict(attn_blocks="every 2")
+_LATE_ATTN = dict(attn_blocks="last 0.25")
 
 
 @register_model
@@ -597,6 +618,30 @@ def hyena2d_vit_small_patch8(pretrained: bool = False, **kwargs) -> HyenaViT:
 def hyena2d_vit_base_patch8(pretrained: bool = False, **kwargs) -> HyenaViT:
     """ViT-Base with 2D Hyena, patch 8."""
     return _create_hyena_vit("hyena2d_vit_base_patch8", pretrained, **{**_BASE, **_PATCH8, **_2D, **kwargs})
+
+
+@register_model
+def hyena2d_vit_small_hybrid(pretrained: bool = False, **kwargs) -> HyenaViT:
+    """ViT-Small with 2D Hyena and attention in turn, patch 16."""
+    return _create_hyena_vit("hyena2d_vit_small_hybrid", pretrained, **{**_SMALL, **_2D, **_HYBRID, **kwargs})
+
+
+@register_model
+def hyena2d_vit_base_hybrid(pretrained: bool = False, **kwargs) -> HyenaViT:
+    """ViT-Base with 2D Hyena and attention in turn, patch 16."""
+    return _create_hyena_vit("hyena2d_vit_base_hybrid", pretrained, **{**_BASE, **_2D, **_HYBRID, **kwargs})
+
+
+@register_model
+def hyena2d_vit_small_late_attn(pretrained: bool = False, **kwargs) -> HyenaViT:
+    """ViT-Small with 2D Hyena, and attention in the last quarter of its blocks, patch 16."""
+    return _create_hyena_vit("hyena2d_vit_small_late_attn", pretrained, **{**_SMALL, **_2D, **_LATE_ATTN, **kwargs})
+
+
+@register_model
+def hyena2d_vit_base_late_attn(pretrained: bool = False, **kwargs) -> HyenaViT:
+    """ViT-Base with 2D Hyena, and attention in the last quarter of its blocks, patch 16."""
+    return _create_hyena_vit("hyena2d_vit_base_late_attn", pretrained, **{**_BASE, **_2D, **_LATE_ATTN, **kwargs})
 
 
 @register_model

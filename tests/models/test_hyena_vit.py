@@ -43,12 +43,14 @@ def images(*shape, **kwargs):
 
 def test_all_promised_models_are_registered():
     sizes = ["tiny", "small", "base", "large", "tiny_patch8", "small_patch8", "base_patch8"]
-    assert set(NAMES) == {f"hyena{d}_vit_{size}" for d in ("", "2d") for size in sizes} | {"hyena2d_iso_tiny"}
+    hybrids = {f"hyena2d_vit_{size}_{kind}" for size in ("small", "base") for kind in ("hybrid", "late_attn")}
+    plain = {f"hyena{d}_vit_{size}" for d in ("", "2d") for size in sizes}
+    assert set(NAMES) == plain | hybrids | {"hyena2d_iso_tiny"}
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "iso" not in n])
 def test_parameter_count_is_that_of_the_vit(name):
-    size = name.split("_vit_")[1].removesuffix("_patch8")
+    size = name.split("_vit_")[1].split("_")[0]
     ours, vit = (on_meta(n) for n in (name, f"vit_{size}_patch16_224"))
     assert ours.embed_dim == vit.embed_dim and len(ours.blocks) == len(vit.blocks)
     count, expected = (sum(p.numel() for p in m.parameters()) for m in (ours, vit))
@@ -83,12 +85,12 @@ def test_config_and_heads(name):
     model.reset_classifier(0, "")
     assert model.forward_head(features).shape == (1, *grid, model.num_features)
     for kwargs, shape in ((dict(), (1, model.num_features)), (dict(global_pool=""), (1, *grid, model.num_features))):
-        headless = timm.create_model(name, num_classes=0, depth=1, device="meta", **kwargs)
+        headless = timm.create_model(name, num_classes=0, depth=4, device="meta", **kwargs)
         assert headless.forward_head(features).shape == shape
-    half = timm.create_model(name, depth=1, device="meta", dtype=torch.bfloat16)
+    half = timm.create_model(name, depth=4, device="meta", dtype=torch.bfloat16)
     assert half(x.bfloat16()).dtype == torch.bfloat16
     with pytest.raises(TypeError, match="not_a_model_arg"):
-        timm.create_model(name, not_a_model_arg=1, depth=1, device="meta")
+        timm.create_model(name, not_a_model_arg=1, depth=4, device="meta")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -114,7 +116,7 @@ def test_parameter_groups(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_pretrained_without_weights_fails(name):
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
-        timm.create_model(name, pretrained=True, depth=1, device="meta")
+        timm.create_model(name, pretrained=True, depth=4, device="meta")
 
 
 def test_forward_and_backward(name):
@@ -374,6 +376,83 @@ def test_exports_with_free_height_and_width(name):
 def test_bad_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         HyenaViT(**{**SMALL, **kwargs})
+
+
+def kinds(model):
+    """A letter for each block: h for Hyena, a for attention."""
+    return "".join("h" if isinstance(block.mixer, Hyena2d) else "a" for block in model.blocks)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        (None, "hhhhhh"),
+        ("all", "aaaaaa"),
+        ("every 2", "hahaha"),
+        ("every 4", "hhhahh"),
+        ("first 0.5", "aaahhh"),
+        ("last 0.25", "hhhhaa"),
+        (-1, "hhhhha"),
+        ([0, 4, -1], "ahhhaa"),
+    ],
+)
+def test_blocks_with_attention(blocks, expected):
+    assert kinds(HyenaViT(**{**SMALL, "depth": 6}, attn_blocks=blocks, device="meta")) == expected
+
+
+def test_registered_hybrids():
+    for size in ("small", "base"):
+        assert kinds(on_meta(f"hyena2d_vit_{size}_hybrid")) == "ha" * 6
+        assert kinds(on_meta(f"hyena2d_vit_{size}_late_attn")) == "h" * 9 + "a" * 3
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        *[
+            (dict(attn_blocks=given), rf'attn_blocks must be "all", "every n", .* got {given!r}')
+            for given in (
+                "every 0",
+                "every",
+                "last",
+                "first 1.5",
+                "first -1",
+                "last x",
+                "none",
+                "every 2.5",
+                "first nan",
+            )
+        ],
+        (dict(attn_blocks=[4]), r"indices of 4 blocks, got \[4\]"),
+        (dict(attn_blocks=[0.5]), r"indices of 4 blocks, got \[0.5\]"),
+        (dict(attn_blocks=[]), r"attn_blocks must name at least one of 4 blocks, got \[\]"),
+        (dict(attn_blocks="every 5"), "must name at least one of 4 blocks, got 'every 5'"),
+        (dict(attn_blocks="all", num_heads=5), "num_heads must divide embed_dim=32, got 5"),
+        (dict(num_heads=2), "num_heads is for attn_blocks, which is None, got num_heads=2"),
+    ],
+)
+def test_wrong_blocks_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        HyenaViT(**SMALL, **kwargs, device="meta")
+
+
+def test_attention_of_hybrids_is_that_of_vit():
+    """Weights begin as there, an image of tokens is a sequence, and a ViT's checkpoint fits."""
+    model = small_model("hyena2d_vit_small_hybrid", embed_dim=64, depth=2, num_heads=2)
+    attention = model.blocks[1].mixer
+    assert attention.num_heads == 2 and timm.create_model("hyena2d_vit_small_hybrid").blocks[1].mixer.num_heads == 6
+    torch.testing.assert_close(attention.qkv.weight.std(), torch.tensor(0.02), rtol=0.1, atol=0)
+    assert not attention.qkv.bias.any() and not attention.proj.bias.any()
+    vit = timm.create_model("vit_tiny_patch16_224", embed_dim=64, depth=2, num_heads=2, img_size=64, num_classes=7)
+    model.load_state_dict(hyena_vit.checkpoint_filter_fn(vit.state_dict(), model))
+    x = torch.randn(2, 2, 3, 64)
+    expected = vit.blocks[1].attn(x.flatten(1, 2)).unflatten(1, (2, 3))
+    torch.testing.assert_close(attention(x), expected)
+    logits = model.train()(images(2, 3, 32, 64))
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    traced = create_feature_extractor(model.eval(), ["head"])
+    torch.testing.assert_close(traced(images(1, 3, 64, 64))["head"].shape, (1, 7))
 
 
 @pytest.mark.parametrize("name", ["hyena_vit_tiny", "hyena2d_vit_tiny"])
