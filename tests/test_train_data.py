@@ -248,6 +248,14 @@ def test_one_folder_is_divided_the_same_way_in_each_part_of_a_run(images, tmp_pa
     expect_error(capsys, [*argv, "run", "--resume", "auto", "--val-fraction", "0.5"], 2, "val_fraction 0.25 (now 0.5)")
     resumed = [*argv, "again", "--data-dir", str(moved), "--resume", f"{run['folder']}/checkpoint-0.pth.tar"]
     assert train_imagenet.main(resumed)["results"][-1] == run["results"][-1]
+    assert "held out when" not in caplog.text
+    for index in range(8):  # now four of the class are held out, of which some were trained on
+        shutil.copy(moved / "red" / "0.png", moved / "red" / f"more-{index}.png")
+    resumed[resumed.index("again")] = "more"
+    for line in (["--eval", checkpoint, *EVAL, str(moved)], [*resumed, "--epochs", "3"]):
+        caplog.clear()
+        train_imagenet.main(line)
+        assert "images of 8 that were not held out when" in caplog.text
     other = train_imagenet.main([*argv, "other", "--data-dir", str(moved), "--seed", "1"])
     assert other["results"][-1] != run["results"][-1]
 

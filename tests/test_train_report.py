@@ -62,8 +62,10 @@ def test_stopped_before_the_predictions_were_written(trained, images, run, caplo
 
     (folder / "report.html").unlink()
     (folder / "model.safetensors").unlink()
-    lines = text.splitlines()
-    (folder / "predictions.csv").write_text("\n".join([lines[0], "0,,a,b,0.5,0.5"]) + "\n")
-    run("run", "--lr", "1e-3", "--resume", "auto")
-    assert not (folder / "report.html").exists()
-    assert any("not of the best epoch" in message for message in caplog.messages)
+    for wrong in ("\n".join([text.splitlines()[0], "0,,a,b,0.5,0.5\n"]), "file,name_1,probability_1,error\n"):
+        (folder / "predictions.csv").write_text(wrong)
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        caplog.clear()
+        run("run", "--lr", "1e-3", "--resume", "auto")
+        assert not (folder / "report.html").exists()
+        assert any("not of the best epoch" in message for message in caplog.messages)

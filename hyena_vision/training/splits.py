@@ -11,8 +11,9 @@ from hyena_vision.data import DataError, FolderReader, create_dataset, find_spli
 from hyena_vision.data.folder import SPLIT_NAMES
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.classes import NOTHING_KNOWN, Classes, Known, classes_of, listed, match_labels
-from hyena_vision.training.errors import ConfigError, one_line
+from hyena_vision.training.errors import ConfigError, UserError, one_line
 from hyena_vision.training.model import in_chans
+from hyena_vision.training.predictions import read_predictions
 
 _logger = logging.getLogger("train")
 
@@ -83,6 +84,8 @@ def create_datasets(args: Arguments, known: Known = NOTHING_KNOWN, train: bool =
             _logger.warning(f"{known.source} does not name its classes: labels go by their order, {listed(classes)}.")
     if is_primary(args):
         _warn_of_overlap(training, validation)
+        if held_out is not None and known.source:
+            _warn_of_moved_images(args, known.source, validation)
     return Datasets(training, validation, classes)
 
 
@@ -232,6 +235,28 @@ def _described(dataset: Any, name: str, split: str) -> str:
     return (
         f"{reader.root}{''.join(part[1:])}: {images} of {len(counts)} classes ({', '.join(shown)}){reader.left_out()}"
     )
+
+
+def _warn_of_moved_images(args: Arguments, checkpoint: str, validation: Any) -> None:
+    """Warn where `--val-fraction` holds out others than in the run of a checkpoint, as images were added since.
+
+    Args:
+        args: Arguments of the run.
+        checkpoint: Its path; the run's predictions.csv lies beside it, unless it was copied alone.
+        validation: What is held out now.
+    """
+    path = os.path.join(os.path.dirname(checkpoint), "predictions.csv")
+    try:
+        before = {row.file for row in read_predictions(path)}
+    except UserError:  # missing, or a file of another program
+        return
+    files = set(validation.filenames())
+    others = files - before if args.on_bad_image == "stop" else set()  # what was skipped is in no prediction
+    if 0 < len(others) < len(files):  # else the same, or other data
+        _logger.warning(
+            f"--val-fraction {args.val_fraction} holds out {len(others)} images of {len(files)} that were not held out "
+            f"when {path} was written: the data have changed, and the model may have been trained on them."
+        )
 
 
 def _warn_of_overlap(training: Any, validation: Any) -> None:
