@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from timm.utils import is_primary
 
-from hyena_vision.data import DataError, FolderReader, create_dataset, find_split
+from hyena_vision.data import IMAGE_MODES, DataError, FolderReader, create_dataset, find_split
 from hyena_vision.data.folder import SPLIT_NAMES
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.classes import NOTHING_KNOWN, Classes, Known, classes_of, listed, match_labels
@@ -17,7 +17,6 @@ from hyena_vision.training.predictions import read_predictions
 
 _logger = logging.getLogger("train")
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _STREAMS = ("hfids/", "tfds/", "wds/")
 
 
@@ -181,7 +180,7 @@ def _open(args: Arguments, kind: str, divided: str | None):
             class_map=args.class_map,
             download=args.dataset_download,
             batch_size=args.batch_size,
-            input_img_mode=args.input_img_mode or _MODES[in_chans(args)],
+            input_img_mode=args.input_img_mode or IMAGE_MODES[in_chans(args)],
             input_key=args.input_key,
             target_key=args.target_key,
             trust_remote_code=args.dataset_trust_remote_code,
