@@ -186,7 +186,7 @@ def test_what_does_not_fit_the_data_is_one_line(images, tmp_path, capsys, monkey
     assert not Path("out").exists()
 
 
-def test_folders_that_are_not_what_they_seem_are_one_line(trained, tmp_path, capsys):
+def test_folders_that_are_not_what_they_seem_are_one_line(trained, tmp_path, capsys, caplog):
     data, folder = trained
     flat = ["--data-dir", str(data / "train")]
     shutil.copytree(data / "train", tmp_path / "photos")
@@ -207,6 +207,13 @@ def test_folders_that_are_not_what_they_seem_are_one_line(trained, tmp_path, cap
     (tmp_path / "photos" / "1" / "back").unlink()
     (tmp_path / "above").mkdir()
     photos = (tmp_path / "photos").rename(tmp_path / "above" / "photos")
+    (tmp_path / "Kaggle").mkdir()
+    for name in ("Training", "Testing"):
+        shutil.copytree(photos, tmp_path / "Kaggle" / name)
+    argv = [*start, "--val-fraction", "0.2", "--data-dir", str(tmp_path / "Kaggle")]
+    expect_error(capsys, argv, 2, "argument --num-classes")  # the last thing before a run begins
+    expected = "Each of Testing, Training has the same folders: 1, 10, 2. If these are the classes, name the splits"
+    assert expected in caplog.text
     argv = [*start, "--val-fraction", "0.2", "--num-classes", "1", "--data-dir", str(photos.parent)]
     expect_error(capsys, argv, 2, "two classes or more, got only photos", f"--data-dir {photos}")
     assert not (tmp_path / "out").exists()

@@ -83,6 +83,7 @@ def create_datasets(args: Arguments, known: Known = NOTHING_KNOWN, train: bool =
             _logger.warning(f"{known.source} does not name its classes: labels go by their order, {listed(classes)}.")
     if is_primary(args):
         _warn_of_overlap(training, validation)
+        _warn_of_splits_as_classes(training)
         if held_out is not None and known.source:
             _warn_of_moved_images(args, known.source, validation)
     return Datasets(training, validation, classes)
@@ -234,6 +235,25 @@ def _described(dataset: Any, name: str, split: str) -> str:
     return (
         f"{reader.root}{''.join(part[1:])}: {images} of {len(counts)} classes ({', '.join(shown)}){reader.left_out()}"
     )
+
+
+def _warn_of_splits_as_classes(training: Any) -> None:
+    """Warn where all classes have the same folders in them: they may be splits, such as `Training` and `Testing`."""
+    reader = getattr(training, "reader", None)
+    if not isinstance(reader, FolderReader):
+        return
+    inside: dict[str, set[str]] = {}
+    for path, _ in reader.samples:
+        first, *folders, _ = os.path.relpath(path, reader.root).split(os.sep)
+        if not folders:
+            return
+        inside.setdefault(first, set()).add(folders[0])
+    folders = next(iter(inside.values()))
+    if len(folders) > 1 and all(other == folders for other in inside.values()):
+        _logger.warning(
+            f"Each of {listed(inside)} has the same folders: {listed(sorted(folders))}. If these are the classes, name "
+            f"the splits: --train-split {max(inside)} --val-split {min(inside)} --val-fraction 0."
+        )
 
 
 def _warn_of_moved_images(args: Arguments, checkpoint: str, validation: Any) -> None:
