@@ -15,7 +15,7 @@ from PIL import Image, features
 from trainer import QUICK, arguments, draw_images, expect_error, load, summary, train_imagenet
 
 from hyena_vision.data import create_dataset
-from hyena_vision.training.classes import match_labels
+from hyena_vision.training.classes import check_head, match_labels
 from hyena_vision.training.model import data_config
 from hyena_vision.training.run_state import check_settings
 
@@ -131,6 +131,13 @@ def test_the_number_of_classes_is_that_of_the_data(images, tmp_path, caplog):
     train_imagenet.main([*argv, *again, "--data-dir", str(images), "--experiment", "older"])
     assert "label_names" not in json.loads((tmp_path / "older" / "config.json").read_text())
     assert "old.pth.tar does not name its classes: labels go by their order, blue, green, red." in caplog.text
+
+
+def test_a_head_for_classes_without_names_is_said(caplog):
+    for argv, said in (([], True), (["--num-classes", "4"], False)):
+        caplog.clear()
+        assert check_head(arguments("--dataset", "wds/some", *argv), None, 1000) is None
+        assert ("wds/some does not name its classes: the model has its own number, 1000" in caplog.text) is said
 
 
 def test_what_was_found_left_out_and_dropped_is_said(tmp_path, caplog):
