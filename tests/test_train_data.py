@@ -85,6 +85,7 @@ def test_resumed_and_warm_runs_match_classes_by_name(trained, tmp_path, capsys, 
     warm = ["--initial-checkpoint", str(folder / "model_best.pth.tar"), "--epochs", "1", "--lr", "1e-9", "--experiment"]
     resumed = ["--resume", str(folder / "last.pth.tar"), "--class-map", "map.txt", "--epochs", "5", "--experiment"]
     run = train_imagenet.main([*start, str(data), *warm, "warm"])
+    assert "Its optimizer is not used: --resume would go on with that run" in caplog.text
     assert run["results"][0]["validation"]["top1"] == max(float(row["eval_top1"]) for row in summary(folder))
     assert load(run["folder"])["class_to_idx"] == {"1": 0, "10": 1, "2": 2}
     # A model with names starts with its head where the classes are its own, and without it elsewhere
