@@ -69,3 +69,13 @@ def test_stopped_before_the_predictions_were_written(trained, images, run, caplo
         run("run", "--lr", "1e-3", "--resume", "auto")
         assert not (folder / "report.html").exists()
         assert any("not of the best epoch" in message for message in caplog.messages)
+
+
+def test_what_is_exported_is_what_was_validated(images, run):
+    """An average on the CPU is not validated."""
+    flags = ["--model-ema", "--model-ema-decay", "0.5", "--model-ema-force-cpu", "--lr", "1e-2"]
+    outcome = run("cpu", *flags)
+    best = outcome["results"][outcome["best_epoch"]]["validation"]
+    for file in ("model_best.pth.tar", "model.safetensors"):
+        again = train_imagenet.main(["--eval", f"{outcome['folder']}/{file}", "--device", "cpu", "-j", "0"])
+        assert again["loss"] == pytest.approx(best["loss"], rel=1e-5)
