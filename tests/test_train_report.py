@@ -72,8 +72,9 @@ def test_stopped_before_the_predictions_were_written(trained, images, run, caplo
 
 
 def test_what_is_exported_is_what_was_validated(images, run):
-    """An average on the CPU is not validated."""
+    """An average on the CPU is not validated, and a trained head is not scaled again."""
     flags = ["--model-ema", "--model-ema-decay", "0.5", "--model-ema-force-cpu", "--lr", "1e-2"]
+    flags += ["--head-init-scale", "0.1", "--head-init-bias", "0.3"]
     outcome = run("cpu", *flags)
     best = outcome["results"][outcome["best_epoch"]]["validation"]
     for file in ("model_best.pth.tar", "model.safetensors"):
