@@ -312,13 +312,16 @@ def load_weights(model: torch.nn.Module, path: str, hint: str = "", of_a_run: st
 
 
 def weights_of(checkpoint: dict) -> dict[str, torch.Tensor]:
-    """Return the model's weights in a checkpoint: the moving average where there is one that counts."""
+    """Return the model's weights in a checkpoint: the moving average where there is one that counts.
+
+    Without the batch norms of augmented splits (`--split-bn`), which are for training alone.
+    """
     names = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "backbone")
     names = names if checkpoint.get("ema_counts", True) else names[2:]
     state = checkpoint
     while inner := next((state[name] for name in names if isinstance(state.get(name), dict)), None):
         state = inner
-    return clean_state_dict(state)
+    return {name: value for name, value in clean_state_dict(state).items() if ".aux_bn." not in name}
 
 
 def unwrap_names(weights: dict[str, Any], own: Container[str]) -> dict[str, Any]:
