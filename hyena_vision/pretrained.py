@@ -13,15 +13,13 @@ import yaml
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from torch import Tensor, nn
 
-from hyena_vision.data import class_names, large_pictures, load_image
+from hyena_vision.data import IMAGE_MODES, class_names, large_pictures, load_image
 from hyena_vision.training.arguments import Arguments, nearest
 from hyena_vision.training.checkpoint_files import find_weights, load_weights, read_checkpoint, read_exported, reason
 from hyena_vision.training.classes import label_names
 from hyena_vision.training.config import trained_args
 from hyena_vision.training.errors import ConfigError, UserError, one_line
 from hyena_vision.training.model import create_model, data_config
-
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 @dataclass
@@ -238,11 +236,11 @@ def _finish(
 ) -> Pretrained:
     """Put together what was loaded; the arguments of its run say how images are read."""
     channels, mode = preprocessing["input_size"][0], settings.get("input_img_mode")
-    if not mode and channels not in _MODES:
+    if not mode and channels not in IMAGE_MODES:
         raise UserError(f"{name} takes {channels} channels, expected those of an image: 1, 3 or 4")
     exif = not settings.get("no_exif", False)
     preprocessing = {key: tuple(value) if isinstance(value, list) else value for key, value in preprocessing.items()}
-    return Pretrained(model, preprocessing, names, mode or _MODES[channels], name, exif)
+    return Pretrained(model, preprocessing, names, mode or IMAGE_MODES[channels], name, exif)
 
 
 def _load_named(name: str, pretrained: bool) -> Pretrained:

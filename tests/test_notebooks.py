@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
 from hyena_vision.training.predictions import read_predictions
 
@@ -77,6 +78,17 @@ def test_from_a_folder_of_images_to_predictions(tmp_path, monkeypatch):
         own = [row.prediction == row.label for row in rows if row.label == str(digit)]
         assert f"| {digit} | {len(own)} | {100 * sum(own) / len(own):.1f} |" in table
     assert len(text["predict"].splitlines()) == 5 and "same logits: True" in text["export"]
+
+
+def test_the_notebook_reads_a_folder_as_training_does(tmp_path):
+    for name in ("cat/deep/1.png", "dog/1.png", ".hidden/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    (source,) = (cell.source for cell in code_cells(read("finetune")) if "FolderReader(" in cell.source)
+    names = {"DATA_DIR": str(tmp_path), "Path": Path}
+    exec(source.replace("%matplotlib inline", ""), names)
+    assert {name: len(files) for name, files in names["images"].items()} == {"cat": 1, "dog": 1}
 
 
 @pytest.mark.parametrize("name", ["throughput", "finetune"])

@@ -15,7 +15,7 @@ from PIL import Image, features
 from trainer import QUICK, arguments, draw_images, expect_error, load, summary, train_imagenet
 
 from hyena_vision.data import create_dataset
-from hyena_vision.training.classes import match_labels
+from hyena_vision.training.classes import check_head, match_labels
 from hyena_vision.training.model import data_config
 from hyena_vision.training.run_state import check_settings
 
@@ -85,6 +85,7 @@ def test_resumed_and_warm_runs_match_classes_by_name(trained, tmp_path, capsys, 
     warm = ["--initial-checkpoint", str(folder / "model_best.pth.tar"), "--epochs", "1", "--lr", "1e-9", "--experiment"]
     resumed = ["--resume", str(folder / "last.pth.tar"), "--class-map", "map.txt", "--epochs", "5", "--experiment"]
     run = train_imagenet.main([*start, str(data), *warm, "warm"])
+    assert "Its optimizer is not used: --resume would go on with that run" in caplog.text
     assert run["results"][0]["validation"]["top1"] == max(float(row["eval_top1"]) for row in summary(folder))
     assert load(run["folder"])["class_to_idx"] == {"1": 0, "10": 1, "2": 2}
     # A model with names starts with its head where the classes are its own, and without it elsewhere
@@ -131,6 +132,13 @@ def test_the_number_of_classes_is_that_of_the_data(images, tmp_path, caplog):
     train_imagenet.main([*argv, *again, "--data-dir", str(images), "--experiment", "older"])
     assert "label_names" not in json.loads((tmp_path / "older" / "config.json").read_text())
     assert "old.pth.tar does not name its classes: labels go by their order, blue, green, red." in caplog.text
+
+
+def test_a_head_for_classes_without_names_is_said(caplog):
+    for argv, said in (([], True), (["--num-classes", "4"], False)):
+        caplog.clear()
+        assert check_head(arguments("--dataset", "wds/some", *argv), None, 1000) is None
+        assert ("wds/some does not name its classes: the model has its own number, 1000" in caplog.text) is said
 
 
 def test_what_was_found_left_out_and_dropped_is_said(tmp_path, caplog):
@@ -186,7 +194,7 @@ def test_what_does_not_fit_the_data_is_one_line(images, tmp_path, capsys, monkey
     assert not Path("out").exists()
 
 
-def test_folders_that_are_not_what_they_seem_are_one_line(trained, tmp_path, capsys):
+def test_folders_that_are_not_what_they_seem_are_one_line(trained, tmp_path, capsys, caplog):
     data, folder = trained
     flat = ["--data-dir", str(data / "train")]
     shutil.copytree(data / "train", tmp_path / "photos")
@@ -207,6 +215,13 @@ def test_folders_that_are_not_what_they_seem_are_one_line(trained, tmp_path, cap
     (tmp_path / "photos" / "1" / "back").unlink()
     (tmp_path / "above").mkdir()
     photos = (tmp_path / "photos").rename(tmp_path / "above" / "photos")
+    (tmp_path / "Kaggle").mkdir()
+    for name in ("Training", "Testing"):
+        shutil.copytree(photos, tmp_path / "Kaggle" / name)
+    argv = [*start, "--val-fraction", "0.2", "--data-dir", str(tmp_path / "Kaggle")]
+    expect_error(capsys, argv, 2, "argument --num-classes")  # the last thing before a run begins
+    expected = "Each of Testing, Training has the same folders: 1, 10, 2. If these are the classes, name the splits"
+    assert expected in caplog.text
     argv = [*start, "--val-fraction", "0.2", "--num-classes", "1", "--data-dir", str(photos.parent)]
     expect_error(capsys, argv, 2, "two classes or more, got only photos", f"--data-dir {photos}")
     assert not (tmp_path / "out").exists()
@@ -248,6 +263,14 @@ def test_one_folder_is_divided_the_same_way_in_each_part_of_a_run(images, tmp_pa
     expect_error(capsys, [*argv, "run", "--resume", "auto", "--val-fraction", "0.5"], 2, "val_fraction 0.25 (now 0.5)")
     resumed = [*argv, "again", "--data-dir", str(moved), "--resume", f"{run['folder']}/checkpoint-0.pth.tar"]
     assert train_imagenet.main(resumed)["results"][-1] == run["results"][-1]
+    assert "held out when" not in caplog.text
+    for index in range(8):  # now four of the class are held out, of which some were trained on
+        shutil.copy(moved / "red" / "0.png", moved / "red" / f"more-{index}.png")
+    resumed[resumed.index("again")] = "more"
+    for line in (["--eval", checkpoint, *EVAL, str(moved)], [*resumed, "--epochs", "3"]):
+        caplog.clear()
+        train_imagenet.main(line)
+        assert "images of 8 that were not held out when" in caplog.text
     other = train_imagenet.main([*argv, "other", "--data-dir", str(moved), "--seed", "1"])
     assert other["results"][-1] != run["results"][-1]
 

@@ -82,6 +82,7 @@ def test_patience_ends_a_run_that_gets_no_better(run, capsys):
             ["--class-weights", "balanced", "--bce-loss"],
             "--class-weights: is for softmax cross entropy, got --bce-loss",
         ),
+        (["--balanced-sampler", "--class-weights", "balanced"], "--class-weights: makes up for unequal classes"),
         (["--balanced-sampler", "--aug-repeats", "3"], "--balanced-sampler: draws the images itself"),
     ],
 )

@@ -62,8 +62,21 @@ def test_stopped_before_the_predictions_were_written(trained, images, run, caplo
 
     (folder / "report.html").unlink()
     (folder / "model.safetensors").unlink()
-    lines = text.splitlines()
-    (folder / "predictions.csv").write_text("\n".join([lines[0], "0,,a,b,0.5,0.5"]) + "\n")
-    run("run", "--lr", "1e-3", "--resume", "auto")
-    assert not (folder / "report.html").exists()
-    assert any("not of the best epoch" in message for message in caplog.messages)
+    for wrong in ("\n".join([text.splitlines()[0], "0,,a,b,0.5,0.5\n"]), "file,name_1,probability_1,error\n"):
+        (folder / "predictions.csv").write_text(wrong)
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        caplog.clear()
+        run("run", "--lr", "1e-3", "--resume", "auto")
+        assert not (folder / "report.html").exists()
+        assert any("not of the best epoch" in message for message in caplog.messages)
+
+
+def test_what_is_exported_is_what_was_validated(images, run):
+    """An average on the CPU is not validated, and a trained head is not scaled again."""
+    flags = ["--model-ema", "--model-ema-decay", "0.5", "--model-ema-force-cpu", "--lr", "1e-2"]
+    flags += ["--head-init-scale", "0.1", "--head-init-bias", "0.3"]
+    outcome = run("cpu", *flags)
+    best = outcome["results"][outcome["best_epoch"]]["validation"]
+    for file in ("model_best.pth.tar", "model.safetensors"):
+        again = train_imagenet.main(["--eval", f"{outcome['folder']}/{file}", "--device", "cpu", "-j", "0"])
+        assert again["loss"] == pytest.approx(best["loss"], rel=1e-5)

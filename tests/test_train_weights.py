@@ -60,8 +60,9 @@ def test_each_flag_for_weights_names_the_one_that_is_meant(trained, images, tmp_
     expect_error(capsys, ["--eval", str(tmp_path)], 1, str(tmp_path), "model_best.pth.tar", "model.safetensors")
 
 
-def test_an_exported_model_brings_its_settings(trained, images, tmp_path):
+def test_an_exported_model_brings_its_settings(trained, images, tmp_path, caplog):
     expected = train_imagenet.main(["--eval", str(trained / "model_best.pth.tar"), "-j", "0", "--device", "cpu"])
+    assert "Loaded weights" in caplog.text and "--resume" not in caplog.text  # nothing is trained
     shutil.copy(trained / "model.safetensors", tmp_path)
     shutil.copy(trained / "config.json", tmp_path)
     data = ["--data-dir", str(images / "val")]

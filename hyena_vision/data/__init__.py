@@ -5,9 +5,10 @@ from hyena_vision.data.dataset import ImageDataset, create_dataset
 from hyena_vision.data.digits import Digits
 from hyena_vision.data.files import find_files
 from hyena_vision.data.folder import FolderReader, find_split
-from hyena_vision.data.image import DataError, image_extensions, large_pictures, load_image
+from hyena_vision.data.image import IMAGE_MODES, DataError, image_extensions, large_pictures, load_image
 
 __all__ = [
+    "IMAGE_MODES",
     "DataError",
     "Digits",
     "FolderReader",

@@ -25,6 +25,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the channels of a model
 _8BIT = {"1", "L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "P"}
 
 

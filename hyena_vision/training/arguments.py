@@ -461,7 +461,7 @@ def _batch_norm(parser: Parser) -> None:
 def _ema(parser: Parser) -> None:
     add = parser.add_argument_group("Model exponential moving average parameters").add_argument
     add("--model-ema", action="store_true", help="keep a moving average of the weights, validate and save it")
-    add("--model-ema-force-cpu", action="store_true", help="keep it on the CPU, without validating it")
+    add("--model-ema-force-cpu", action="store_true", help="keep it on the CPU; what counts is then the model")
     add("--model-ema-decay", type=probability, default=0.9998, help="decay of the average per update")
     add("--model-ema-warmup", action="store_true", help="start with a faster decay")
 

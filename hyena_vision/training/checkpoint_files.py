@@ -289,13 +289,14 @@ def find_weights(folder: str) -> str:
     raise UserError(f"{folder} is not the folder of a run or a model: it has none of {', '.join(names)}")
 
 
-def load_weights(model: torch.nn.Module, path: str, hint: str = "") -> None:
+def load_weights(model: torch.nn.Module, path: str, hint: str = "", of_a_run: str = "") -> None:
     """Load the weights of a checkpoint, its moving average if it has one that counts, as they are.
 
     Args:
         model: Model that they are for.
         path: The checkpoint.
         hint: Added to the message where they do not fit.
+        of_a_run: Added to the log line where the file holds an optimizer, too.
 
     Raises:
         UserError: The file cannot be read or is not for this model; the message names it.
@@ -307,18 +308,20 @@ def load_weights(model: torch.nn.Module, path: str, hint: str = "") -> None:
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         message = f"{path} does not fit the model: {fit(weights, own)}{hint}; {reason(error)}"
         raise UserError(message) from error
-    unused = " Its optimizer is not used: --resume would go on with that run." if "optimizer" in checkpoint else ""
-    _logger.info(f"Loaded weights from {path}.{unused}")
+    _logger.info(f"Loaded weights from {path}.{of_a_run if 'optimizer' in checkpoint else ''}")
 
 
 def weights_of(checkpoint: dict) -> dict[str, torch.Tensor]:
-    """Return the model's weights in a checkpoint: the moving average where there is one that counts."""
+    """Return the model's weights in a checkpoint: the moving average where there is one that counts.
+
+    Without the batch norms of augmented splits (`--split-bn`), which are for training alone.
+    """
     names = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "backbone")
     names = names if checkpoint.get("ema_counts", True) else names[2:]
     state = checkpoint
     while inner := next((state[name] for name in names if isinstance(state.get(name), dict)), None):
         state = inner
-    return clean_state_dict(state)
+    return {name: value for name, value in clean_state_dict(state).items() if ".aux_bn." not in name}
 
 
 def unwrap_names(weights: dict[str, Any], own: Container[str]) -> dict[str, Any]:

@@ -155,6 +155,12 @@ def check_head(args: Arguments, classes: Classes | None, model_classes: int) -> 
     Raises:
         ConfigError: It was given, or is too small.
     """
+    given = args.num_classes is not None or "num_classes" in args.model_kwargs
+    if classes is None and not given and not args.eval and is_primary(args):
+        _logger.warning(
+            f"--num-classes is not given, and {args.dataset} does not name its classes: the model has its own "
+            f"number, {model_classes}."
+        )
     if classes is None or len(classes) == model_classes:
         return classes
     data = f"{args.dataset or args.data_dir} has {len(classes)} classes"

@@ -19,6 +19,7 @@ import yaml
 from PIL import ImageMode
 
 import hyena_vision
+from hyena_vision.data import IMAGE_MODES
 from hyena_vision.training import arguments
 from hyena_vision.training.arguments import Arguments, KeyValues, Parser, create_parser, literal, nearest
 from hyena_vision.training.checkpoint_files import find_weights, has_checkpoints, read_checkpoint, read_exported
@@ -314,7 +315,7 @@ def _check_channels(args: argparse.Namespace, stop: Callable[[str, str], NoRetur
     name = "in-chans" if args.in_chans else "input-size"
     channels = args.in_chans or (args.input_size[0] if args.input_size else args.model_kwargs.get("in_chans", 3))
     if not args.input_img_mode:
-        if channels not in (1, 3, 4):
+        if channels not in IMAGE_MODES:
             stop(name, f"expected 1, 3 or 4 channels, got {channels}; other images need their --input-img-mode")
         return
     try:
@@ -404,6 +405,8 @@ def _check_training(args: argparse.Namespace, stop: Callable[[str, str], NoRetur
 
     if args.class_weights and (args.bce_loss or args.jsd_loss):
         stop("class-weights", f"is for softmax cross entropy, got --{'bce' if args.bce_loss else 'jsd'}-loss")
+    if args.class_weights and args.balanced_sampler:
+        stop("class-weights", "makes up for unequal classes, and so does --balanced-sampler; expected one of them")
     if args.balanced_sampler and (args.aug_repeats or sizes):
         stop("balanced-sampler", "draws the images itself, expected no --aug-repeats and no --train-img-sizes")
 

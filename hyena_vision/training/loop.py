@@ -234,7 +234,7 @@ def validate_all(run: Run, model: torch.nn.Module, loader: Iterable | None, upda
     """Return the metrics of what the run has to show after so many updates: the moving average where there is one.
 
     One that still holds more than a tenth of the initial weights counts only where it is better than the model itself.
-    An average that is not on the device is not validated.
+    An average that is not on the device is not validated, so it does not count.
 
     Args:
         run: The parts of the run; `parts.ema_counts` is set.
@@ -251,7 +251,10 @@ def validate_all(run: Run, model: torch.nn.Module, loader: Iterable | None, upda
     if loader is None:
         return {}
     metrics, predictions = validate(run, model, loader), run.predictions
-    if not args.model_ema or args.model_ema_force_cpu:
+    if not args.model_ema:
+        return metrics
+    if args.model_ema_force_cpu:
+        parts.ema_counts = False  # the metrics are of the model itself
         return metrics
     share_batch_norms(args, parts.task.get_trainable_module(ema=True))
     averaged = validate(run, parts.task.get_eval_model(ema=True), loader, " (EMA)")

@@ -43,9 +43,10 @@ def create_model(args: Arguments) -> torch.nn.Module:
     if args.eval or "img_size" not in args.model_kwargs:
         _resize(args, model, args.img_size, args.input_size)
     if args.initial_checkpoint:
-        load_weights(model, args.initial_checkpoint, " (--pretrained-path adapts head, grid and channels)")
+        of_a_run = " Its optimizer is not used: --resume would go on with that run."
+        load_weights(model, args.initial_checkpoint, " (--pretrained-path adapts head, grid and channels)", of_a_run)
     with torch.no_grad():
-        for layer in _last_layers(model):
+        for layer in [] if args.eval else _last_layers(model):
             if args.head_init_scale is not None:
                 layer.weight.mul_(args.head_init_scale)
                 layer.bias.mul_(args.head_init_scale)

@@ -219,9 +219,12 @@ class Recorder:
 
     def _write_report(self, rows: list[dict[str, float]], described: Described) -> None:
         path = os.path.join(self.folder, "predictions.csv")
-        predictions = read_predictions(path) if os.path.exists(path) else []
+        try:
+            predictions = read_predictions(path)
+        except UserError:
+            predictions = []
         best = next(row for row in rows if row["epoch"] == self.saver.best_epoch)
-        # Of an earlier version, or killed between writing a checkpoint and its predictions
+        # Of an earlier version or another program, or killed between writing a checkpoint and its predictions
         if not predictions or abs(accuracy_of(predictions) - best["eval_top1"]) > 1e-3:
             _logger.warning(f"{path} is not of the best epoch, so there is no report: make one with --eval --output.")
             return

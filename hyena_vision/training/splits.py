@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import torch
 from timm.utils import is_primary
 
-from hyena_vision.data import DataError, FolderReader, create_dataset, find_split
+from hyena_vision.data import IMAGE_MODES, DataError, FolderReader, create_dataset, find_split
 from hyena_vision.data.folder import SPLIT_NAMES
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.classes import NOTHING_KNOWN, Classes, Known, classes_of, listed, match_labels
-from hyena_vision.training.errors import ConfigError, one_line
+from hyena_vision.training.errors import ConfigError, UserError, one_line
 from hyena_vision.training.model import in_chans
+from hyena_vision.training.predictions import read_predictions
 
 _logger = logging.getLogger("train")
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _STREAMS = ("hfids/", "tfds/", "wds/")
 
 
@@ -83,6 +83,9 @@ def create_datasets(args: Arguments, known: Known = NOTHING_KNOWN, train: bool =
             _logger.warning(f"{known.source} does not name its classes: labels go by their order, {listed(classes)}.")
     if is_primary(args):
         _warn_of_overlap(training, validation)
+        _warn_of_splits_as_classes(training)
+        if held_out is not None and known.source:
+            _warn_of_moved_images(args, known.source, validation)
     return Datasets(training, validation, classes)
 
 
@@ -178,7 +181,7 @@ def _open(args: Arguments, kind: str, divided: str | None):
             class_map=args.class_map,
             download=args.dataset_download,
             batch_size=args.batch_size,
-            input_img_mode=args.input_img_mode or _MODES[in_chans(args)],
+            input_img_mode=args.input_img_mode or IMAGE_MODES[in_chans(args)],
             input_key=args.input_key,
             target_key=args.target_key,
             trust_remote_code=args.dataset_trust_remote_code,
@@ -232,6 +235,47 @@ def _described(dataset: Any, name: str, split: str) -> str:
     return (
         f"{reader.root}{''.join(part[1:])}: {images} of {len(counts)} classes ({', '.join(shown)}){reader.left_out()}"
     )
+
+
+def _warn_of_splits_as_classes(training: Any) -> None:
+    """Warn where all classes have the same folders in them: they may be splits, such as `Training` and `Testing`."""
+    reader = getattr(training, "reader", None)
+    if not isinstance(reader, FolderReader):
+        return
+    inside: dict[str, set[str]] = {}
+    for path, _ in reader.samples:
+        first, *folders, _ = os.path.relpath(path, reader.root).split(os.sep)
+        if not folders:
+            return
+        inside.setdefault(first, set()).add(folders[0])
+    folders = next(iter(inside.values()))
+    if len(folders) > 1 and all(other == folders for other in inside.values()):
+        _logger.warning(
+            f"Each of {listed(inside)} has the same folders: {listed(sorted(folders))}. If these are the classes, name "
+            f"the splits: --train-split {max(inside)} --val-split {min(inside)} --val-fraction 0."
+        )
+
+
+def _warn_of_moved_images(args: Arguments, checkpoint: str, validation: Any) -> None:
+    """Warn where `--val-fraction` holds out others than in the run of a checkpoint, as images were added since.
+
+    Args:
+        args: Arguments of the run.
+        checkpoint: Its path; the run's predictions.csv lies beside it, unless it was copied alone.
+        validation: What is held out now.
+    """
+    path = os.path.join(os.path.dirname(checkpoint), "predictions.csv")
+    try:
+        before = {row.file for row in read_predictions(path)}
+    except UserError:  # missing, or a file of another program
+        return
+    files = set(validation.filenames())
+    others = files - before if args.on_bad_image == "stop" else set()  # what was skipped is in no prediction
+    if 0 < len(others) < len(files):  # else the same, or other data
+        _logger.warning(
+            f"--val-fraction {args.val_fraction} holds out {len(others)} images of {len(files)} that were not held out "
+            f"when {path} was written: the data have changed, and the model may have been trained on them."
+        )
 
 
 def _warn_of_overlap(training: Any, validation: Any) -> None:

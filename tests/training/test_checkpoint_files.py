@@ -1,5 +1,6 @@
 """Checkpoint files: what a crash, a full disk, a bad sector or an attacker can do to them."""
 
+import copy
 import errno
 import os
 import random
@@ -297,6 +298,16 @@ def test_what_would_run_code_is_refused(tmp_path):
 def test_foreign_safetensors_have_no_checksum_and_are_read(tmp_path):
     safetensors.torch.save_file({"weight": torch.ones(2)}, tmp_path / "a.safetensors")
     assert torch.equal(read_checkpoint(f"{tmp_path}/a.safetensors")["weight"], torch.ones(2))
+
+
+def test_batch_norms_of_splits_are_not_of_the_model(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    split = timm.layers.convert_splitbn_model(copy.deepcopy(model), 2).eval()
+    torch.save({"state_dict": split.state_dict()}, tmp_path / "split.pth.tar")
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+        load_weights(model, str(tmp_path / "split.pth.tar"))
+        torch.testing.assert_close(model(x := torch.randn(2, 3, 32, 32)), split(x))
 
 
 def test_exported_model_is_read_by_timm(tmp_path):
