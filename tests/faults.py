@@ -60,6 +60,7 @@ MLP = "hyena_vision/layers/mlp.py"
 ATTENTION = "hyena_vision/layers/hyena_attention.py"
 FROM_ATTENTION = "hyena_vision/layers/from_attention.py"
 REPLACE = "hyena_vision/models/replace.py"
+REPLACED = "hyena_vision/models/_replaced.py"
 BLOCKS = "hyena_vision/models/_blocks.py"
 CONVERT = "hyena_vision/layers/convert.py"
 VIT = "hyena_vision/models/hyena_vit.py"
@@ -887,10 +888,10 @@ FAULTS = [
         ("layers/test_hyena_attention.py::test_the_formula",),
     ),
     Fault(
-        "replace: prefix tokens read the image only",
+        "replace: prefix tokens read the values of the next token",
         ATTENTION,
         "self._read(query[:, :count], key, value,",
-        "self._read(query[:, :count], key, 0 * value + value.roll(1, 1),",
+        "self._read(query[:, :count], key, value.roll(1, 1),",
         ("models/test_replace.py::test_each_model",),
     ),
     Fault(
@@ -923,22 +924,22 @@ FAULTS = [
     ),
     Fault(
         "replace: mixers are not told a new grid",
-        REPLACE,
-        "layer.set_grid_size(cast(Any, self).patch_embed.grid_size)",
+        REPLACED,
+        "layer.set_grid_size(self.patch_embed.grid_size)",
         "pass",
         ("models/test_replace.py::test_each_model",),
     ),
     Fault(
         "replace: prefix kernels are decayed",
-        REPLACE,
+        REPLACED,
         '{"*.prefix_kernel"} if',
         '{"*.prefix"} if',
         ("models/test_replace.py::test_filters_are_not_decayed_and_layers_have_their_depth",),
     ),
     Fault(
         "replace: copies carry the old layers",
-        REPLACE,
-        "    def __reduce__(self) -> tuple:\n        return _Originals, ()\n\n\n",
+        REPLACED,
+        "    def __reduce__(self) -> tuple:\n        return Originals, ()\n\n\n",
         "\n\n",
         ("models/test_replace.py::test_copies_have_no_original_layers_and_say_so",),
     ),
@@ -964,10 +965,17 @@ FAULTS = [
         ("models/test_replace.py::test_each_model",),
     ),
     Fault(
-        "replace: models of any size are guessed",
+        "replace: the grid of a call is turned",
+        REPLACED,
+        "(x.shape[1], x.shape[2]), None",
+        "(x.shape[2], x.shape[1]), None",
+        ("models/test_replace.py::test_any_size_where_the_model_takes_any",),
+    ),
+    Fault(
+        "replace: models that check no size are taken",
         REPLACE,
-        'getattr(vit, "dynamic_img_size", False) or not',
-        "False and not",
+        'not getattr(embed, "strict_img_size", False)',
+        "False",
         ("models/test_replace.py::test_refusals_change_nothing",),
     ),
     Fault(

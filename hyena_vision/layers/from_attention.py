@@ -39,7 +39,7 @@ def why_not_hyena(attention: Any) -> str | None:
 def hyena_from_attention(
     attention: Any,
     layer: type[HyenaAttention],
-    grid_size: Sequence[int],
+    grid_size: Sequence[int] | None,
     num_prefix_tokens: int,
     **mixer_kwargs: Any,
 ) -> HyenaAttention:
@@ -51,7 +51,7 @@ def hyena_from_attention(
     Args:
         attention: That `why_not_hyena` has nothing against.
         layer: `HyenaAttention1d`, `HyenaAttention2d` or a subclass.
-        grid_size: Tokens (H, W) of the image.
+        grid_size: Tokens (H, W) of the image; None if each call brings its own.
         num_prefix_tokens: Tokens that come before those of the image.
         **mixer_kwargs: As for the layer.
 

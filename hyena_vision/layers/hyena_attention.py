@@ -33,7 +33,7 @@ class HyenaAttention(_Hyena):
         dim: int,
         num_heads: int = 8,
         *,
-        grid_size: int | Sequence[int],
+        grid_size: int | Sequence[int] | None,
         num_prefix_tokens: int = 0,
         qk_norm: bool = False,
         scale_norm: bool = False,
@@ -51,7 +51,7 @@ class HyenaAttention(_Hyena):
         Args:
             dim: Channels, C.
             num_heads: Heads of the prefix tokens' attention.
-            grid_size: Tokens (H, W) of the image, or one number for both.
+            grid_size: Tokens (H, W) of the image, or one number for both; None if each call brings its own.
             num_prefix_tokens: Tokens P that come before those of the image.
             qk_norm: Whether queries and keys of the prefix tokens' attention are normalised per head.
             scale_norm: Whether the input of the output projection is normalised, as with `out_norm`.
@@ -68,7 +68,6 @@ class HyenaAttention(_Hyena):
         Raises:
             ValueError: An argument is out of its range.
         """
-        height, width = to_2tuple(grid_size)
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads must divide dim={dim}, got {num_heads}")
         if num_prefix_tokens < 0:
@@ -76,11 +75,13 @@ class HyenaAttention(_Hyena):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         norm_layer = "rmsnorm" if norm_layer is None else norm_layer
         mixer_kwargs["out_norm"] = scale_norm or mixer_kwargs.get("out_norm", False)
-        base = to_2tuple(base_grid or (height, width))
-        super().__init__(dim, norm_layer=norm_layer, base_grid=base, **mixer_kwargs, **dd)
+        base = grid_size if base_grid is None else base_grid
+        if base is None:
+            raise ValueError("base_grid must be given where grid_size is None, got None")
+        super().__init__(dim, norm_layer=norm_layer, base_grid=to_2tuple(base), **mixer_kwargs, **dd)
         self.num_heads = num_heads
         self.num_prefix_tokens = num_prefix_tokens
-        self.grid_size = (height, width)
+        self.set_grid_size(grid_size)
         self.rotate_half = rotate_half
         qk_norm = qk_norm and num_prefix_tokens > 0
         head_norm = named_layer(get_norm_layer, "norm_layer", norm_layer) if qk_norm else nn.Identity
@@ -106,10 +107,9 @@ class HyenaAttention(_Hyena):
         if self.class_bias is not None:
             nn.init.zeros_(self.class_bias)
 
-    def set_grid_size(self, grid_size: int | Sequence[int]) -> None:
+    def set_grid_size(self, grid_size: int | Sequence[int] | None) -> None:
         """Take images of another number of tokens (H, W) from now on; no weight changes."""
-        height, width = to_2tuple(grid_size)
-        self.grid_size = (height, width)
+        self.grid_size: tuple[int, int] | None = None if grid_size is None else to_2tuple(grid_size)
 
     # What timm's BEiT calls when its input size changes
     set_window_size = set_grid_size
@@ -123,7 +123,7 @@ class HyenaAttention(_Hyena):
         self,
         x: Tensor,
         rope: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        attn_mask: tuple[int, int] | None = None,
         is_causal: bool = False,
         shared_rel_pos_bias: Tensor | None = None,
     ) -> Tensor:
@@ -132,7 +132,8 @@ class HyenaAttention(_Hyena):
         Args:
             x: Prefix tokens, then the image's in raster order.
             rope: Rotary embedding of the image's tokens, for the keys that prefix tokens read.
-            attn_mask: None.
+            attn_mask: None, or the grid (H, W) of these images: of what timm's blocks hand on to attention, this is
+                what Hyena needs instead of a mask.
             is_causal: False.
             shared_rel_pos_bias: (heads, P + H W, P + H W), for the prefix tokens' attention.
 
@@ -140,12 +141,15 @@ class HyenaAttention(_Hyena):
             Tokens of the same shape.
 
         Raises:
-            ValueError: There is a mask, or another number of tokens.
+            ValueError: There is a mask, no grid, or another number of tokens.
         """
         refuse_jit_tracing()
-        if attn_mask is not None or is_causal:
+        grid, count = self.grid_size if attn_mask is None else attn_mask, self.num_prefix_tokens
+        if is_causal or not isinstance(grid, tuple | None):
             raise ValueError("Hyena takes no mask: attn_mask must be None and is_causal False, got a mask")
-        (height, width), count = self.grid_size, self.num_prefix_tokens
+        if grid is None:
+            raise ValueError("the grid must be known, got tokens without one: call the model, which hands it to blocks")
+        height, width = grid
         if x.ndim != 3 or x.shape[1] != count + height * width or x.shape[2] != self.dim:
             expected = f"(B, {count} + {height} * {width}, {self.dim})"
             raise ValueError(f"x must have shape {expected}, got {tuple(x.shape)}")

@@ -1,8 +1,7 @@
 """Hyena in place of the attention of a model that one has: timm's ViT family.
 
 Blocks of these models hand (B, N, C) to attention, where a grid of 2 x 8 and one of 8 x 2 look alike. So a converted
-model is of a subclass of its class, which tells its mixers the grid whenever its input size is set. Models whose grid
-may change from call to call are refused.
+model is of a subclass of its class, from which mixers get the grid.
 """
 
 import math
@@ -15,77 +14,19 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.beit import Attention as BeitAttention
 from timm.models.beit import Beit
 from timm.models.beit import checkpoint_filter_fn as beit_filter
-from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.eva import checkpoint_filter_fn as eva_filter
-from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import Tensor, nn
 
 from hyena_vision.layers.from_attention import hyena_from_attention, why_not_hyena
 from hyena_vision.layers.hyena_attention import HyenaAttention, hyena_attention_class
 from hyena_vision.models._blocks import chosen_blocks
+from hyena_vision.models._replaced import SUBCLASSES, Originals, Replaced, takes_any_size
 
 ARCHITECTURE = "hyena_replaced"
 
 
-class _Originals:
-    """What a model was before; stays with that object, and is empty in copies and pickles."""
-
-    def __init__(self) -> None:
-        self.type: type[nn.Module] | None = None
-        self.layers: dict[int, nn.Module] = {}  # by number of the block
-        self.frozen: list[nn.Parameter] = []
-
-    def __reduce__(self) -> tuple:
-        return _Originals, ()
-
-
-class _Replaced(nn.Module):
-    """What a model with replaced attention does otherwise than its class."""
-
-    originals: _Originals
-    replacements: list[dict[str, Any]]  # what `replace_attention` was asked for, in order
-    base: str | None  # name of the registered model that this one was
-
-    def set_input_size(self, *args, **kwargs) -> None:
-        """As timm's, and tells the mixers the new grid."""
-        cast(Any, super()).set_input_size(*args, **kwargs)
-        for layer in self.modules():
-            if isinstance(layer, HyenaAttention):
-                layer.set_grid_size(cast(Any, self).patch_embed.grid_size)
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that are not decayed: timm's, and filters, skips and prefix kernels."""
-        mixers = [layer for layer in self.modules() if isinstance(layer, HyenaAttention)]
-        own = {"*.filter.*", "*.skip"} if mixers else set()
-        prefixes = {"*.prefix_kernel"} if any(layer.num_prefix_tokens for layer in mixers) else set()
-        return set(cast(Any, super()).no_weight_decay()) | own | prefixes
-
-
-class ReplacedVisionTransformer(_Replaced, VisionTransformer):
-    """timm's `VisionTransformer` with Hyena in place of attention."""
-
-
-class ReplacedVisionTransformerDistilled(_Replaced, VisionTransformerDistilled):
-    """timm's `VisionTransformerDistilled` with Hyena in place of attention."""
-
-
-class ReplacedBeit(_Replaced, Beit):
-    """timm's `Beit` with Hyena in place of attention."""
-
-
-class ReplacedEva(_Replaced, Eva):
-    """timm's `Eva` with Hyena in place of attention."""
-
-
-# Exact types: what a subclass does with tokens between blocks is its own
-_SUBCLASSES: dict[type[nn.Module], type[_Replaced]] = {
-    VisionTransformer: ReplacedVisionTransformer,
-    VisionTransformerDistilled: ReplacedVisionTransformerDistilled,
-    Beit: ReplacedBeit,
-    Eva: ReplacedEva,
-}
 _REASONS = {
     "SwinTransformer": "attends within windows",
     "SwinTransformerV2": "attends within windows",
@@ -159,7 +100,7 @@ def replace_attention(
 
     Args:
         model: A `VisionTransformer` (also DeiT 3, DINOv2, SigLIP, CLIP), `VisionTransformerDistilled`, `Beit` or `Eva`
-            (also DINOv3 and other models with rotary positions) of timm, with images of one size at a time.
+            (also DINOv3 and other models with rotary positions) of timm.
         mixer: "hyena1d", "hyena2d", or a subclass of `hyena_vision.layers.HyenaAttention1d` or `HyenaAttention2d`.
         blocks: "all"; "every n", for the n-th, the 2n-th and so on; "first f" or "last f", for that share of the depth;
             or indices.
@@ -187,13 +128,11 @@ def replace_attention(
     for index in chosen:
         _check_block(index, vit.blocks[index])
     mixer_kwargs.setdefault("base_grid", list(grid))
-    layers = {
-        index: hyena_from_attention(vit.blocks[index].attn, layer_type, grid, vit.num_prefix_tokens, **mixer_kwargs)
-        for index in chosen
-    }
+    own = (layer_type, None if takes_any_size(model) else grid, vit.num_prefix_tokens)
+    layers = {index: hyena_from_attention(vit.blocks[index].attn, *own, **mixer_kwargs) for index in chosen}
     notes, before = _notes(vit, chosen), _count(model)
     if type(model) is not subclass:
-        vit.originals, vit.replacements = _Originals(), []
+        vit.originals, vit.replacements = Originals(), []
         vit.originals.type = type(model)
         vit.base = getattr(vit, "pretrained_cfg", {}).get("architecture")
         model.__class__ = subclass
@@ -206,13 +145,16 @@ def replace_attention(
     _remember(vit)
     kept = [i for i, block in enumerate(vit.blocks) if not isinstance(getattr(block, "attn", None), HyenaAttention)]
     return ReplaceReport(
-        model=next(cls.__name__ for cls, ours in _SUBCLASSES.items() if ours is subclass),
+        model=next(cls.__name__ for cls, ours in SUBCLASSES.items() if ours is subclass),
         mixer=layer_type.__name__,
         replaced=tuple(f"blocks.{index}.attn" for index in chosen),
         kept=tuple(f"blocks.{index}.attn" for index in kept),
         new_parameters=_drawn(list(layers.values())),
         parameters=(before, _count(model)),
-        flops=(sum(map(_attention_flops, layers.values())), sum(map(_hyena_flops, layers.values()))),
+        flops=(
+            sum(_attention_flops(layer, math.prod(grid)) for layer in layers.values()),
+            sum(_hyena_flops(layer, math.prod(grid)) for layer in layers.values()),
+        ),
         notes=tuple(notes),
         model_args=dict(base=vit.base, replace=vit.replacements),
     )
@@ -238,7 +180,7 @@ def restore_attention(model: nn.Module) -> None:
         >>> type(vit.blocks[0].attn).__name__
         'Attention'
     """
-    if not isinstance(model, _Replaced):
+    if not isinstance(model, Replaced):
         raise ValueError(f"model must be one that replace_attention has changed, got {type(model).__name__}")
     vit, originals = cast(Any, model), model.originals
     if originals.type is None:
@@ -262,26 +204,23 @@ def restore_attention(model: nn.Module) -> None:
     cast(Any, model).__class__ = originals.type
 
 
-def _subclass_of(model: nn.Module) -> type[_Replaced]:
-    if isinstance(model, _Replaced):
+def _subclass_of(model: nn.Module) -> type[Replaced]:
+    if isinstance(model, Replaced):
         return type(model)
-    if type(model) in _SUBCLASSES:
-        return _SUBCLASSES[type(model)]
+    if type(model) in SUBCLASSES:
+        return SUBCLASSES[type(model)]
     name = type(model).__name__
     reason = f", which {_REASONS[name]}" if name in _REASONS else ""
-    raise TypeError(f"model must be one of timm's {', '.join(c.__name__ for c in _SUBCLASSES)}, got {name}{reason}")
+    raise TypeError(f"model must be one of timm's {', '.join(c.__name__ for c in SUBCLASSES)}, got {name}{reason}")
 
 
 def _grid_of(vit: Any) -> tuple[int, int]:
-    """Tokens (H, W) of all images that the model takes."""
+    """Tokens (H, W) of an image of the model's size."""
     if not isinstance(getattr(vit, "patch_drop", None), nn.Identity | None):
         raise ValueError("patch_drop_rate must be 0, got a model that drops patches: what is left has no grid")
     embed = vit.patch_embed
-    if getattr(vit, "dynamic_img_size", False) or not getattr(embed, "strict_img_size", False):
-        raise ValueError(
-            "the model must take images of one size, got dynamic_img_size=True: blocks are not told the grid; make it "
-            "with dynamic_img_size=False, and change the size with set_input_size"
-        )
+    if not takes_any_size(vit) and not getattr(embed, "strict_img_size", False):
+        raise ValueError("patch_embed must check the image size or the model have dynamic_img_size=True, got neither")
     if getattr(embed, "grid_size", None) is None:
         raise ValueError("patch_embed.grid_size must be known, got None: make the model with an img_size")
     height, width = embed.grid_size
@@ -363,13 +302,13 @@ def _drawn(layers: list[HyenaAttention]) -> dict[str, int]:
     return found
 
 
-def _attention_flops(layer: HyenaAttention) -> float:
-    tokens = layer.num_prefix_tokens + math.prod(layer.grid_size)
+def _attention_flops(layer: HyenaAttention, image: int) -> float:
+    tokens = layer.num_prefix_tokens + image
     return 8.0 * tokens * layer.dim**2 + 4.0 * tokens**2 * layer.dim
 
 
-def _hyena_flops(layer: HyenaAttention) -> float:
-    image, dim, signals = math.prod(layer.grid_size), layer.dim, layer.order + 1
+def _hyena_flops(layer: HyenaAttention, image: int) -> float:
+    dim, signals = layer.dim, layer.order + 1
     tokens, padded = layer.num_prefix_tokens + image, image * 2**layer.rank
     projections = 2.0 * (signals + 1) * tokens * dim**2
     short = 2.0 * image * layer.short_filter.weight.numel()

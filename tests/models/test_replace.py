@@ -20,7 +20,7 @@ from torch import nn
 import hyena_vision
 from hyena_vision import replace_attention, restore_attention
 from hyena_vision.layers import HyenaAttention1d, HyenaAttention2d
-from hyena_vision.models.replace import ReplacedVisionTransformer
+from hyena_vision.models._replaced import ReplacedVisionTransformer
 
 TINY = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3)
 FIXED = dict(dynamic_img_size=False)
@@ -356,6 +356,73 @@ def test_compiles_and_exports():
         torch.jit.trace(model, x)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_small_patch14_reg4_dinov2",
+        "deit_tiny_distilled_patch16_224",
+        "vit_small_patch16_dinov3",
+        "vit_small_patch16_rope_mixed_224",
+    ],
+)
+def test_any_size_where_the_model_takes_any(name, tmp_path):
+    """The grid comes with each call: it is that of a model which is made for the size, and no neighbour's."""
+    any_size = small(name, dynamic_img_size=True)
+    report = replace_attention(any_size, blocks=[1], **MIXER)
+    assert any_size.blocks[1].attn.grid_size is None and any_size.blocks[1].attn.filter.base_size == (4, 4)
+    for size in ((16, 64), (64, 16), (32, 32), (40, 24)):
+        x = images(*size)
+        fixed = small(name, dynamic_img_size=False)
+        replace_attention(fixed, blocks=[1], **MIXER)
+        fixed.load_state_dict(any_size.state_dict())
+        fixed.set_input_size(img_size=size)
+        torch.testing.assert_close(any_size(x), fixed(x), rtol=1e-4, atol=1e-4)
+        for norm in (False, True):
+            arguments = dict(norm=norm, return_prefix_tokens=True, indices=[1])
+            ours, theirs = (model.forward_intermediates(x, **arguments) for model in (any_size, fixed))
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        arguments = dict(indices=[0], stop_early=True, intermediates_only=True, output_fmt="NLC")
+        ours, theirs = (model.forward_intermediates(x, **arguments) for model in (any_size, fixed))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="the grid must be known, got tokens without one"):
+        any_size.blocks[1](torch.randn(1, any_size.num_prefix_tokens + 16, 32))
+    for masks in (dict(attn_mask=torch.ones(1)), dict(is_causal=True)):
+        with pytest.raises(ValueError, match="Hyena takes no mask"):
+            any_size.forward_features(x, **masks)
+        with pytest.raises(ValueError, match="Hyena takes no mask"):
+            any_size.forward_intermediates(x, **masks)
+    name = saved(any_size, report, tmp_path, dict(dynamic_img_size=True))
+    loaded = timm.create_model(name, pretrained=True).eval()
+    assert torch.equal(loaded(x), any_size(x))
+    any_size.set_input_size(img_size=48)
+    assert any_size.blocks[1].attn.grid_size is None and any_size(x).isfinite().all()
+    results = []
+    for enable in (False, True):
+        any_size.train().zero_grad()
+        any_size.set_grad_checkpointing(enable)
+        calls = []
+        handle = any_size.blocks[1].norm1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        any_size(x).square().sum().backward()
+        handle.remove()
+        assert len(calls) == 1 + enable
+        results.append([p.grad.clone() for p in any_size.parameters() if p.grad is not None])
+    torch.testing.assert_close(results[0], results[1])
+    restore_attention(any_size)
+    assert any_size(x).shape == ((2, 3))
+
+
+def test_any_size_compiled_and_exported():
+    model = small(depth=1, dynamic_img_size=True)
+    replace_attention(model, **MIXER)
+    x = images(32, 48)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+    height, width = (torch.export.Dim(d, min=2, max=64) for d in ("height", "width"))
+    program = torch.export.export(model, (x,), dynamic_shapes=({2: 8 * height, 3: 8 * width},)).module()
+    x = images(16, 72)
+    torch.testing.assert_close(program(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 def test_kept_kernels_follow_the_grid():
     model = timm.utils.reparameterize_model(converted())
     with torch.no_grad():
@@ -414,6 +481,12 @@ def _without_grid():
     return model
 
 
+def _unchecked():
+    model = small()
+    model.patch_embed.strict_img_size = False
+    return model
+
+
 def _named(name, **kwargs):
     return lambda: timm.create_model(name, device="meta", **kwargs)
 
@@ -430,8 +503,7 @@ def _named(name, **kwargs):
         (_named("hyena2d_vit_tiny"), TypeError, "got HyenaViT$"),
         (_named("vit_tiny_patch16_224", features_only=True), TypeError, "got FeatureGetterNet, which is a wrapper"),
         (lambda: _Own(**TINY), TypeError, "got _Own$"),
-        (lambda: small(dynamic_img_size=True), ValueError, "images of one size, got dynamic_img_size=True"),
-        (lambda: small("vit_small_patch16_dinov3", dynamic_img_size=True), ValueError, "got dynamic_img_size=True"),
+        (_unchecked, ValueError, "must check the image size or the model have dynamic_img_size=True, got neither"),
         (lambda: small(patch_drop_rate=0.5), ValueError, "patch_drop_rate must be 0"),
         (lambda: small("eva02_tiny_patch14_224", patch_drop_rate=0.5), ValueError, "patch_drop_rate must be 0"),
         (_without_grid, ValueError, "patch_embed.grid_size must be known, got None"),
