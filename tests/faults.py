@@ -904,7 +904,7 @@ FAULTS = [
     Fault(
         "replace: masks are ignored",
         ATTENTION,
-        "if attn_mask is not None or is_causal:",
+        "if is_causal or not isinstance(grid, tuple | None):",
         "if is_causal:",
         ("layers/test_hyena_attention.py::test_masks_are_refused",),
     ),

@@ -158,7 +158,7 @@ class HyenaAttention(_Hyena):
         y = self.mix(signals[:, count:].unflatten(1, (height, width)), cond).flatten(1, 2)
         if self.prefix_kernel is not None:
             query, *_, key, value = signals.chunk(self.order + 1, dim=-1)
-            told = (self.prefix_kernel * key[:, :count] * value[:, :count]).sum(1, keepdim=True)
+            told = (self.prefix_kernel * key[:, :count] * value[:, :count]).sum(1, keepdim=True).to(query.dtype)
             y = y + query[:, count:] * told
             y = torch.cat([self._read(query[:, :count], key, value, rope, shared_rel_pos_bias).to(y.dtype), y], dim=1)
         return self.proj_drop(self.proj(self.out_norm(y)))

@@ -282,7 +282,8 @@ def _remember(vit: Any) -> None:
     """Note for timm how the model is made again."""
     if vit.base is not None:
         vit.pretrained_cfg = vit.default_cfg = dict(vit.pretrained_cfg, architecture=ARCHITECTURE)
-        vit._model_args = dict(getattr(vit, "_model_args", {}), base=vit.base, replace=vit.replacements)
+        if hasattr(vit, "_model_args"):  # timm before 1.0.31 keeps none
+            vit._model_args = dict(vit._model_args, base=vit.base, replace=vit.replacements)
 
 
 def _count(model: nn.Module) -> int:
