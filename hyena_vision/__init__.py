@@ -9,6 +9,7 @@ Importing the package registers its models:
 """
 
 from hyena_vision import models as models
+from hyena_vision.models import replace_attention, restore_attention
 from hyena_vision.version import __version__
 
-__all__ = ["__version__", "models"]
+__all__ = ["__version__", "models", "replace_attention", "restore_attention"]

@@ -57,6 +57,11 @@ FILTER = "hyena_vision/layers/implicit_filter.py"
 KEPT = "hyena_vision/layers/kept_kernels.py"
 UNTOUCHED = "hyena_vision/layers/untouched.py"
 MLP = "hyena_vision/layers/mlp.py"
+ATTENTION = "hyena_vision/layers/hyena_attention.py"
+FROM_ATTENTION = "hyena_vision/layers/from_attention.py"
+REPLACE = "hyena_vision/models/replace.py"
+REPLACED = "hyena_vision/models/_replaced.py"
+BLOCKS = "hyena_vision/models/_blocks.py"
 CONVERT = "hyena_vision/layers/convert.py"
 VIT = "hyena_vision/models/hyena_vit.py"
 WEIGHTS = "hyena_vision/models/hyena_former_weights.py"
@@ -874,6 +879,118 @@ FAULTS = [
         "label_smoothing=args.smoothing,",
         "label_smoothing=2 * args.smoothing,",
         ("training/test_pipeline.py::test_mixed_targets_are_smoothed_once",),
+    ),
+    Fault(
+        "replace: the image reads the first prefix token only",
+        ATTENTION,
+        "key[:, :count] * value[:, :count]",
+        "key[:, :1] * value[:, :1]",
+        ("layers/test_hyena_attention.py::test_the_formula",),
+    ),
+    Fault(
+        "replace: prefix tokens read the values of the next token",
+        ATTENTION,
+        "self._read(query[:, :count], key, value,",
+        "self._read(query[:, :count], key, value.roll(1, 1),",
+        ("models/test_replace.py::test_each_model",),
+    ),
+    Fault(
+        "replace: keys are rotated in the other layout",
+        ATTENTION,
+        "half=self.rotate_half)",
+        "half=not self.rotate_half)",
+        ("models/test_replace.py::test_each_model",),
+    ),
+    Fault(
+        "replace: masks are ignored",
+        ATTENTION,
+        "if is_causal or not isinstance(grid, tuple | None):",
+        "if is_causal:",
+        ("layers/test_hyena_attention.py::test_masks_are_refused",),
+    ),
+    Fault(
+        "replace: BEiT's class token has another bias",
+        FROM_ATTENTION,
+        "table[-1] - table[-3]",
+        "table[-1] - table[-2]",
+        ("models/test_replace.py::test_each_model",),
+    ),
+    Fault(
+        "replace: separate projections lose their biases",
+        FROM_ATTENTION,
+        "torch.cat([zeros if layer.bias is None else layer.bias for layer in layers])",
+        "torch.cat([zeros for layer in layers])",
+        ("models/test_replace.py::test_each_model",),
+    ),
+    Fault(
+        "replace: mixers are not told a new grid",
+        REPLACED,
+        "layer.set_grid_size(self.patch_embed.grid_size)",
+        "pass",
+        ("models/test_replace.py::test_each_model",),
+    ),
+    Fault(
+        "replace: prefix kernels are decayed",
+        REPLACED,
+        '{"*.prefix_kernel"} if',
+        '{"*.prefix"} if',
+        ("models/test_replace.py::test_filters_are_not_decayed_and_layers_have_their_depth",),
+    ),
+    Fault(
+        "replace: copies carry the old layers",
+        REPLACED,
+        "    def __reduce__(self) -> tuple:\n        return Originals, ()\n\n\n",
+        "\n\n",
+        ("models/test_replace.py::test_copies_have_no_original_layers_and_say_so",),
+    ),
+    Fault(
+        "replace: old layers come back in eval mode",
+        REPLACE,
+        ".train(block.attn.training)",
+        ".eval()",
+        ("models/test_replace.py::test_training_in_between_changes_no_original_layer",),
+    ),
+    Fault(
+        "replace: rotary positions that nobody reads wait for gradients",
+        REPLACE,
+        "    _freeze_what_nobody_reads(vit)\n",
+        "",
+        ("models/test_replace.py::test_every_parameter_gets_a_gradient_also_without_prefix_tokens",),
+    ),
+    Fault(
+        "replace: a saved model is said to be its base",
+        REPLACE,
+        "dict(vit.pretrained_cfg, architecture=ARCHITECTURE)",
+        "dict(vit.pretrained_cfg)",
+        ("models/test_replace.py::test_each_model",),
+    ),
+    Fault(
+        "replace: the grid of a call is turned",
+        REPLACED,
+        "(x.shape[1], x.shape[2]), None",
+        "(x.shape[2], x.shape[1]), None",
+        ("models/test_replace.py::test_any_size_where_the_model_takes_any",),
+    ),
+    Fault(
+        "replace: models that check no size are taken",
+        REPLACE,
+        'not getattr(embed, "strict_img_size", False)',
+        "False",
+        ("models/test_replace.py::test_refusals_change_nothing",),
+    ),
+    Fault(
+        "blocks: every second begins with the first",
+        BLOCKS,
+        "range(int(number) - 1, depth",
+        "range(0, depth",
+        ("models/test_hyena_vit.py::test_blocks_with_attention",),
+    ),
+    Fault(
+        "blocks: the last are the first",
+        BLOCKS,
+        'if word == "first" else',
+        "if word else",
+        ("models/test_hyena_vit.py::test_blocks_with_attention",),
     ),
 ]
 

@@ -62,6 +62,15 @@ def named_layer(getter: Callable, argument: str, value: Any) -> Any:
         raise ValueError(f"{argument} must be a class or the name of a layer of timm, got {value!r}") from None
 
 
+def refuse_jit_tracing() -> None:
+    """Raise RuntimeError where torch.jit.trace runs."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace, and torch.onnx.export with dynamo=False, would bind the filters to the size of this "
+            "image without a word: use torch.export.export, or torch.onnx.export with dynamo=True"
+        )
+
+
 class _Hyena(nn.Module):
     """What the 1D and the 2D mixer share: projections, short filter, recurrence."""
 
@@ -278,11 +287,7 @@ class _Hyena(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens (B, H, W, C)."""
-        if torch.jit.is_tracing():
-            raise RuntimeError(
-                "torch.jit.trace, and torch.onnx.export with dynamo=False, would bind the filters to the size of this "
-                "image without a word: use torch.export.export, or torch.onnx.export with dynamo=True"
-            )
+        refuse_jit_tracing()
         if x.ndim != 4 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
         # FiLM: the mean token conditions the kernels

@@ -2,5 +2,6 @@
 
 from hyena_vision.models.hyena_former import HyenaFormer
 from hyena_vision.models.hyena_vit import HyenaViT
+from hyena_vision.models.replace import replace_attention, restore_attention
 
-__all__ = ["HyenaFormer", "HyenaViT"]
+__all__ = ["HyenaFormer", "HyenaViT", "replace_attention", "restore_attention"]
