@@ -2,5 +2,6 @@
 
 from hyena_vision.models.hyena_former import HyenaFormer
 from hyena_vision.models.hyena_vit import HyenaViT
+from hyena_vision.models.hyena_vit_fpn import HyenaViTFPN
 
-__all__ = ["HyenaFormer", "HyenaViT"]
+__all__ = ["HyenaFormer", "HyenaViT", "HyenaViTFPN"]

@@ -43,12 +43,13 @@ def images(*shape, **kwargs):
 
 def test_all_promised_models_are_registered():
     sizes = ["tiny", "small", "base", "large", "tiny_patch8", "small_patch8", "base_patch8"]
-    assert set(NAMES) == {f"hyena{d}_vit_{size}" for d in ("", "2d") for size in sizes} | {"hyena2d_iso_tiny"}
+    plain = {f"hyena{d}_vit_{size}" for d in ("", "2d") for size in sizes} | {"hyena2d_iso_tiny"}
+    assert set(NAMES) == plain | {f"hyena2d_vit_{size}_fpn" for size in sizes[:3]}
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "iso" not in n])
 def test_parameter_count_is_that_of_the_vit(name):
-    size = name.split("_vit_")[1].removesuffix("_patch8")
+    size = name.split("_vit_")[1].removesuffix("_patch8").removesuffix("_fpn")
     ours, vit = (on_meta(n) for n in (name, f"vit_{size}_patch16_224"))
     assert ours.embed_dim == vit.embed_dim and len(ours.blocks) == len(vit.blocks)
     count, expected = (sum(p.numel() for p in m.parameters()) for m in (ours, vit))
