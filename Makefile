@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 RUN := $(shell date +%Y%m%d-%H%M%S)
 OUTPUT ?= output/digits-$(RUN)
 
-.PHONY: help train test faults test-floor test-gpu test-gpu-env gpu-report bench lint clean
+.PHONY: help train test test-interop faults test-floor test-gpu test-gpu-env gpu-report bench lint clean
 
 help:
 	@echo "make train       train Hyena and the attention ViT on real images, print the comparison"
 	@echo "make test        lint and all tests"
 	@echo "make test-floor  the tests with the oldest supported versions (Python 3.10)"
+	@echo "make test-interop  the tests with libraries that take the models as backbones (docs/libraries.md)"
 	@echo "make test-gpu    the tests of the fused kernels, on a GPU"
 	@echo "make gpu-report  all that a GPU has to tell, in parts: PART=1 to 11, PART=\"1 2 3\""
 	@echo "make test-gpu-env  the tests of the fused kernels with the versions of a GPU machine (torch 2.11), without a GPU"
@@ -44,6 +45,11 @@ lint: $(VENV)/.test
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 test: lint
 	$(PYTEST)
+
+# They are skipped where the libraries are missing.
+test-interop: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[interop]"
+	$(PYTEST) tests/tools/test_interop.py
 
 # Before tests are made fewer, and after.
 faults: $(VENV)/.test

@@ -33,8 +33,15 @@ def test_readme(capsys):
 
 def test_models_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = run_blocks("docs/models.md")["model"]
+    names = run_blocks("docs/models.md")
+    model = names["model"]
     assert model.blocks[0].mixer.order == 3 and model.blocks[0].mixer.short_filter.kernel_size == (5, 5)
+    assert [tuple(y.shape) for y in names["maps"]] == [
+        (1, 256, 56, 80),
+        (1, 256, 28, 40),
+        (1, 256, 14, 20),
+        (1, 256, 7, 10),
+    ]
 
 
 def test_hyenapixel_page(tmp_path, monkeypatch):
@@ -68,10 +75,14 @@ def test_training_page(tmp_path, monkeypatch, capsys):
 
 def test_no_page_is_left_out():
     tested = {"README.md", "docs/models.md", "docs/hyenapixel.md", "docs/operators.md", "docs/training.md"}
+    tested.add("docs/libraries.md")  # by tests/tools/test_interop.py, which needs libraries
     assert {page for page, text in PAGES.items() if "```python" in text} == tested
 
 
-@pytest.mark.parametrize("page, module", [("docs/models.md", "hyena_vit"), ("docs/hyenapixel.md", "hyena_former")])
+@pytest.mark.parametrize(
+    "page, module",
+    [("docs/models.md", "hyena_vit"), ("docs/models.md", "hyena_vit_fpn"), ("docs/hyenapixel.md", "hyena_former")],
+)
 def test_table_has_every_model(page, module):
     for name in timm.list_models(module=module):
         count = sum(p.numel() for p in timm.create_model(name, device="meta").parameters())

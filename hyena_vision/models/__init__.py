@@ -2,6 +2,7 @@
 
 from hyena_vision.models.hyena_former import HyenaFormer
 from hyena_vision.models.hyena_vit import HyenaViT
+from hyena_vision.models.hyena_vit_fpn import HyenaViTFPN
 from hyena_vision.models.replace import replace_attention, restore_attention
 
-__all__ = ["HyenaFormer", "HyenaViT", "replace_attention", "restore_attention"]
+__all__ = ["HyenaFormer", "HyenaViT", "HyenaViTFPN", "replace_attention", "restore_attention"]

@@ -1,4 +1,4 @@
-"""What timm keeps about the size of a model's input."""
+"""What timm and libraries above it ask about the size of a model's input and maps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,4 +13,14 @@ except ImportError:
         """Do nothing: timm before 1.0.31 keeps no record of a resize."""
 
 
-__all__ = ["update_model_input_size"]
+def refuse_output_stride(variant: str, kwargs: dict[str, Any]) -> None:
+    """Raise ValueError if the keywords of an entry point ask for dilation in place of downsampling."""
+    stride = kwargs.pop("output_stride", None)
+    if stride is not None:
+        raise ValueError(
+            f"{variant} has the strides that its feature_info says, and no output_stride, got output_stride={stride}; "
+            "take a decoder that needs no dilated encoder, such as UPerNet or FPN"
+        )
+
+
+__all__ = ["refuse_output_stride", "update_model_input_size"]

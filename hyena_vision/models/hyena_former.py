@@ -43,7 +43,7 @@ from torch import Tensor, _assert, nn
 
 from hyena_vision.layers.hyena import MIXERS, Hyena1d
 from hyena_vision.layers.mlp import LeanStarReLU, PartMlp
-from hyena_vision.models._input import update_model_input_size
+from hyena_vision.models._input import refuse_output_stride, update_model_input_size
 from hyena_vision.models.hyena_former_weights import before_load, checkpoint_filter_fn, find_on_hub, grid_side
 
 
@@ -488,6 +488,7 @@ def _positions_1d(features: int, taps: int) -> Tensor:
 
 
 def _create_hyena_former(variant: str, pretrained: bool = False, **kwargs) -> HyenaFormer:
+    refuse_output_stride(variant, kwargs)
     given, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg=given, pretrained_cfg_overlay=overlay)
     if pretrained and cfg.hf_hub_id and not (cfg.source or cfg.file or cfg.state_dict):

@@ -43,7 +43,7 @@ from hyena_vision.layers.implicit_filter import rename_omega
 from hyena_vision.layers.mlp import PartMlp
 from hyena_vision.layers.patch_embed import DynamicPatchEmbed
 from hyena_vision.models._blocks import chosen_blocks
-from hyena_vision.models._input import update_model_input_size
+from hyena_vision.models._input import refuse_output_stride, update_model_input_size
 
 _logger = logging.getLogger(__name__)
 
@@ -389,6 +389,9 @@ _UNUSED_OF_VIT = r"^(cls_token|dist_token|reg_token|mask_token|pos_embed|head_di
 # Of ours: a ViT has nothing that plays their part.
 _FRESH_OF_MIXER = r"\.mixer\.(short_filter|filter|skip|value_norm|gate_norms|out_norm)\b"
 
+# What a pyramid adds, and what may be gone where its maps are all that is used.
+_ABOVE_TRUNK = ("fpn.", "norm.")
+
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HyenaViT) -> dict[str, Tensor]:
     """Fit a checkpoint of this family, or of timm's ViT of the same size, to a model.
@@ -428,15 +431,17 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HyenaViT) -> dict
             fits = given[:, 0].shape == value[:, 0].shape
         if given is not None and fits:
             fitted[key] = given
-        elif key.startswith("head.") or (
-            is_vit and (re.search(_FRESH_OF_MIXER, key) or _is_optional(key, model, given))
+        elif (
+            key.startswith("head.")
+            or (given is None and hasattr(model, "fpn") and key.startswith(_ABOVE_TRUNK))
+            or (is_vit and (re.search(_FRESH_OF_MIXER, key) or _is_optional(key, model, given)))
         ):
             fitted[key] = value
             fresh.append(key)
         else:
             raise ValueError(_misfit(key, value, given))
     unused = [key for key in renamed if key not in own]
-    strangers = [key for key in unused if not key.startswith("head")]
+    strangers = [key for key in unused if not key.startswith(("head", "fpn."))]
     if is_vit:
         strangers = [key for key in strangers if not re.search(_UNUSED_OF_VIT, key)]
     if strangers:
@@ -466,11 +471,13 @@ def _misfit(key: str, expected: Tensor, given: Tensor | None) -> str:
 
 
 def _summarise(keys: list[str]) -> str:
-    """Names with block numbers replaced by a star, each once."""
-    return ", ".join(dict.fromkeys(re.sub(r"^blocks\.\d+\.", "blocks.*.", key) for key in keys)) or "nothing"
+    """Names with block numbers, or all of a pyramid, replaced by a star, each once."""
+    short = (re.sub(r"^fpn\..*", "fpn.*", re.sub(r"^blocks\.\d+\.", "blocks.*.", key)) for key in keys)
+    return ", ".join(dict.fromkeys(short)) or "nothing"
 
 
 def _create_hyena_vit(variant: str, pretrained: bool = False, **kwargs) -> HyenaViT:
+    refuse_output_stride(variant, kwargs)
     out_indices = kwargs.pop("out_indices", 3)
     return build_model_with_cfg(
         HyenaViT,
