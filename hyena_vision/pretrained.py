@@ -188,13 +188,13 @@ def _load_file(path: str, config: str | None) -> Pretrained:
             return _load_checkpoint(path, checkpoint.get("class_to_idx"))
     if config is None and not os.path.exists(beside):
         raise UserError(f"{path} does not say what model it is of: expected a config.json beside it")
-    architecture, model_args, cfg = read_exported(config := config or beside)
+    architecture, model_args, cfg, reading = read_exported(config := config or beside)
     try:
         model = timm.create_model(architecture, pretrained_cfg=cfg, **model_args)
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
         raise UserError(f"cannot create the model of {config}: {reason(error)}") from error
     load_weights(model, path)
-    return _finish(model, resolve_data_config(model=model), _names_in(cfg), path, _settings_beside(config))
+    return _finish(model, resolve_data_config(model=model), _names_in(cfg), path, _settings_beside(config) | reading)
 
 
 def _load_checkpoint(path: str, class_to_idx: dict[str, int] | None) -> Pretrained:
@@ -212,16 +212,16 @@ def _load_onnx(path: str, config: str) -> Pretrained:
     """Load an exported model, whose sizes go before those of its configuration where it has fixed them."""
     if not os.path.exists(config):
         raise UserError(f"{path} does not say how images are prepared: expected {config}, or another file as config")
-    _, _, cfg = read_exported(config)
+    _, _, cfg, reading = read_exported(config)
     model = OnnxModel(path)
     preprocessing = resolve_data_config(pretrained_cfg=cfg)
     fixed = zip(model.input_size, preprocessing["input_size"], strict=True)
     preprocessing["input_size"] = tuple(given or size for given, size in fixed)
-    return _finish(model, preprocessing, _names_in(cfg), path, _settings_beside(config))
+    return _finish(model, preprocessing, _names_in(cfg), path, _settings_beside(config) | reading)
 
 
 def _settings_beside(config: str) -> dict[str, Any]:
-    """Return the arguments of the run whose config.json it is, which says less; empty where they are not there."""
+    """Return the arguments of the run whose config.json it is, for what older ones do not say; empty without them."""
     path = os.path.join(os.path.dirname(config), "args.yaml")
     if not os.path.isfile(path):
         return {}

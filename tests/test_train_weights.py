@@ -4,8 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from trainer import MODEL, QUICK, assert_equal, expect_error, load, train_imagenet
+
+from hyena_vision import pretrained
+from hyena_vision.training.config import parse_args
 
 FROZEN = ["--opt", "momentum", "--momentum", "0", "--weight-decay", "0", "--lr", "1e-30", "--sched", "none"]
 FROZEN += ["--epochs", "1"]
@@ -72,3 +76,13 @@ def test_an_exported_model_brings_its_settings(trained, images, tmp_path, caplog
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     larger = train_imagenet.main(["--eval", str(tmp_path), "-j", "0", "--device", "cpu", *data, "--img-size", "24"])
     assert larger["img_size"] == [24, 24]
+
+
+def test_an_exported_model_alone_says_how_images_are_read(run, tmp_path):
+    folder = run("hsv", "--input-img-mode", "HSV", "--no-exif", "--epochs", "1")["folder"]
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(f"{folder}/{name}", tmp_path)
+    loaded = pretrained.load(tmp_path)
+    args = parse_args(["--eval", str(tmp_path), "--device", "cpu"])
+    assert (loaded.image_mode, loaded.exif) == (args.input_img_mode, not args.no_exif) == ("HSV", False)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 3

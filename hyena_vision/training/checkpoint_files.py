@@ -350,6 +350,7 @@ def export_model(
     folder: str,
     model_args: dict,
     labels: list[str] | None = None,
+    reading: dict[str, Any] | None = None,
     **cfg,
 ) -> None:
     """Write weights and configuration as `timm.create_model("local-dir:FOLDER")` and the hub read them.
@@ -360,6 +361,7 @@ def export_model(
         folder: Folder of `model.safetensors` and `config.json`.
         model_args: Arguments of the model beside its name.
         labels: Names of its classes by index, or None.
+        reading: How images are read, in what timm's configuration has no word for: `input_img_mode`, `no_exif`.
         **cfg: Entries of its `pretrained_cfg`: input size, mean, std, crop of the images that it was trained on.
 
     Raises:
@@ -373,15 +375,15 @@ def export_model(
     replace_file(os.path.join(folder, "model.safetensors"), safetensors.torch.save(weights, metadata))
     path = os.path.join(folder, "config.json")
     try:
-        config = {"pretrained_cfg": cfg, "label_names": labels}
+        config = {"pretrained_cfg": cfg, "label_names": labels, **(reading or {})}
         save_config_for_hf(model, Path(f"{path}.tmp"), config, model_args or None)
         os.replace(f"{path}.tmp", path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {one_line(error)}") from error
 
 
-def read_exported(path: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Return architecture, arguments and `pretrained_cfg` of a config.json, as timm reads it from the hub.
+def read_exported(path: str) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return architecture, arguments and `pretrained_cfg` of a config.json, and the `reading` of `export_model`.
 
     Raises:
         UserError: It is missing, or no such file.
@@ -391,7 +393,8 @@ def read_exported(path: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
             config = json.load(file)
         cfg = dict(config["pretrained_cfg"])
         cfg |= {key: config[key] for key in ("num_classes", "label_names", "label_descriptions") if config.get(key)}
-        return config["architecture"], dict(config.get("model_args") or {}), cfg
+        reading = {name: config[name] for name in ("input_img_mode", "no_exif") if name in config}
+        return config["architecture"], dict(config.get("model_args") or {}), cfg, reading
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is not the config.json of a model: {one_line(error)}") from error
 

@@ -153,14 +153,14 @@ def _read_trained(parser: Parser, path: str) -> dict[str, Any]:
 
 def _read_exported(path: str) -> dict[str, Any]:
     """Return what config.json of an exported model says, by the names of the arguments."""
-    model, kwargs, data = read_exported(path)
+    model, kwargs, data, reading = read_exported(path)
     of_flags = {name: kwargs.pop(name, None) for name in ("num_classes", "in_chans")}
     classes = of_flags["num_classes"] or data.get("num_classes")
     names = ("input_size", "mean", "std", "interpolation", "crop_pct")
     own = {name: data[name] for name in names if data.get(name) is not None}
     if data.get("crop_mode"):
         own["pretrained_cfg_overlay"] = {"crop_mode": data["crop_mode"]}
-    return {"model": model, "model_kwargs": kwargs, "num_classes": classes, **own}
+    return {"model": model, "model_kwargs": kwargs, "num_classes": classes, **own, **reading}
 
 
 def _beneath(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:

@@ -203,7 +203,11 @@ class Recorder:
             weights = checkpoint_files.weights_of(checkpoint_files.read_checkpoint(best))
             labels = class_names(self.parts.class_to_idx) if self.parts.class_to_idx else None
             config = self.data_config
-            checkpoint_files.export_model(self.model, weights, folder, self.args.model_kwargs, labels, **config)
+            names = ("input_img_mode", "no_exif")
+            reading = {name: getattr(self.args, name) for name in names if getattr(self.args, name)}
+            checkpoint_files.export_model(
+                self.model, weights, folder, self.args.model_kwargs, labels, reading, **config
+            )
             changed = True
         if changed:
             rows = report.read_summary(folder)
