@@ -972,6 +972,13 @@ FAULTS = [
         ("models/test_replace.py::test_any_size_where_the_model_takes_any",),
     ),
     Fault(
+        "replace: a loaded model goes back to attention that was never trained",
+        REPLACE,
+        "        if not base_kwargs:\n",
+        "        if base_kwargs is None:\n",
+        ("models/test_replace.py::test_each_model",),
+    ),
+    Fault(
         "replace: models that check no size are taken",
         REPLACE,
         'not getattr(embed, "strict_img_size", False)',

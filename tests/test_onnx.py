@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-import hyena_vision  # noqa: F401  registers the models
+import hyena_vision
 
 SMALL = dict(img_size=64, embed_dim=24, depth=1, filter_dim=8, num_classes=7)
 BATCH = torch.export.Dim("batch")
@@ -40,3 +40,20 @@ def test_onnxruntime_gives_the_logits_of_torch(name, dynamic, shapes):
         (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         assert expected.std() > 0.3
         numpy.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * min(1, expected.std()))
+
+
+def test_attention_replaced_in_a_model_of_timm():
+    settings = dict(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, num_classes=7)
+    model = timm.create_model("vit_tiny_patch16_224", **settings).eval()
+    hyena_vision.replace_attention(model, filter_dim=8)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+        model.head.weight.mul_(5)
+    x = torch.randn(2, 3, 32, 32)
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    expected = model(x).detach().numpy()
+    assert expected.std() > 0.3
+    numpy.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)

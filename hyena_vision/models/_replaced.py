@@ -102,14 +102,15 @@ class Replaced(nn.Module):
         x = model._pos_embed(x)
         if isinstance(x, tuple):
             x, rope = x
+        if isinstance(getattr(model, "patch_drop", None), nn.Identity):
+            x = model.patch_drop(x)
         x, taken = model.norm_pre(x), []
         for index, block in enumerate(self.blocks[:count]):
-            given: dict[str, Any] = {}
-            if rope is not None:
-                given["rope"] = rope[index] if model.rope_mixed else rope
-            if isinstance(block.attn, HyenaAttention):
-                given["attn_mask"] = grid
-            x = checkpoint(block, x, **given) if model.grad_checkpointing else block(x, **given)
+            mask = grid if isinstance(block.attn, HyenaAttention) else None
+            given: tuple = (mask,)
+            if isinstance(self, Eva):
+                given = (rope[index] if rope is not None and model.rope_mixed else rope, mask)
+            x = checkpoint(block, x, *given) if model.grad_checkpointing else block(x, *given)
             if index in take_indices:
                 taken.append(x)
         return x, taken

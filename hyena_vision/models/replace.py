@@ -137,7 +137,8 @@ def replace_attention(
         vit.base = getattr(vit, "pretrained_cfg", {}).get("architecture")
         model.__class__ = subclass
     for index, layer in layers.items():
-        vit.originals.layers[index] = vit.blocks[index].attn
+        if vit.originals.type is not None:  # a copy has no way back to its class
+            vit.originals.layers[index] = vit.blocks[index].attn
         vit.blocks[index].attn = layer
     name = mixer if isinstance(mixer, str) else layer_type
     vit.replacements = [*vit.replacements, dict(mixer=name, blocks=chosen, **mixer_kwargs)]
@@ -372,6 +373,8 @@ def hyena_replaced(
         model = timm.create_model(base, **base_kwargs, **model_kwargs)
         for arguments in replace:
             replace_attention(model, **arguments)
+        if not base_kwargs:
+            cast(Any, model).originals = Originals()  # layers that were drawn, not trained
         return model
 
     return build_model_with_cfg(

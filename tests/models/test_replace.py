@@ -105,6 +105,8 @@ def test_each_model(name, tmp_path):
     assert converted.isfinite().all() and not torch.allclose(converted, logits)
     loaded = timm.create_model(saved(model, report, tmp_path, MODELS[name]), pretrained=True).eval()
     assert type(loaded) is type(model) and torch.equal(loaded(x), converted)
+    with pytest.raises(ValueError, match="got a copy or a loaded model"):
+        restore_attention(loaded)
     pickled = pickle.loads(pickle.dumps(model))
     assert type(pickled) is type(model) and torch.equal(pickled(x), converted)
 
@@ -297,6 +299,9 @@ def test_registered_model_begins_with_weights_of_its_base(tmp_path):
     for key in ("blocks.0.attn.qkv.weight", "blocks.0.attn.proj.bias", "blocks.1.attn.qkv.weight", "head.weight"):
         assert torch.equal(model.get_parameter(key), source.get_parameter(key)), key
     assert model.pretrained_cfg["architecture"] == "hyena_replaced"
+    restore_attention(model)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+    assert model.pretrained_cfg["architecture"] == "vit_tiny_patch16_224"
     assert timm.data.resolve_model_data_config(model)["mean"] == (0.5, 0.5, 0.5)
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
         timm.create_model(
@@ -550,6 +555,15 @@ def test_wrong_arguments_change_nothing(arguments, error, message):
     with pytest.raises(error, match=message):
         replace_attention(model, **arguments)
     assert type(model) is timm.models.vision_transformer.VisionTransformer
+
+
+def test_a_model_that_timm_has_not_registered():
+    model = timm.models.vision_transformer.VisionTransformer(**TINY).eval()
+    expected = model(images())
+    assert replace_attention(model, **MIXER).model_args["base"] is None
+    assert not torch.equal(model(images()), expected)
+    restore_attention(model)
+    assert torch.equal(model(images()), expected)
 
 
 def test_what_is_replaced_is_not_replaced_again():
