@@ -64,6 +64,7 @@ REPLACED = "hyena_vision/models/_replaced.py"
 BLOCKS = "hyena_vision/models/_blocks.py"
 CONVERT = "hyena_vision/layers/convert.py"
 VIT = "hyena_vision/models/hyena_vit.py"
+VIT_FPN = "hyena_vision/models/hyena_vit_fpn.py"
 WEIGHTS = "hyena_vision/models/hyena_former_weights.py"
 LOOP = "hyena_vision/training/loop.py"
 OPTIM = "hyena_vision/training/optim.py"
@@ -626,6 +627,41 @@ FAULTS = [
         '"hyena2d_vit_base", pretrained, **{**_BASE, **_2D',
         '"hyena2d_vit_base", pretrained, **{**_BASE, **_1D',
         ("models/test_hyena_vit.py",),
+    ),
+    Fault(
+        "fpn: a row of tokens is lost where their number is odd",
+        VIT_FPN,
+        "nn.MaxPool2d(2, ceil_mode=True)",
+        "nn.MaxPool2d(2)",
+        ("models/test_hyena_vit_fpn.py::test_maps_are_those_of_vitdet",),
+    ),
+    Fault(
+        "fpn: the norm that was asked for does not come before the pyramid",
+        VIT_FPN,
+        "indices=1, norm=norm,",
+        "indices=1, norm=False,",
+        ("models/test_hyena_vit_fpn.py::test_pyramid_has_no_part_in_features_and_logits",),
+    ),
+    Fault(
+        "fpn: a classifier has a pyramid that learns nothing",
+        VIT_FPN,
+        'if kwargs.get("features_only"):',
+        'if "features_only" in kwargs or fpn_dim:',
+        ("models/test_hyena_vit_fpn.py::test_classifier_is_a_plain_hyena_vit",),
+    ),
+    Fault(
+        "fpn: maps that nobody takes keep their weights",
+        VIT_FPN,
+        "set(range(len(self.fpn))) - set(take_indices)",
+        "set(range(max(take_indices) + 1, len(self.fpn)))",
+        ("models/test_hyena_vit_fpn.py::test_chosen_maps_need_no_more",),
+    ),
+    Fault(
+        "fpn: weights of a backbone without its norm do not come back",
+        VIT,
+        '_ABOVE_TRUNK = ("fpn.", "norm.")',
+        '_ABOVE_TRUNK = ("fpn.",)',
+        ("models/test_hyena_vit_fpn.py::test_own_weights_come_back_whole",),
     ),
     Fault(
         "former: tokens on a side, of sizes that 4 does not divide",

@@ -79,7 +79,7 @@ def test_other_segmentation_models_run(encoder):
         assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("encoder", [*PLAIN, *PYRAMIDS])
+@pytest.mark.parametrize("encoder", [*PLAIN, "hpx_former_s18"])
 def test_dpt_learns(encoder, batch):
     channels = dict(decoder_intermediate_channels=(8, 8, 8, 8), decoder_fusion_channels=8, decoder_readout="ignore")
     settings = {**PLAIN, **PYRAMIDS}[encoder]
@@ -134,6 +134,7 @@ def test_timm_backbone_learns(name, batch):
 @pytest.mark.parametrize("name", [*PLAIN, *PYRAMIDS])
 def test_timm_wrapper_learns(name, batch):
     settings = {**PLAIN, **PYRAMIDS}[name]
+    settings = dict(depth=2, **settings) if "vit" in name else settings
     config = transformers.TimmWrapperConfig(architecture=name, num_labels=2, model_args=settings)
     model = transformers.TimmWrapperForImageClassification(config)
     assert_learns(model, lambda model: model(batch[0], labels=torch.tensor([0, 1])).loss)
