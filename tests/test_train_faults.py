@@ -169,6 +169,8 @@ def test_an_epoch_is_not_trained_again_for_a_fault_in_its_validation(
             patch.setattr(loop, "validate", lambda *args: {"loss": math.nan, "top1": 1.0, "top5": 1.0})
         else:
             fail_in(patch, "val", 3, FAULTS[fault])
+        # How long a loader waits before it looks whether a worker lives: 5 seconds, of which nothing is to be learnt
+        patch.setattr(torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.5,))
         if fault == "bug":
             with pytest.raises(IndexError):
                 train_imagenet.main(argv)
