@@ -145,7 +145,7 @@ class HyenaAttention(_Hyena):
         """
         refuse_jit_tracing()
         grid, count = self.grid_size if attn_mask is None else attn_mask, self.num_prefix_tokens
-        if is_causal or not isinstance(grid, tuple | None):
+        if is_causal or not (grid is None or isinstance(grid, tuple)):
             raise ValueError("Hyena takes no mask: attn_mask must be None and is_causal False, got a mask")
         if grid is None:
             raise ValueError("the grid must be known, got tokens without one: call the model, which hands it to blocks")

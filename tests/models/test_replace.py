@@ -255,8 +255,9 @@ def test_ways_of_timm_to_look_inside():
     assert model(x).shape == (2, 5)
     model.reset_classifier(0, "")
     assert model(x).shape == (2, 17, 32)
-    traced = timm.layers.create_feature_extractor(converted(), ["head"])
-    torch.testing.assert_close(traced(x)["head"], converted()(x))
+    if KEEPS_ARGUMENTS:  # older timm's own ViT cannot be traced either
+        traced = timm.layers.create_feature_extractor(converted(), ["head"])
+        torch.testing.assert_close(traced(x)["head"], converted()(x))
     pruned = small(depth=3)
     replace_attention(pruned, **MIXER)
     pruned.prune_intermediate_layers([0])

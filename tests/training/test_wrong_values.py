@@ -114,7 +114,7 @@ def test_what_only_several_flags_together_tell(capsys):
         "--drop-block 0.1": ["--drop-block", "0.1", "hyena2d_iso_tiny"],
         "--mean 0.5 0.5": ["--mean", "3 values", "0.5"],
         "--sched step --warmup-epochs 2": ["--warmup-epochs", "2 epochs of warm-up", "--epochs 2"],
-        "--model inception_v3 --model-kwargs --img-size 32": ["--img-size", "(32, 32)", "Kernel size"],
+        "--model inception_v3 --model-kwargs --img-size 32": ["--img-size", "(32, 32)", "refuses images"],
         "--sched wsd": ["--sched", "wsd"],  # its decay is longer than the run
         "--resume /": ["--resume", "folder", "--resume auto"],
     }.items():
