@@ -126,11 +126,13 @@ def _refuse_masks(attn_mask: Any, is_causal: bool) -> None:
         raise ValueError("Hyena takes no mask: attn_mask must be None and is_causal False, got a mask")
 
 
-class ReplacedVisionTransformer(Replaced, VisionTransformer):  # type: ignore[misc]  # options go by name
+# mypy wants both bases to list the same arguments: `Replaced.forward_intermediates` takes the last of timm's as
+# **options, by name, since they differ from class to class and version to version
+class ReplacedVisionTransformer(Replaced, VisionTransformer):  # type: ignore[misc]  # **options, see above
     """timm's `VisionTransformer` with Hyena in place of attention."""
 
 
-class ReplacedVisionTransformerDistilled(Replaced, VisionTransformerDistilled):  # type: ignore[misc]  # options go by name
+class ReplacedVisionTransformerDistilled(Replaced, VisionTransformerDistilled):  # type: ignore[misc]  # **options, see above
     """timm's `VisionTransformerDistilled` with Hyena in place of attention."""
 
 
@@ -138,7 +140,7 @@ class ReplacedBeit(Replaced, Beit):
     """timm's `Beit` with Hyena in place of attention."""
 
 
-class ReplacedEva(Replaced, Eva):  # type: ignore[misc]  # options go by name
+class ReplacedEva(Replaced, Eva):  # type: ignore[misc]  # **options, see above
     """timm's `Eva` with Hyena in place of attention."""
 
 

@@ -194,8 +194,7 @@ class HyenaViT(nn.Module):
 
         self.patch_embed = DynamicPatchEmbed(
             img_size=img_size,
-            # timm writes int, and takes two numbers as well
-            patch_size=patch_size,  # type: ignore[arg-type]
+            patch_size=patch_size,  # type: ignore[arg-type]  # timm writes int, and takes two numbers as well
             in_chans=in_chans,
             embed_dim=embed_dim,
             output_fmt="NHWC",

@@ -49,8 +49,7 @@ class Device(NamedTuple):
 
 def _devices() -> list[Device]:
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    # torch has it, and its stubs do not
-    memory = [p.shared_memory_per_block_optin for p in found]  # type: ignore[attr-defined]
+    memory = [p.shared_memory_per_block_optin for p in found]  # type: ignore[attr-defined]  # not in torch's stubs
     return [Device(10 * p.major + p.minor, bytes_) for p, bytes_ in zip(found, memory, strict=True)]
 
 
