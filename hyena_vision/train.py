@@ -126,14 +126,16 @@ def train(args: Arguments) -> dict:
     task, eval_model = prepare_task(args, model, device, class_weights)
     autocast, loss_scaler = create_autocast(args, device)
     optimizer = create_optimizer(args, unwrap_model(task.get_trainable_module()), lr)
-    eval_metric = args.eval_metric if loaders.eval is not None else "loss"
+    eval_metric = args.eval_metric
+    if loaders.eval is None or args.unlabelled or args.convert_stage == "mixers":
+        eval_metric = "loss"
     updates = math.ceil(len(loaders.train) / args.grad_accum_steps)
     scheduler, num_epochs = create_scheduler(args, optimizer, updates, eval_metric == "loss")
     last_epoch = min(num_epochs, args.stop_epoch or num_epochs)
     parts = run_state.Parts(task, optimizer, loss_scaler, scheduler, class_to_idx=classes)
     epoch, progress = run_state.begin(args, parts, resume_from, resumed)
     start_schedule(args, scheduler, epoch, updates, progress.step, resumed)
-    described = None if datasets.eval is None else describe(datasets.eval, classes)
+    described = None if datasets.eval is None or args.unlabelled else describe(datasets.eval, classes)
     recorder = Recorder(args, parts, model, config, folder, eval_metric)
     _logger.info(
         f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for "
@@ -167,7 +169,8 @@ def train(args: Arguments) -> dict:
             recorder.speeds += [speed] if math.isfinite(speed) else []  # nothing was left of an epoch that was resumed
             report_left_out(args, epoch, progress.skipped, bad_images)
             if is_saved:
-                predictions = run.predictions.predictions(described.names, described.files) if validation else []
+                named = validation and described is not None
+                predictions = run.predictions.predictions(described.names, described.files) if named else []
                 metric = recorder.save_epoch(epoch, training, validation, predictions)
             if scheduler is not None:
                 scheduler.step(epoch + 1, metric)

@@ -46,7 +46,14 @@ class ImageDataset(timm.data.ImageDataset):
         return image, target, *features
 
 
-def create_dataset(name: str, root: str | None = None, split: str = "validation", exif: bool = True, **kwargs: Any):
+def create_dataset(
+    name: str,
+    root: str | None = None,
+    split: str = "validation",
+    exif: bool = True,
+    labelled: bool = True,
+    **kwargs: Any,
+):
     """Create a data set by name.
 
     Args:
@@ -54,6 +61,7 @@ def create_dataset(name: str, root: str | None = None, split: str = "validation"
         root: Folder of the data set; not used by `sklearn/digits`.
         split: Name of the split; of a folder of images also a part of it, `train[:80%]`.
         exif: Whether images are turned as their EXIF data say.
+        labelled: Whether the images of a folder have classes.
         **kwargs: Arguments of `timm.data.create_dataset`.
 
     Returns:
@@ -75,7 +83,7 @@ def create_dataset(name: str, root: str | None = None, split: str = "validation"
         if folder is None or (bracket and kind.startswith("torch/")):
             raise DataError(f"no folder for the split {split + bracket + part!r} in {root}")
         if not kind.startswith("torch/"):
-            reader = FolderReader(folder, kwargs.get("class_map") or "", kwargs.get("input_key"))
+            reader = FolderReader(folder, kwargs.get("class_map") or "", kwargs.get("input_key"), labelled)
             if bracket:
                 reader.slice(bracket + part)
             dataset = ImageDataset(folder, reader=reader, input_img_mode=mode)

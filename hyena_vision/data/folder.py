@@ -44,6 +44,7 @@ class FolderReader(Reader):
         root: Folder of the class folders.
         class_map: File of class names in the order of their indices, as timm reads it; '' numbers the folders.
         input_key: File extensions to read in place of all that Pillow reads, separated by `;`.
+        labelled: Whether images have classes; without, all under the root are read, and have the index 0.
 
     Attributes:
         samples: Path and class index of each image.
@@ -54,15 +55,22 @@ class FolderReader(Reader):
         DataError: Images outside of class folders, a folder that is reached twice by links, or no images.
     """
 
-    def __init__(self, root: str, class_map: str = "", input_key: str | None = None):
+    def __init__(self, root: str, class_map: str = "", input_key: str | None = None, labelled: bool = True):
         super().__init__()
         self.root = root
         self._types = set(input_key.split(";") if input_key else image_extensions())
         self._not_read: Counter[str] = Counter()  # by extension
         self._unmapped: Counter[str] = Counter()  # by class
-        self._hidden, self._empty = 0, []
-        self._seen = {os.path.realpath(root): root}
+        self._hidden, self._empty, self.missing = 0, [], []
+        self._seen: dict[str, str] = {}
+        if not labelled:
+            self.class_to_idx: dict[str, int] = {}
+            self.samples = sorted(((path, 0) for path in self._images(root)), key=lambda sample: natural_key(sample[0]))
+            if not self.samples:
+                raise DataError(f"no images in {root}{self.left_out()}")
+            return
 
+        self._seen[os.path.realpath(root)] = root
         found: dict[str, list[str]] = {}
         beside = []
         for entry in self._list(root):

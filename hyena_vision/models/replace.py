@@ -318,8 +318,16 @@ def _hyena_flops(layer: HyenaAttention, image: int) -> float:
     return projections + short + convolutions + 4.0 * layer.num_prefix_tokens * tokens * dim
 
 
-def _filter(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Fit a checkpoint of a converted model to one of another image size, as timm does for its class."""
+def fit_weights(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Fit weights of a model of timm's ViT family, converted or not, to one of another image size, as timm does.
+
+    Args:
+        state_dict: Weights by name.
+        model: Model that they are for.
+
+    Returns:
+        Weights by the model's names, positions resampled.
+    """
     family = eva_filter if isinstance(model, Eva) else beit_filter if isinstance(model, Beit) else vit_filter
     return family(state_dict, cast(Any, model))
 
@@ -350,7 +358,8 @@ def hyena_replaced(
 
     Args:
         pretrained: Whether weights are loaded: those of the converted model where there is a config of one
-            ("local-dir:", "hf-hub:"), else those of `base`, before attention is replaced.
+            ("local-dir:", "hf-hub:") or `pretrained_cfg_overlay` holds them as `state_dict`, else those of `base`,
+            before attention is replaced.
         base: Name of the registered model.
         replace: Arguments of `replace_attention`, once or several times.
         **kwargs: For `base`.
@@ -365,9 +374,10 @@ def hyena_replaced(
         if found is None:
             raise ValueError(f"base must be the name of a model of timm, got {base!r}")
         config = {**found.to_dict(), **(overlay or {}), "architecture": ARCHITECTURE}
-        if pretrained:
+        converted = any(".attn.short_filter." in name for name in (overlay or {}).get("state_dict", ()))
+        if pretrained and not converted:
             base_kwargs = dict(pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=kwargs.get("cache_dir"))
-        pretrained, overlay = False, None
+        pretrained, overlay = pretrained and converted, None
 
     def build(**model_kwargs: Any) -> nn.Module:
         model = timm.create_model(base, **base_kwargs, **model_kwargs)
@@ -383,7 +393,7 @@ def hyena_replaced(
         pretrained,
         pretrained_cfg=config,
         pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=_filter,
+        pretrained_filter_fn=fit_weights,
         feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
         **kwargs,
     )

@@ -55,6 +55,7 @@ NOT_FROM_CHECKPOINT = {
         "backends",
         "class_to_idx",
         "config",
+        "convert_stage",
         "data",
         "dataset_trust_remote_code",
         "device",
@@ -64,7 +65,16 @@ NOT_FROM_CHECKPOINT = {
         "fsdp",
     ),
     *("initial_checkpoint", "local_rank", "log_tensorboard", "log_wandb", "output", "pretrained", "pretrained_path"),
-    *("resume", "resume_force", "start_epoch", "stop_epoch", "wandb_resume_id", *LEFT_OUT),
+    *(
+        "resume",
+        "resume_force",
+        "start_epoch",
+        "stop_epoch",
+        "teacher_path",
+        "unlabelled",
+        "wandb_resume_id",
+        *LEFT_OUT,
+    ),
 }
 
 
@@ -249,7 +259,7 @@ def create_parser(prog: str = "hyena_vision.train") -> Parser:
     parser = Parser(prog=prog, description="Train an image classifier, the timm way.")
     parser.add_argument("-c", "--config", default="", metavar="FILE", help="YAML file of defaults for these arguments")
     timm = (_dataset, _model, _device, _optimizer, _schedule, _augmentation, _batch_norm, _ema, _misc, _sizes, _naflex)
-    for add_arguments in (*timm, _distillation, _beyond):
+    for add_arguments in (*timm, _distillation, _conversion, _beyond):
         add_arguments(parser)
     return parser
 
@@ -538,6 +548,20 @@ def _distillation(parser: Parser) -> None:
     add("--kd-student-feature-dim", type=positive_int, metavar="N", help="default: the student's")
     add("--kd-teacher-feature-dim", type=positive_int, metavar="N", help="default: the teacher's")
     add("--kd-token-distill-type", default="soft", choices=("soft", "hard"), help="KL divergence or teacher's class")
+
+
+def _conversion(parser: Parser) -> None:
+    add = parser.add_argument_group("Conversion of attention into Hyena").add_argument
+    add("--convert", choices=("hyena1d", "hyena2d"), help="put this mixer in place of attention in --model, a timm ViT")
+    blocks = "blocks with it: all; every N; first or last F, a share of the depth; or indices"
+    add("--convert-blocks", nargs="+", default=["all"], metavar="BLOCK", help=blocks)
+    add("--convert-kwargs", nargs="*", default={}, action=KeyValues, help="key=value arguments of the mixer")
+    stages = "learn from a teacher, --model as it was. mixers: what each attention layer gives; model: what all give"
+    add("--convert-stage", choices=("mixers", "model"), help=stages)
+    add("--teacher-path", metavar="PATH", help="weights of the teacher (default: with --pretrained, timm's)")
+    add("--convert-token-weight", type=natural_float, default=0.5, metavar="W", help="weight of the last tokens' error")
+    add("--convert-layer-weight", type=natural_float, default=0.5, metavar="W", help="weight of the blocks' errors")
+    add("--unlabelled", action="store_true", help="read images without classes, of which a teacher needs none")
 
 
 def _beyond(parser: Parser) -> None:

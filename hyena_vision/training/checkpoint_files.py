@@ -289,7 +289,13 @@ def find_weights(folder: str) -> str:
     raise UserError(f"{folder} is not the folder of a run or a model: it has none of {', '.join(names)}")
 
 
-def load_weights(model: torch.nn.Module, path: str, hint: str = "", of_a_run: str = "") -> None:
+def load_weights(
+    model: torch.nn.Module,
+    path: str,
+    hint: str = "",
+    of_a_run: str = "",
+    adapt: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict,
+) -> None:
     """Load the weights of a checkpoint, its moving average if it has one that counts, as they are.
 
     Args:
@@ -297,6 +303,7 @@ def load_weights(model: torch.nn.Module, path: str, hint: str = "", of_a_run: st
         path: The checkpoint.
         hint: Added to the message where they do not fit.
         of_a_run: Added to the log line where the file holds an optimizer, too.
+        adapt: Makes them fit the model's image size.
 
     Raises:
         UserError: The file cannot be read or is not for this model; the message names it.
@@ -304,7 +311,7 @@ def load_weights(model: torch.nn.Module, path: str, hint: str = "", of_a_run: st
     checkpoint, own = read_checkpoint(path), model.state_dict()
     weights = unwrap_names(weights_of(checkpoint), own)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(adapt(weights))
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         message = f"{path} does not fit the model: {fit(weights, own)}{hint}; {reason(error)}"
         raise UserError(message) from error

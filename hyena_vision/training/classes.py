@@ -56,7 +56,7 @@ def known_classes(args: Arguments, resume_from: str = "", resumed: dict | None =
     """
     if resumed is not None:
         return Known(resumed.get("class_to_idx") or None, resume_from)
-    path = args.eval or args.initial_checkpoint
+    path = args.eval or args.teacher_path or args.initial_checkpoint
     if path.endswith(".safetensors"):
         return Known(exported_classes(os.path.dirname(path)), path)
     if path:

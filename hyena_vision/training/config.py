@@ -297,6 +297,7 @@ def _check(parser: Parser, args: argparse.Namespace) -> None:
     _check_files(args, stop)
     if not args.eval:
         _check_training(args, stop)
+        _check_conversion(args, stop)
         _check_optimization(args, stop)
 
 
@@ -332,7 +333,7 @@ def _check_files(args: argparse.Namespace, stop: Callable[[str, str], NoReturn])
     """Stop at a checkpoint that does not exist; what is in one is looked at when it is read."""
     if args.pretrained and args.data and args.data.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar")):
         stop("pretrained", f"takes no file; the flag for one is --pretrained-path, got {args.data}")
-    for name in ("resume", "initial-checkpoint", "pretrained-path"):
+    for name in ("resume", "initial-checkpoint", "pretrained-path", "teacher-path"):
         path = getattr(args, name.replace("-", "_"))
         if path and os.path.isdir(path):
             hint = " (--resume auto with --experiment takes the newest)" if name == "resume" else ""
@@ -365,6 +366,36 @@ def _check_optimization(args: argparse.Namespace, stop: Callable[[str, str], NoR
             f"expected less than the {min(epochs, args.stop_epoch or epochs)} epochs of the run, "
             f"got {args.start_epoch}",
         )
+
+
+def _check_conversion(args: argparse.Namespace, stop: Callable[[str, str], NoReturn]) -> None:
+    """Stop on flags of a conversion that do not go together, or that would have no effect."""
+    if args.convert is None:
+        for name in ("convert-stage", "convert-kwargs", "convert-blocks"):
+            given = getattr(args, name.replace("-", "_"))
+            if given and given != ["all"]:
+                stop(name, f"needs --convert, got {given} without it")
+    if args.convert_stage is None:
+        for name in ("teacher-path", "unlabelled"):
+            if given := getattr(args, name.replace("-", "_")):
+                stop(name, f"needs --convert-stage, got {given} without it")
+        return
+    if not (args.teacher_path or args.pretrained):
+        stop(
+            "convert-stage",
+            f"{args.convert_stage} needs the teacher's weights: --teacher-path, or --pretrained: timm's",
+        )
+    for name in ("kd-model-name", "fsdp", "bce-loss", "jsd-loss", "class-weights"):
+        if given := getattr(args, name.replace("-", "_")):
+            stop(name, f"does not go with --convert-stage, got {given}")
+    if args.convert_stage == "mixers":
+        for name in ("pretrained-path", "initial-checkpoint", "model-ema", "grad-checkpointing", "task-loss-weight"):
+            if given := getattr(args, name.replace("-", "_")):
+                stop(name, f"is for --convert-stage model: mixers begin with the teacher's weights; got {given}")
+    if args.unlabelled:
+        for name in ("model-ema", "task-loss-weight", "class-map", "balanced-sampler"):
+            if given := getattr(args, name.replace("-", "_")):
+                stop(name, f"needs labels, got --unlabelled and {given}")
 
 
 def _check_training(args: argparse.Namespace, stop: Callable[[str, str], NoReturn]) -> None:

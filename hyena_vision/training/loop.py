@@ -23,6 +23,7 @@ from hyena_vision.data import DataError
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.checkpoint_files import Metric
+from hyena_vision.training.conversion import ConversionTask
 from hyena_vision.training.distributed import any_process, gather_objects, largest_gradient, synchronizes
 from hyena_vision.training.errors import UserError, one_line
 from hyena_vision.training.interrupt import Interrupt, Interrupted
@@ -170,7 +171,13 @@ def train_one_epoch(
     return {"loss": mean.item()}, images / elapsed if images else math.nan
 
 
-def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "") -> dict[str, float]:
+def validate(
+    run: Run,
+    model: torch.nn.Module,
+    loader: Iterable,
+    suffix: str = "",
+    measured: ConversionTask | None = None,
+) -> dict[str, float]:
     """Return loss and accuracy over all images of a loader, counted exactly.
 
     Under distributed training each image counts once: those that the sampler repeats to make the processes even are
@@ -181,9 +188,11 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
         model: Model, not wrapped for distributed training.
         loader: Loader of (images, class indices) in the order of the data set.
         suffix: Added to the log line.
+        measured: Task whose errors by block are wanted, too.
 
     Returns:
-        Mean `loss`, and `top1` and `top5` in percent.
+        Mean `loss`, and `top1` and `top5` in percent; `error_B` of each block B of `measured`. The loss is the mean of
+        these where nothing else is trained, or no image has a label.
 
     Raises:
         UserError: There is no image to count, or a batch cannot be had.
@@ -196,6 +205,8 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
         remaining = len(range(args.rank, len(loader.dataset), args.world_size))
     counts = torch.zeros(3, dtype=torch.int64, device=device)  # images, right at first, right among five
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    blocks = measured.blocks if measured is not None else []
+    error_sum = torch.zeros(1 + len(blocks), dtype=torch.float64, device=device)  # of images, and of their errors
     bar = _bar(loader, f"Validate{suffix}", args)
     # FSDP keeps the buffers of a forward pass for the next one, which may be of training
     with torch.no_grad() if args.fsdp else torch.inference_mode():
@@ -208,6 +219,10 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
             own = int(min(len(target), remaining))
             remaining -= own
             run.predictions.add(output[:own], target[:own])
+            if measured is not None and own:
+                with run.autocast():
+                    errors = measured.block_errors(input[:own])
+                error_sum += own * torch.cat([errors.new_ones(1), errors])
             valid = target[:own] >= 0
             output, target = output[:own][valid].float(), target[:own][valid]
             loss_sum += F.cross_entropy(output, target, reduction="sum").double()
@@ -219,14 +234,20 @@ def validate(run: Run, model: torch.nn.Module, loader: Iterable, suffix: str = "
     if args.distributed:
         torch.distributed.all_reduce(counts)
         torch.distributed.all_reduce(loss_sum)
+        torch.distributed.all_reduce(error_sum)
     run.bad_images.collect(_logger.warning)
     total, top1, top5 = counts.tolist()
-    if total == 0:
+    seen, *errors = error_sum.tolist()
+    if total == 0 and seen == 0:
         raise UserError("the validation set has no image with a class that could be read")
-    metrics = {"loss": loss_sum.item() / total, "top1": 100 * top1 / total, "top5": 100 * top5 / total}
+    metrics = {f"error_{block}": error / seen for block, error in zip(blocks, errors, strict=True)}
+    if measured is not None and (total == 0 or args.convert_stage == "mixers"):
+        metrics = {"loss": sum(metrics.values()) / len(blocks), **metrics}
+    if total:
+        metrics = {"loss": loss_sum.item() / total, "top1": 100 * top1 / total, "top5": 100 * top5 / total} | metrics
     if is_primary(args):
         shown = "  ".join(f"{name}: {value:.3f}" for name, value in metrics.items())
-        _logger.info(f"Validate{suffix}: {shown}  ({total} images)")
+        _logger.info(f"Validate{suffix}: {shown}  ({int(total or seen)} images)")
     return metrics
 
 
@@ -250,7 +271,8 @@ def validate_all(run: Run, model: torch.nn.Module, loader: Iterable | None, upda
     parts.ema_counts = share <= MOST_INITIAL
     if loader is None:
         return {}
-    metrics, predictions = validate(run, model, loader), run.predictions
+    measured = parts.task if isinstance(parts.task, ConversionTask) else None
+    metrics, predictions = validate(run, model, loader, measured=measured), run.predictions
     if not args.model_ema:
         return metrics
     if args.model_ema_force_cpu:
@@ -261,7 +283,7 @@ def validate_all(run: Run, model: torch.nn.Module, loader: Iterable | None, upda
     own, other = (Metric(of[args.eval_metric], of["loss"]) for of in (metrics, averaged))
     parts.ema_counts |= other < own if args.eval_metric == "loss" else other > own
     if parts.ema_counts:
-        return averaged
+        return metrics | averaged
     run.predictions = predictions
     if is_primary(args):
         _logger.info(f"The model itself counts: its average holds {share:.0%} of the initial weights and is no better.")

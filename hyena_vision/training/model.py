@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import timm
@@ -12,8 +13,18 @@ from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from torch import nn
 
-from hyena_vision.training.arguments import Arguments, nearest
-from hyena_vision.training.checkpoint_files import fit, load_weights, read_checkpoint, reason, unwrap_names, weights_of
+from hyena_vision.models import replace_attention
+from hyena_vision.models.replace import fit_weights
+from hyena_vision.training.arguments import Arguments, literal, nearest
+from hyena_vision.training.checkpoint_files import (
+    fit,
+    load_weights,
+    read_checkpoint,
+    read_exported,
+    reason,
+    unwrap_names,
+    weights_of,
+)
 from hyena_vision.training.errors import ConfigError, UserError, one_line
 from hyena_vision.training.freeze import count_parameters, freeze
 
@@ -32,7 +43,9 @@ def create_model(args: Arguments) -> torch.nn.Module:
     """
     if args.fast_norm:
         set_fast_norm()
-    if args.pretrained or args.pretrained_path:
+    if args.convert_stage and not args.eval:
+        model = _create_student(args)
+    elif args.pretrained or args.pretrained_path:
         model = _create_pretrained(args)
     else:
         model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False)
@@ -40,7 +53,7 @@ def create_model(args: Arguments) -> torch.nn.Module:
     if args.eval:
         _resize(args, model, args.trained.get("img_size"), args.trained.get("input_size"))
         load_weights(model, args.eval, f" (--model {args.model}; config.json beside a file of weights says which)")
-    if args.eval or "img_size" not in args.model_kwargs:
+    if args.eval or args.convert or "img_size" not in args.model_kwargs:
         _resize(args, model, args.img_size, args.input_size)
     if args.initial_checkpoint:
         of_a_run = " Its optimizer is not used: --resume would go on with that run."
@@ -58,6 +71,86 @@ def create_model(args: Arguments) -> torch.nn.Module:
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     return model
+
+
+def create_teacher(args: Arguments, num_classes: int | None) -> nn.Module:
+    """Create the model whose attention is replaced, with its weights, for images of the run's size, on the CPU.
+
+    Args:
+        args: Arguments of the run, with `convert_stage`.
+        num_classes: Its classes, which are those of the student; None for the model's own number.
+
+    Raises:
+        UserError: Weights that cannot be read or are of another model, its head included.
+    """
+    args = Arguments(**{**vars(args), "convert": None, "pretrained_path": None, "num_classes": num_classes})
+    if not args.teacher_path:
+        model = _create_pretrained(args)
+        classes = (model.pretrained_cfg or {}).get("num_classes")
+        if classes != model.num_classes:
+            raise UserError(
+                f"the teacher must have the classes of the run: the pretrained weights of {args.model} have {classes}, "
+                f"the run has {model.num_classes}; fine-tune it first, and give that as --teacher-path"
+            )
+    else:
+        model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False)
+    _resize(args, model, args.img_size, args.input_size)
+    if args.teacher_path:
+        hint = f" (a teacher is a --model {args.model} with a head of {model.num_classes} classes)"
+        load_weights(model, args.teacher_path, hint, adapt=partial(fit_weights, model=model))
+    return model.eval()
+
+
+def _create_student(args: Arguments) -> nn.Module:
+    """Create the teacher and put mixers in place of its attention, which stays with the model for the first stage."""
+    with torch.device("meta"):
+        # By the size of images that positions of the filters are relative to; --img-size may be another
+        of_teacher = Arguments(**{**vars(args), "convert": None})
+        grid = _create(of_teacher, dict(args.pretrained_cfg_overlay), pretrained=False).patch_embed.grid_size
+    model = create_teacher(args, args.num_classes)
+    report = replace_attention(model, **{"base_grid": list(grid), **_replacement(args)})
+    _logger.info(report)
+    if args.pretrained_path:
+        _check_stage_before(args, model)
+        hint = f" (it must be of the stage before, {args.convert} in the same blocks)"
+        load_weights(model, args.pretrained_path, hint, adapt=partial(fit_weights, model=model))
+    return model
+
+
+def _check_stage_before(args: Arguments, model: nn.Module) -> None:
+    """Refuse weights of mixers with other settings, which may fit and mean something else (another `base_grid`)."""
+    path = args.pretrained_path
+    config = os.path.join(os.path.dirname(path), "config.json")
+    if not path.endswith(".safetensors"):
+        saved = read_checkpoint(path).get("args")
+        names = ("model", "model_kwargs", "convert", "convert_blocks", "convert_kwargs")
+        own = {name: getattr(args, name) for name in names}
+        saved = saved if isinstance(saved, dict) and saved.get("convert") else own
+    elif os.path.isfile(config):
+        own = model_arguments(args, model)
+        names, saved = ("base", "replace"), read_exported(config)[1]
+    else:
+        return
+    if changed := [f"{name} {saved.get(name)} (now {own[name]})" for name in names if saved.get(name) != own[name]]:
+        raise UserError(
+            f"argument --pretrained-path: {path} was converted with other settings: {', '.join(changed)}; another size "
+            "of images is --img-size"
+        )
+
+
+def _replacement(args: Arguments) -> dict[str, Any]:
+    """Return the arguments of `replace_attention`."""
+    words = [literal(word) for word in args.convert_blocks]
+    blocks = words if all(isinstance(word, int) for word in words) else " ".join(map(str, words))
+    return {"mixer": args.convert, "blocks": blocks, **args.convert_kwargs}
+
+
+def model_arguments(args: Arguments, model: nn.Module) -> dict[str, Any]:
+    """Return the arguments that make the model again, beside the name of its architecture and what flags give."""
+    if not args.convert:
+        return args.model_kwargs
+    size = {"img_size": list(model.patch_embed.img_size)} if "img_size" in args.model_kwargs else {}
+    return {**args.model_kwargs, **size, "base": model.base, "replace": model.replacements}
 
 
 def _create_pretrained(args: Arguments) -> nn.Module:
@@ -118,7 +211,7 @@ def check_model(args: Arguments) -> None:
             model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False).eval()
             if args.eval:
                 _resize(args, model, args.trained.get("img_size"), args.trained.get("input_size"))
-            if args.eval or "img_size" not in args.model_kwargs:
+            if args.eval or args.convert or "img_size" not in args.model_kwargs:
                 _resize(args, model, args.img_size, args.input_size)
             if args.freeze and not args.eval:
                 freeze(model, args.freeze)
@@ -170,10 +263,13 @@ def _create(args: Arguments, overlay: dict[str, Any], pretrained: bool) -> nn.Mo
         "global_pool": ("gp", args.gp),
     }
     kwargs = {name: value for name, (_, value) in given.items()} | args.model_kwargs
+    model = args.model
+    if args.convert:
+        model, kwargs = "hyena_replaced", {"base": args.model, "replace": [_replacement(args)], **kwargs}
     if overlay:
         kwargs["pretrained_cfg_overlay"] = overlay
     try:
-        return timm.create_model(args.model, pretrained=pretrained, **kwargs)
+        return timm.create_model(model, pretrained=pretrained, **kwargs)
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError, OSError) as error:
         if pretrained and not isinstance(error, TypeError):
             source = args.pretrained_path or "its pretrained weights"
@@ -185,11 +281,18 @@ def _create(args: Arguments, overlay: dict[str, Any], pretrained: bool) -> nn.Mo
         named = [flag for name, (flag, value) in given.items() if value is not None and name in text]
         if "PretrainedCfg" in text:
             named.insert(0, "pretrained-cfg-overlay")
+        if args.convert and text.startswith("blocks must"):
+            named.append("convert-blocks")
+        elif args.convert and not any(name in text for name in args.model_kwargs):
+            named.append("convert-kwargs" if any(name in text for name in args.convert_kwargs) else "convert")
         named += ["gp"] if args.gp and (repr(args.gp) in text or args.gp in text) else []
         flag = next((flag for flag in named), "model-kwargs" if args.model_kwargs else "gp" if args.gp else None)
         if flag is None:
             raise
         whole = {"model-kwargs": args.model_kwargs, "pretrained-cfg-overlay": args.pretrained_cfg_overlay}
+        whole |= {
+            name: getattr(args, name.replace("-", "_")) for name in ("convert", "convert-blocks", "convert-kwargs")
+        }
         value = {**dict(given.values()), **whole}[flag]
         raise ConfigError(f"argument --{flag}: model {args.model} refuses its argument {value}: {text}") from error
 

@@ -17,6 +17,7 @@ from hyena_vision.training.errors import UserError
 from hyena_vision.training.freeze import count_parameters
 from hyena_vision.training.html_report import describe_result, write_html_report
 from hyena_vision.training.log import MetricsLog
+from hyena_vision.training.model import model_arguments
 from hyena_vision.training.predictions import (
     Described,
     Prediction,
@@ -205,13 +206,13 @@ class Recorder:
             config = self.data_config
             names = ("input_img_mode", "no_exif")
             reading = {name: getattr(self.args, name) for name in names if getattr(self.args, name)}
-            checkpoint_files.export_model(
-                self.model, weights, folder, self.args.model_kwargs, labels, reading, **config
-            )
+            arguments = model_arguments(self.args, self.model)
+            checkpoint_files.export_model(self.model, weights, folder, arguments, labels, reading, **config)
             changed = True
         if changed:
             rows = report.read_summary(folder)
             report.plot_curves({os.path.basename(self.args.model): rows}, os.path.join(folder, "curves.png"))
+            report.plot_errors(rows, os.path.join(folder, "errors.png"))
             if described is not None:
                 self._write_report(rows, described)
         _logger.info(f"Best {self.eval_metric}: {metric} (epoch {epoch}). Run folder: {folder}")

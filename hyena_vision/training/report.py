@@ -11,9 +11,13 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hyena_vision.training.checkpoint_files import replace_file
 from hyena_vision.training.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _logger = logging.getLogger("train")
 
@@ -87,11 +91,59 @@ def plot_curves(runs: dict[str, list[dict[str, float]]], path: str) -> bool:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+    _save(figure, path)
+    return True
+
+
+def plot_errors(rows: list[dict[str, float]], path: str) -> bool:
+    """Draw the errors of the blocks of a converted model over epochs, one line per block, darker with depth.
+
+    Args:
+        rows: Rows of `summary.csv`.
+        path: PNG file to write.
+
+    Returns:
+        Whether it was written: False where there are no such errors or no matplotlib.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    blocks = block_errors(rows)
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False  # said by `plot_curves`
+    if not blocks:
+        return False
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    colors = colormaps["viridis_r"].resampled(len(blocks) + 1)
+    for place, (block, points) in enumerate(blocks.items()):
+        marker = "o" if len(points) == 1 else None
+        axes.plot(*zip(*points, strict=True), label=f"block {block}", color=colors(place + 1), marker=marker)
+    axes.set(xlabel="epoch", ylabel="error over the teacher's tokens", yscale="log", title="Error of each block")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", ncols=1 + len(blocks) // 13)
+    _save(figure, path)
+    return True
+
+
+def block_errors(rows: list[dict[str, float]]) -> dict[int, list[tuple[float, float]]]:
+    """Return the points (epoch from 1, error) of each block of a converted model, by the number of the block."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith("eval_error_"):
+                found.setdefault(int(name.rpartition("_")[2]), []).append((row["epoch"] + 1, value))
+    return dict(sorted(found.items()))
+
+
+def _save(figure: "Figure", path: str) -> None:
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:
         raise UserError(f"cannot write {path}: {one_line(error)}") from error
-    return True
 
 
 def compare(folders: Sequence[str]) -> str:

@@ -71,7 +71,11 @@ def create_datasets(args: Arguments, known: Known = NOTHING_KNOWN, train: bool =
             f"expected two classes or more, got only {listed(classes)} in {folder}; class folders that lie in it are "
             f"read with --data-dir {os.path.join(folder or '', *classes)}"
         )
-    if classes is not None:
+    if args.unlabelled:
+        classes = known.classes
+        if validation is not None:
+            validation.target_transform = _no_label
+    elif classes is not None:
         source = "the training split"
         if known.classes and (known.fixed or set(known.classes) == set(classes)):
             classes, source = known.classes, known.source
@@ -114,6 +118,10 @@ def _check(args: Arguments, train: bool) -> None:
                 f"argument --val-fraction: expected no slices and no empty split with it, got --train-split "
                 f"{args.train_split!r} --val-split {args.val_split!r}; --val-fraction 0 takes these"
             )
+    if args.unlabelled and not _is_folder(args):
+        raise ConfigError(
+            f"argument --unlabelled: reads folders of images, got {args.dataset or args.data_dir}, which has labels"
+        )
     channels = in_chans(args)
     for flag in ("aa", "grayscale_prob"):
         if channels not in (1, 3) and getattr(args, flag):
@@ -131,6 +139,11 @@ def _check(args: Arguments, train: bool) -> None:
                     f"argument --{flag.replace('_', '-')}: has no effect on {args.dataset or 'a folder of images'}, "
                     f"got {value}; it is for streams ({', '.join(_STREAMS)})"
                 )
+
+
+def _no_label(target: int) -> int:
+    """Return what stands for no label in validation."""
+    return -1
 
 
 def _is_folder(args: Arguments) -> bool:
@@ -186,6 +199,7 @@ def _open(args: Arguments, kind: str, divided: str | None):
             target_key=args.target_key,
             trust_remote_code=args.dataset_trust_remote_code,
             exif=not args.no_exif,
+            labelled=not args.unlabelled,
             **own,
         )
     except (DataError, RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
@@ -226,12 +240,14 @@ def _described(dataset: Any, name: str, split: str) -> str:
     if not isinstance(reader, FolderReader):
         return f"{name or 'a tar file'} {split}: {images}" + (f" of {len(classes)} classes" if classes else "")
     counts = reader.counts()
+    part = split.partition("[")
+    if not counts:
+        return f"{reader.root}{''.join(part[1:])}: {images} without classes{reader.left_out()}"
     shown = [f"{each} {count}" for each, count in counts.items()]
     if len(shown) > 10:
         fewest, most = (choose(counts, key=counts.get) for choose in (min, max))
         span = f", from {fewest} {counts[fewest]} to {most} {counts[most]}" if counts[fewest] < counts[most] else ""
         shown = [*shown[:5], f"{len(shown) - 5} more{span or f' of {counts[most]} each'}"]
-    part = split.partition("[")
     return (
         f"{reader.root}{''.join(part[1:])}: {images} of {len(counts)} classes ({', '.join(shown)}){reader.left_out()}"
     )
@@ -240,7 +256,7 @@ def _described(dataset: Any, name: str, split: str) -> str:
 def _warn_of_splits_as_classes(training: Any) -> None:
     """Warn where all classes have the same folders in them: they may be splits, such as `Training` and `Testing`."""
     reader = getattr(training, "reader", None)
-    if not isinstance(reader, FolderReader):
+    if not isinstance(reader, FolderReader) or not reader.class_to_idx:
         return
     inside: dict[str, set[str]] = {}
     for path, _ in reader.samples:

@@ -1,4 +1,4 @@
-"""What is optimized: classification with the loss that fits the targets, or distillation from a teacher."""
+"""What is optimized: classification with the loss that fits the targets, distillation or conversion by a teacher."""
 
 import torch
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -13,9 +13,10 @@ from torch import nn
 
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.balance import WeightedCrossEntropy
+from hyena_vision.training.conversion import MixerTask, ModelTask
 from hyena_vision.training.distributed import distribute
 from hyena_vision.training.errors import ConfigError, one_line
-from hyena_vision.training.model import place_model
+from hyena_vision.training.model import create_teacher, place_model
 from hyena_vision.training.pipeline import mixup_active
 
 
@@ -58,6 +59,21 @@ def create_task(
     """
     criterion = create_loss(args, class_weights).to(device)
     dtype = getattr(torch, args.model_dtype or "float32")
+    if args.convert_stage == "mixers":
+        return MixerTask(model, device, dtype)
+    if args.convert_stage == "model":
+        return ModelTask(
+            model,
+            create_teacher(args, model.num_classes),
+            criterion,
+            device,
+            dtype,
+            temperature=args.kd_temperature,
+            logit_weight=1.0 if args.distill_loss_weight is None else args.distill_loss_weight,
+            token_weight=args.convert_token_weight,
+            layer_weight=args.convert_layer_weight,
+            task_weight=args.task_loss_weight or 0.0,
+        )
     if args.kd_model_name is None:
         return ClassificationTask(model, criterion, device=device, dtype=dtype, verbose=False)
     common = dict(

@@ -39,6 +39,11 @@ OWN = {
     "model": ("resnet5O", "hyena", "local-dir:/no/such"),
     "pretrained_path": ("/no/such.pth", "/", "x"),
     "initial_checkpoint": ("/no/such.pth", "/", "x"),
+    "teacher_path": ("/no/such.pth", "/", "x"),
+    "convert": ("hyena", "attention", "0"),
+    "convert_blocks": ("some", "first 1.5", "9"),
+    "convert_kwargs": ("nonsense", "order=1", "no_such=1"),
+    "convert_stage": ("0", "all", "mixers"),
     "resume": ("/no/such.pth", "/", "x"),
     "eval": ("/no/such.pth", "/no/such", "x"),
     "freeze": ("nothing", "block.0", "*"),
@@ -69,13 +74,18 @@ OWN = {
     "tta": ("3", "-1", "many"),
     "kd_model_name": ("resnet5O", "vit", "0"),
 }
-FILES = ("pretrained_path", "initial_checkpoint", "resume", "eval")
+FILES = ("pretrained_path", "teacher_path", "initial_checkpoint", "resume", "eval")
+VIT = ["--model", "vit_tiny_patch16_224", "--model-kwargs", "depth=2"]
 BESIDE = {
     "train_size_probs": ["--train-img-sizes", "16", "24"],
     "train_img_sizes": ["--model-kwargs", *MODEL[4:]],
     "input_size": ["--model-kwargs", *MODEL[4:]],
     "img_size": ["--model-kwargs", *MODEL[4:]],
     "resume": ["--experiment", "run"],
+    "teacher_path": ["--convert", "hyena2d", "--convert-stage", "model"],
+    "convert_blocks": ["--convert", "hyena2d", *VIT],
+    "convert_kwargs": ["--convert", "hyena2d", *VIT],
+    "convert_stage": ["--convert", "hyena2d", *VIT],
 }
 
 
