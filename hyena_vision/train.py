@@ -136,7 +136,7 @@ def train(args: Arguments) -> dict:
     epoch, progress = run_state.begin(args, parts, resume_from, resumed)
     start_schedule(args, scheduler, epoch, updates, progress.step, resumed)
     described = None if datasets.eval is None or args.unlabelled else describe(datasets.eval, classes)
-    recorder = Recorder(args, parts, model, config, folder, eval_metric)
+    recorder = Recorder(args, parts, model, config, folder, eval_metric, updates)
     _logger.info(
         f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for "
         f"{last_epoch} of {num_epochs} epochs of {updates} updates on {args.world_size} x {device}."

@@ -41,6 +41,7 @@ class Recorder:
         data_config: timm's data configuration of it.
         folder: Folder of the run; None for one named by time, model and size.
         eval_metric: Metric of the best checkpoint.
+        updates: Of an epoch.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Recorder:
         data_config: dict,
         folder: str | None,
         eval_metric: str,
+        updates: int,
     ):
         self.args, self.parts, self.model, self.data_config = args, parts, model, data_config
-        self.eval_metric = eval_metric
+        self.eval_metric, self.updates = eval_metric, updates
         self.parameters = count_parameters(model)
         self.folder = (folder or default_folder(args, data_config)) if is_primary(args) else None
         self.log: MetricsLog | None = None
@@ -160,6 +162,7 @@ class Recorder:
             self.folder,
             model=self.args.model,
             parameters=self.parameters,
+            updates_per_epoch=self.updates,
             images_per_second=report.images_per_second(self.speeds),
             best_metric=self.saver.best_metric,
             best_epoch=self.saver.best_epoch,
