@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> list[Result]:
         The results.
 
     Raises:
-        UserError: The file is not a study, a run fails, or matplotlib is missing.
+        UserError: The file is not a study, matplotlib is missing, or a run fails: other seeds are trained to their end.
     """
     require_matplotlib()
     study, output = read_study(args.study), Path(args.output)

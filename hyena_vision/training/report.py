@@ -122,7 +122,8 @@ def plot_errors(rows: list[dict[str, float]], path: str) -> bool:
     for place, (block, points) in enumerate(blocks.items()):
         marker = "o" if len(points) == 1 else None
         axes.plot(*zip(*points, strict=True), label=f"block {block}", color=colors(place + 1), marker=marker)
-    axes.set(xlabel="epoch", ylabel="error over the teacher's tokens", yscale="log", title="Error of each block")
+    axes.set(xlabel="epoch", ylabel="relative error", yscale="log", title="Error of each block")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=1 + len(blocks) // 13)
     _save(figure, path)

@@ -30,6 +30,7 @@ def teacher_and_student(name, **kwargs):
     teacher = timm.create_model(name, **{**TINY, **MODELS.get(name, {}), **kwargs}).eval()
     for parameter in teacher.parameters():
         nn.init.normal_(parameter, std=0.2)
+    nn.init.normal_(teacher.head.weight)  # so that the divergence is not the same both ways
     student = copy.deepcopy(teacher)
     replace_attention(student, blocks=[0, 2], filter_dim=8)
     return teacher, student
