@@ -272,7 +272,7 @@ def validate_all(run: Run, model: torch.nn.Module, loader: Iterable | None, upda
     if loader is None:
         return {}
     measured = parts.task if isinstance(parts.task, ConversionTask) else None
-    metrics, predictions = validate(run, model, loader, measured=measured), run.predictions
+    metrics, predictions = validate(run, model, loader, "", measured), run.predictions
     if not args.model_ema:
         return metrics
     if args.model_ema_force_cpu:
