@@ -6,6 +6,7 @@ import shutil
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from trainer import assert_same_run, draw_images, expect_error, load, signal_at, summary, train_imagenet
 
 from hyena_vision import pretrained
@@ -102,6 +103,14 @@ def test_a_higher_resolution(train, teacher, model, images, capsys):
         with pytest.raises(SystemExit):
             train("wrong", *argv, *larger)
         assert "other settings" in (said := capsys.readouterr().err) and "--img-size" in said
+        labels = [*CONVERT, "--pretrained-path", str(model / weights), "--epochs", "1"]
+        with pytest.raises(SystemExit):
+            train("wrong", *labels, *larger)
+        assert "other settings" in capsys.readouterr().err
+    # An exported model is fine-tuned on labels like any other: all but its head is taken
+    tuned, weights = load(train("labels", *labels, "--lr", "1e-12")), load_file(model / "model.safetensors")
+    assert all(torch.allclose(tuned["state_dict"][name], weights[name]) for name in weights if "head" not in name)
+    train("warm", *CONVERT, "--pretrained-path", str(teacher / "model.safetensors"), "--epochs", "1")
 
 
 @pytest.mark.parametrize("stage", ["mixers", "model"])

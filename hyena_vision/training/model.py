@@ -49,6 +49,8 @@ def create_model(args: Arguments) -> torch.nn.Module:
         model = _create_pretrained(args)
     else:
         model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False)
+    if args.convert and args.pretrained_path and not args.eval:
+        _check_settings_of_mixers(args, model)
 
     if args.eval:
         _resize(args, model, args.trained.get("img_size"), args.trained.get("input_size"))
@@ -111,13 +113,12 @@ def _create_student(args: Arguments) -> nn.Module:
     report = replace_attention(model, **{"base_grid": list(grid), **_replacement(args)})
     _logger.info(report)
     if args.pretrained_path:
-        _check_stage_before(args, model)
         hint = f" (it must be of the stage before, {args.convert} in the same blocks)"
         load_weights(model, args.pretrained_path, hint, adapt=partial(fit_weights, model=model))
     return model
 
 
-def _check_stage_before(args: Arguments, model: nn.Module) -> None:
+def _check_settings_of_mixers(args: Arguments, model: nn.Module) -> None:
     """Refuse weights of mixers with other settings, which may fit and mean something else (another `base_grid`)."""
     path = args.pretrained_path
     config = os.path.join(os.path.dirname(path), "config.json")
@@ -129,6 +130,7 @@ def _check_stage_before(args: Arguments, model: nn.Module) -> None:
     elif os.path.isfile(config):
         own = model_arguments(args, model)
         names, saved = ("base", "replace"), read_exported(config)[1]
+        saved = saved if "replace" in saved else own
     else:
         return
     if changed := [f"{name} {saved.get(name)} (now {own[name]})" for name in names if saved.get(name) != own[name]]:

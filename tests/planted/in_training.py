@@ -296,7 +296,7 @@ FAULTS = [
     Fault(
         "conversion: a stage takes mixers of other settings",
         MODEL,
-        "        _check_stage_before(args, model)\n",
+        "        _check_settings_of_mixers(args, model)\n",
         "",
         ("test_train_convert.py::test_a_higher_resolution",),
     ),

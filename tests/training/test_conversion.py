@@ -140,3 +140,26 @@ def test_a_teacher_that_gives_nothing_has_a_finite_error():
     nn.init.zeros_(student.originals.layers[0].proj.weight)
     nn.init.zeros_(student.originals.layers[0].proj.bias)
     assert MixerTask(student, *CPU).block_errors(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [MixerTask, ModelTask])
+def test_distributed_tasks_give_the_same_gradients(kind, tmp_path):
+    gradients = []
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for distributed in (False, True):
+            torch.manual_seed(0)
+            teacher, student = teacher_and_student("vit_tiny_patch16_224")
+            task = MixerTask(student, *CPU) if kind is MixerTask else None
+            task = task or ModelTask(student, teacher, nn.CrossEntropyLoss(), *CPU, **WEIGHTS)
+            if distributed:
+                task.prepare_distributed()
+            for _ in range(2):  # it is the second pass that complains of a parameter without a gradient
+                task.get_trainable_module().train()
+                task(torch.randn(2, 3, 32, 32), torch.tensor([0, 2]))["loss"].backward()
+            gradients.append([p.grad for p in student.parameters() if p.requires_grad])
+            errors = task.block_errors(torch.randn(2, 3, 32, 32))
+            assert errors.shape == (len(task.blocks),)
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(gradients[0], gradients[1])
