@@ -10,6 +10,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 from trainer import QUICK, draw_images, train_imagenet
 
+# The first backward pass of a process decides whether its forks may have one; after a compilation it says no
+torch.ones(1, requires_grad=True).sum().backward()
+
 
 @pytest.fixture(autouse=True)
 def _reproducible():
