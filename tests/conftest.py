@@ -1,3 +1,4 @@
+import math
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,42 @@ if not torch.cuda.is_available():
     # Before anything imports Triton: kernels then run on the CPU
     os.environ["TRITON_INTERPRET"] = "1"
 from trainer import QUICK, draw_images, train_imagenet
+
+from hyena_vision.training import report
+
+# The first backward pass of a process decides whether its forks may have one; after a compilation it says no
+torch.ones(1, requires_grad=True).sum().backward()
+
+
+def draw_once(runs, path, plot=report.plot_curves, drawn=set()):  # noqa: B006  one set for all calls
+    """As `plot_curves`, but of a training run whose curves are of a kind that was drawn the picture is empty.
+
+    To draw them takes as long as to train a tiny model. A kind: name, columns, one epoch or several, finite or not.
+    """
+    if not path.endswith("curves.png"):
+        return plot(runs, path)
+    ((name, rows),) = runs.items()
+    kind = name, len(rows) > 1, frozenset((column, math.isfinite(row[column])) for row in rows for column in row)
+    if kind in drawn:
+        Path(path).touch()
+        return True
+    drawn.add(kind)
+    return plot(runs, path)
+
+
+report.plot_curves = draw_once
+
+
+def pytest_collection_modifyitems(config, items):
+    """Each test process begins with its share of the slow tests: at the end none is left alone with a long one.
+
+    xdist's worksteal gives each process a part of the list, and one that is done the end of another's part.
+    """
+    count = getattr(config, "workerinput", {}).get("workercount", 1)
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    ends = [len(quick) * part // count for part in range(count + 1)]
+    items[:] = [item for part in range(count) for item in slow[part::count] + quick[ends[part] : ends[part + 1]]]
 
 
 @pytest.fixture(autouse=True)
