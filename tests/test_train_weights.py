@@ -86,3 +86,13 @@ def test_an_exported_model_alone_says_how_images_are_read(run, tmp_path):
     args = parse_args(["--eval", str(tmp_path), "--device", "cpu"])
     assert (loaded.image_mode, loaded.exif) == (args.input_img_mode, not args.no_exif) == ("HSV", False)
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 3
+
+
+def test_positions_of_the_runs_own_size_are_taken_as_they_are(images, tmp_path):
+    """They were resampled to the size of the model's name, and back."""
+    argv = [*QUICK, "--model", "vit_tiny_patch16_224", "--model-kwargs", "patch_size=32", "embed_dim=16", "depth=1"]
+    argv += ["num_heads=2", "--img-size", "64", "--epochs", "1", "--data-dir", str(images), "--output", str(tmp_path)]
+    before = load(train_imagenet.main([*argv, "--experiment", "before"])["folder"])["state_dict"]
+    argv += ["--pretrained-path", str(tmp_path / "before" / "last.pth.tar"), *FROZEN, "--experiment", "after"]
+    after = load(train_imagenet.main(argv)["folder"])["state_dict"]
+    assert before["pos_embed"].shape[1] == 5 and torch.equal(after["pos_embed"], before["pos_embed"])

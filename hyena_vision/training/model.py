@@ -43,10 +43,11 @@ def create_model(args: Arguments) -> torch.nn.Module:
     """
     if args.fast_norm:
         set_fast_norm()
+    weights: dict[str, torch.Tensor] = {}
     if args.convert_stage and not args.eval:
         model = _create_student(args)
     elif args.pretrained or args.pretrained_path:
-        model = _create_pretrained(args)
+        model, weights = _create_pretrained(args)
     else:
         model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False)
     if args.convert and args.pretrained_path and not args.eval:
@@ -56,7 +57,11 @@ def create_model(args: Arguments) -> torch.nn.Module:
         _resize(args, model, args.trained.get("img_size"), args.trained.get("input_size"))
         load_weights(model, args.eval, f" (--model {args.model}; config.json beside a file of weights says which)")
     if args.eval or args.convert or "img_size" not in args.model_kwargs:
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
         _resize(args, model, args.img_size, args.input_size)
+        for name, value in model.state_dict().items():  # positions that fit are not to be resampled there and back
+            if value.shape != shapes.get(name) and value.shape == getattr(weights.get(name), "shape", None):
+                value.copy_(weights[name])
     if args.initial_checkpoint:
         of_a_run = " Its optimizer is not used: --resume would go on with that run."
         load_weights(model, args.initial_checkpoint, " (--pretrained-path adapts head, grid and channels)", of_a_run)
@@ -87,7 +92,7 @@ def create_teacher(args: Arguments, num_classes: int | None) -> nn.Module:
     """
     args = Arguments(**{**vars(args), "convert": None, "pretrained_path": None, "num_classes": num_classes})
     if not args.teacher_path:
-        model = _create_pretrained(args)
+        model, _ = _create_pretrained(args)
         classes = (model.pretrained_cfg or {}).get("num_classes")
         if classes != model.num_classes:
             raise UserError(
@@ -155,8 +160,11 @@ def model_arguments(args: Arguments, model: nn.Module) -> dict[str, Any]:
     return {**args.model_kwargs, **size, "base": model.base, "replace": model.replacements}
 
 
-def _create_pretrained(args: Arguments) -> nn.Module:
-    """Create the model with its pretrained weights, or those of a file; what fits next to nothing is refused."""
+def _create_pretrained(args: Arguments) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Create the model with its pretrained weights, or those of a file, which are returned, too.
+
+    What fits next to nothing is refused.
+    """
     path, overlay = args.pretrained_path, dict(args.pretrained_cfg_overlay)
     weights, own = {}, {}
     if path:
@@ -179,7 +187,7 @@ def _create_pretrained(args: Arguments) -> nn.Module:
     if total - len(missing) < total / 10:
         raise UserError(f"{message}; expected those of the same or a similar model")
     _logger.info(f"{message}.")
-    return model
+    return model, weights
 
 
 @contextlib.contextmanager
