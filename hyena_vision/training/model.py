@@ -127,22 +127,26 @@ def _check_settings_of_mixers(args: Arguments, model: nn.Module) -> None:
     """Refuse weights of mixers with other settings, which may fit and mean something else (another `base_grid`)."""
     path = args.pretrained_path
     config = os.path.join(os.path.dirname(path), "config.json")
-    if not path.endswith(".safetensors"):
-        saved = read_checkpoint(path).get("args")
-        names = ("model", "model_kwargs", "convert", "convert_blocks", "convert_kwargs")
-        own = {name: getattr(args, name) for name in names}
-        saved = saved if isinstance(saved, dict) and saved.get("convert") else own
-    elif os.path.isfile(config):
-        own = model_arguments(args, model)
-        names, saved = ("base", "replace"), read_exported(config)[1]
-        saved = saved if "replace" in saved else own
+    if path.endswith(".safetensors"):
+        own = {"replace": model_arguments(args, model)["replace"]}
+        saved = read_exported(config)[1] if os.path.isfile(config) else {}
     else:
-        return
-    if changed := [f"{name} {saved.get(name)} (now {own[name]})" for name in names if saved.get(name) != own[name]]:
+        own, saved = _filter_settings(vars(args)), read_checkpoint(path).get("args")
+        saved = _filter_settings(saved) if isinstance(saved, dict) and saved.get("convert") else {}
+    if changed := [
+        f"{name} {saved[name]} (now {own[name]})" for name in own.keys() & saved if saved[name] != own[name]
+    ]:
         raise UserError(
-            f"argument --pretrained-path: {path} was converted with other settings: {', '.join(changed)}; another size "
-            "of images is --img-size"
+            f"argument --pretrained-path: {path} was converted with other settings: {', '.join(sorted(changed))}; "
+            "another size of images is --img-size"
         )
+
+
+def _filter_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return those of a run's settings that say what filters mean."""
+    kwargs = settings["model_kwargs"]
+    grid = {f"model_kwargs {name}": kwargs.get(name) for name in ("img_size", "patch_size")}
+    return {"model": settings["model"].split(".")[0], "convert_kwargs": settings["convert_kwargs"], **grid}
 
 
 def _replacement(args: Arguments) -> dict[str, Any]:
