@@ -90,7 +90,7 @@ def describe_result(loss: float, rows: Sequence[Prediction]) -> dict[str, str]:
     mean = sum(result.accuracy for result in classes) / len(classes)
     top1 = f"{accuracy_of(rows):.2f} %"
     counts = {"validation images": f"{len(rows):,}", "classes": f"{len(classes):,}"}
-    return {"top-1": top1, "mean accuracy of classes": f"{mean:.2f} %", "loss (nats)": f"{loss:.4f}", **counts}
+    return {"top-1": top1, "mean accuracy of classes": f"{mean:.2f} %", "loss": f"{loss:.4f}", **counts}
 
 
 def _text(value: object) -> str:
@@ -103,7 +103,7 @@ def _curves(epochs: Sequence[Mapping[str, float]]) -> str:
     names = {"train_loss": "training", "eval_loss": "validation"}
     losses = {text: _points(epochs, column) for column, text in names.items()}
     accuracy = {"top-1": _points(epochs, "eval_top1")}
-    charts = [_line_chart("Loss (nats) by epoch", losses), _line_chart("Validation top-1 (%) by epoch", accuracy)]
+    charts = [_line_chart("Loss by epoch", losses), _line_chart("Validation top-1 (%) by epoch", accuracy)]
     return f'<h2>Curves</h2><div class="row">{"".join(charts)}</div>'
 
 

@@ -85,7 +85,7 @@ def plot_curves(runs: dict[str, list[dict[str, float]]], path: str) -> bool:
             if points:  # a single one makes no line
                 marker = "o" if len(points) == 1 else None
                 axes.plot(*zip(*points, strict=True), line, label=label, color=color, marker=marker)
-    loss.set(xlabel="epoch", ylabel="loss (nats)", title="Loss")
+    loss.set(xlabel="epoch", ylabel="loss", title="Loss")
     accuracy.set(xlabel="epoch", ylabel="validation top-1 (%)", title="Accuracy")
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
