@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from hyena_vision.benchmark import gpu_report, models, ops, profile, runs, study, tune
+from hyena_vision.benchmark import accuracy, gpu_report, models, ops, profile, runs, study, tune
 from hyena_vision.benchmark.program import run_command
 
-COMMANDS = ops, models, tune, profile, runs, study, gpu_report
+COMMANDS = ops, models, accuracy, study, tune, profile, runs, gpu_report
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -165,19 +165,36 @@ def _train_all(study: dict[str, Any], seed: int, output: Path, more: Sequence[st
     best = {name: str(_folder(output, seed, name) / "model_best.pth.tar") for name in study["runs"]}
     for name, flags in study["runs"].items():
         folder = _folder(output, seed, name)
-        if (folder / "model.safetensors").exists():  # written last
-            continue
-        flags = [word.format(**best) for word in shlex.split(f"{study['common']} {flags}")]
-        command = [sys.executable, "-m", "hyena_vision.train", *flags, "--seed", str(seed), *more, "--resume", "auto"]
-        command += ["--output", str(folder.parent), "--experiment", name]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        log = folder.with_suffix(".txt")
-        with open(log, "a", encoding="utf-8") as file:
-            code = subprocess.run(command, stdout=file, stderr=file).returncode
-        if code:
-            said = last_line(log.read_text(encoding="utf-8", errors="replace"))
-            raise UserError(f"the run {name} with seed {seed} ended with code {code}, see {log}: {said}")
-        print(f"{os.path.relpath(folder)}: done", flush=True)
+        if not is_finished(folder):
+            flags = [word.format(**best) for word in shlex.split(f"{study['common']} {flags}")]
+            train_run(folder, [*flags, "--seed", str(seed), *more])
+            print(f"{os.path.relpath(folder)}: done", flush=True)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has come to its end."""
+    return (folder / "model.safetensors").exists()  # written last
+
+
+def train_run(folder: Path, flags: Sequence[str]) -> None:
+    """Train in a process of its own, or go on with a run that was ended.
+
+    Args:
+        folder: Of the run; what the program says goes into a file beside it.
+        flags: Of the training program.
+
+    Raises:
+        UserError: It fails.
+    """
+    command = [sys.executable, "-m", "hyena_vision.train", *flags, "--resume", "auto"]
+    command += ["--output", str(folder.parent), "--experiment", folder.name]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_name(f"{folder.name}.txt")
+    with open(log, "a", encoding="utf-8") as file:
+        code = subprocess.run(command, stdout=file, stderr=file).returncode
+    if code:
+        said = last_line(log.read_text(encoding="utf-8", errors="replace"))
+        raise UserError(f"the run {folder} ended with code {code}, see {log}: {said}")
 
 
 def _points(study: dict[str, Any], curve: str, seed: int, output: Path) -> list[Point]:

@@ -75,7 +75,7 @@ def test_runs_follow_each_other_and_are_not_trained_twice(path, started, images,
 def test_a_run_that_fails_ends_the_study_with_its_last_words(path, started, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["study", str(path), "--output", str(tmp_path / "output"), "--args", "--data-dir", "/no/such"])
-    assert "the run first with seed 0 ended with code 2" in (said := capsys.readouterr().err)
+    assert "seed-0/first ended with code 2" in (said := capsys.readouterr().err)
     assert "first.txt: some trouble" in said and started == [("0", "first"), ("1", "first")]  # other seeds go on
 
 
