@@ -54,6 +54,7 @@ def run(*argv):
     return read_table(table.cache_path(card_of(DEVICE)), card_of(DEVICE))
 
 
+@pytest.mark.slow
 def test_two_sizes_from_end_to_end(capsys):
     models = ["--models", "hyena_vit_tiny", "hyena2d_vit_tiny", "--img-sizes", "64"]
     made = run(*models)
@@ -70,6 +71,7 @@ def test_sizes_are_those_of_the_models():
     assert tune.sizes_of(["hb_former_s18"], [32]) == [(1,), (4,), (16,), (64,)]
 
 
+@pytest.mark.usefixtures("no_numbers")
 def test_every_model_of_ours_has_sizes():
     sizes = tune.sizes_of(None, [224])
     assert {(14, 14), (28, 28), (196,), (784,), (56, 56), (7, 7), (49,)} <= set(sizes)
