@@ -8,6 +8,7 @@ from multiprocessing import spawn
 from pathlib import Path
 
 import pytest
+from forks import ForkedPython
 
 from hyena_vision.run import main
 
@@ -64,11 +65,14 @@ def test_script_sees_what_it_sees_when_started_by_itself(tmp_path):
     assert json.loads(done.stdout) == json.loads(alone.stdout)
 
 
+@pytest.mark.slow
 def test_workers_of_all_start_methods_have_the_models(tmp_path):
     (tmp_path / "workers.py").write_text(WORKERS)
-    done = start("-m", "hyena_vision.run", "workers.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["fork [3, 4]", "spawn [3, 4]", "forkserver [3, 4]"]
+    with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as err:
+        done = ForkedPython(["python", "-m", "hyena_vision.run", str(tmp_path / "workers.py")], out, err)
+        done.wait(240)
+    assert done.returncode == 0, (tmp_path / "err").read_text()
+    assert (tmp_path / "out").read_text().splitlines() == ["fork [3, 4]", "spawn [3, 4]", "forkserver [3, 4]"]
 
 
 def test_arguments_and_name_of_the_script(tmp_path, capsys):

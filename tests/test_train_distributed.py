@@ -4,13 +4,12 @@ import os
 import random
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from forks import ForkedPython
 from torch.multiprocessing import start_processes
 from trainer import (
     ONE_UPDATE,
@@ -28,8 +27,6 @@ from trainer import (
 
 from hyena_vision.training.predictions import read_predictions
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 STOPPED = ("ddp", "fsdp")
 
 
@@ -74,6 +71,7 @@ def runs(images, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes(runs, images, caplog):
     """One test of all that is asked of the runs, so that several test processes do not start them again."""
@@ -107,27 +105,25 @@ def check_that_one_goes_on(runs, images, caplog):
     assert [result["epoch"] for result in again["results"]] == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_two_nodes_equal_one_process(run, images, tmp_path):
+def test_two_nodes_equal_one_process(run, images, tmp_path, monkeypatch):
     """The command of README's two nodes, with both on this machine."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     one = run("one", *ONE_UPDATE, "-b", "24")["folder"]
-    command = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
+    command = "python -m torch.distributed.run --nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1".split()
     command += ["--master-port", str(free_port())]
     program = [str(ROOT / "train_imagenet.py"), *QUICK, "--data-dir", str(images), "--output", str(tmp_path)]
     program += ["--experiment", "two", *ONE_UPDATE, "-b", "12", "-vb", "4"]
-    nodes = [
-        subprocess.Popen(
-            [*command, "--node-rank", str(rank), *program],
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [node.communicate(timeout=280) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
-    assert "".join(out for out, _ in outputs).count("--result") == 1
+    nodes = []
+    for rank in range(2):
+        with open(tmp_path / f"out{rank}", "w") as out, open(tmp_path / f"err{rank}", "w") as err:
+            nodes.append(ForkedPython([*command, "--node-rank", str(rank), *program], out, err))
+    for node in nodes:
+        node.wait(280)
+    assert [node.returncode for node in nodes] == [0, 0], [path.read_text() for path in tmp_path.glob("err*")]
+    assert "".join(path.read_text() for path in tmp_path.glob("out*")).count("--result") == 1
     two = tmp_path / "two"
     start = load(run("start", *ONE_UPDATE, "-b", "24", "--lr", "1e-30")["folder"])["state_dict"]
     for name, weight in load(one)["state_dict"].items():  # the learning rate is 0.1

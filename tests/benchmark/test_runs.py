@@ -4,8 +4,10 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from forks import ForkedPython
 from trainer import ROOT
 
 from hyena_vision.benchmark import runs
@@ -19,7 +21,9 @@ def run(folder, *argv):
     return {(row.data, row.case): row for row in read_csv(str(folder / "runs.csv"), RunRow)}
 
 
-def test_a_stopped_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path):
+@pytest.mark.slow
+def test_a_stopped_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(Popen=ForkedPython))
     argv = ["--data", "folder", "--epochs", "3", "--cases", "float32", "resume", "float16", "--args"]
     rows = run(tmp_path, *argv, "--model-kwargs", "depth=2", "embed_dim=48", "filter_dim=8")
     base, resumed = rows["folder", "float32"], rows["folder", "resume"]
