@@ -111,7 +111,7 @@ def executed(assembly, turns):
 
 
 def compile_kernel(kernel, given, target, turns, **options):
-    """Registers, bytes of stack per thread (what was spilled), of shared memory, and instructions of all warps."""
+    """Registers, bytes of stack per thread (what was spilled), of shared memory; instructions of all warps if turns."""
     constants, attributes = {}, {}
 
     def walk(kind, path):
@@ -133,13 +133,13 @@ def compile_kernel(kernel, given, target, turns, **options):
         registers, stack = re.search(
             r"REG:(\d+) STACK:(\d+)", tool("cuobjdump", "--dump-resource-usage", file)
         ).groups()
-        instructions = compiled.metadata.num_warps * executed(tool("nvdisasm", "-c", file), turns)
+        assembly = tool("nvdisasm", "-c", file) if turns else ""
     threads = 32 * compiled.metadata.num_warps
     report = {"registers": int(registers), "threads": threads, "stack": int(stack), "shared": compiled.metadata.shared}
-    return report | {"instructions": instructions}
+    return report | ({"instructions": compiled.metadata.num_warps * executed(assembly, turns)} if turns else {})
 
 
-def main(architecture, dtype, *sizes, short_filters=True):
+def main(architecture, dtype, *sizes, short_filters=True, instructions=True):
     """Print one line of JSON per kernel and size; kernels that work on parts of a tile come with the first one only."""
     target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     exact, parts = dtype == "fp32", set()
@@ -160,13 +160,13 @@ def main(architecture, dtype, *sizes, short_filters=True):
             options = {key: n for key, n in blocks.items() if not key.isupper()}
             # Whole tiles have one loop, over chunks, or, where there is one chunk, over samples
             turns = plan.frequencies_h // blocks["CHUNK"] if launch == "whole" else 1
-            report = compile_kernel(getattr(module, kernel), given, target, turns, **options)
+            report = compile_kernel(getattr(module, kernel), given, target, instructions and turns, **options)
             print(json.dumps({"kernel": kernel, "size": size, **report}), flush=True)
     names = "_short_filter_fwd_kernel", "_short_filter_bwd_signals_kernel", "_short_filter_bwd_inputs_kernel"
     for kernel in names if short_filters else ():
         given = short_filter_arguments(exact, backward="inputs" in kernel)
         report = compile_kernel(
-            getattr(short_filter_kernels, kernel), given, target, 1, num_warps=short_filter_triton.WARPS
+            getattr(short_filter_kernels, kernel), given, target, int(instructions), num_warps=short_filter_triton.WARPS
         )
         print(json.dumps({"kernel": kernel, **report}), flush=True)
 
