@@ -19,9 +19,15 @@ def read(name):
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
 
 
-def execute(name, tmp_path, monkeypatch):
-    """Run a notebook in its small mode, without a display; a cell that fails raises."""
-    executed = nbformat.from_dict(read(name))
+def execute(names, tmp_path, monkeypatch):
+    """Run notebooks in their small mode, without a display; a cell that fails raises.
+
+    In one kernel, whose names are deleted in between: starting another and importing torch takes five seconds.
+    """
+    executed = [nbformat.from_dict(read(name)) for name in names]
+    whole = nbformat.v4.new_notebook(metadata=executed[0].metadata)
+    for notebook in executed:
+        whole.cells += [*notebook.cells, nbformat.v4.new_code_cell("%reset -f")]
     for folder in ("ipython", "working_folder"):
         (tmp_path / folder).mkdir()
     monkeypatch.setenv("HYENA_VISION_NOTEBOOK", "small")
@@ -29,8 +35,8 @@ def execute(name, tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     for variable in ("DISPLAY", "MPLBACKEND", "DATA_DIR"):
         monkeypatch.delenv(variable, raising=False)
-    NotebookClient(executed, timeout=120, resources={"metadata": {"path": str(tmp_path / "working_folder")}}).execute()
-    for cell in code_cells(executed):
+    NotebookClient(whole, timeout=120, resources={"metadata": {"path": str(tmp_path / "working_folder")}}).execute()
+    for cell in code_cells(whole):
         assert cell.execution_count is not None, cell.id
         assert not [output for output in cell.outputs if output.output_type == "error"], cell.id
     return executed
@@ -51,8 +57,13 @@ def outputs(notebook, kind):
 
 
 @pytest.mark.slow
-def test_figures_and_tables_of_a_run(tmp_path, monkeypatch):
-    executed = execute("throughput", tmp_path, monkeypatch)
+def test_both_run(tmp_path, monkeypatch):
+    throughput, finetune = execute(("throughput", "finetune"), tmp_path, monkeypatch)
+    check_figures_and_tables(throughput)
+    check_from_a_folder_of_images_to_predictions(finetune, tmp_path / "working_folder" / "output")
+
+
+def check_figures_and_tables(executed):
     assert len(outputs(executed, "image/png")) == 3  # inference, training steps, operators
     infer, train, ops = outputs(executed, "text/markdown")
     for name in SMALL_MODELS:
@@ -64,12 +75,10 @@ def test_figures_and_tables_of_a_run(tmp_path, monkeypatch):
             assert re.search(rf"^\| {op} \| {grid} \| {grid**2} \| [\d.]+ \|", ops, re.MULTILINE), ops
 
 
-@pytest.mark.slow
-def test_from_a_folder_of_images_to_predictions(tmp_path, monkeypatch):
-    executed = execute("finetune", tmp_path, monkeypatch)
+def check_from_a_folder_of_images_to_predictions(executed, output):
     assert len(outputs(executed, "image/png")) == 6  # images, curves, confusions, mistakes, filters, receptive field
     text = {cell.id: "".join(o.text for o in cell.outputs if "text" in o) for cell in code_cells(executed)}
-    (run,) = (tmp_path / "working_folder" / "output").iterdir()
+    (run,) = output.iterdir()
     rows = read_predictions(str(run / "predictions.csv"))
     right = sum(row.label == row.prediction for row in rows)
     assert f"{100 * right / len(rows):.1f} % of {len(rows)} images" in text["result"] and right > 0.3 * len(rows)
