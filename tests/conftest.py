@@ -36,6 +36,18 @@ def draw_once(runs, path, plot=report.plot_curves, drawn=set()):  # noqa: B006  
 report.plot_curves = draw_once
 
 
+def pytest_collection_modifyitems(config, items):
+    """Each test process begins with its share of the slow tests: at the end none is left alone with a long one.
+
+    xdist's worksteal gives each process a part of the list, and one that is done the end of another's part.
+    """
+    count = getattr(config, "workerinput", {}).get("workercount", 1)
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    ends = [len(quick) * part // count for part in range(count + 1)]
+    items[:] = [item for part in range(count) for item in slow[part::count] + quick[ends[part] : ends[part + 1]]]
+
+
 @pytest.fixture(autouse=True)
 def _reproducible():
     """Same random numbers for every test, and one thread: tests that need more set it themselves."""
