@@ -339,10 +339,11 @@ def test_compiles_without_breaks_to_two_graphs_for_all_sizes(name):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.slow
 def test_inductor_gives_the_same_outputs_and_gradients():
     torch._dynamo.reset()
-    model = small_model("hyena2d_vit_tiny", depth=1).train()
-    x = images()
+    model = small_model("hyena2d_vit_tiny", depth=1, img_size=224).train()
+    x = images(2, 3, 224, 224)
     values = []
     for call in (model, torch.compile(model, fullgraph=True)):
         model.zero_grad()
