@@ -331,7 +331,7 @@ def test_compiles_without_breaks_to_two_graphs_for_all_sizes(name):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = small_model(name, depth=1)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager" if "2d" in name else "eager")
     with torch.no_grad():
         for size in ((64, 64), (96, 96), (160, 160), (32, 128)):
             x = images(1, 3, *size)
