@@ -67,6 +67,13 @@ def nan_filled_empties():
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture
+def no_numbers(monkeypatch):
+    """Weights are not drawn, for models on the meta device, where drawing is a second of Python for a large one."""
+    for name in ("clamp_", "erfinv_", "normal_", "uniform_"):
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, *args, **kwargs: tensor)
+
+
 @pytest.fixture(autouse=True)
 def _kernels(request, record_property, monkeypatch):
     """Note for the report of a test of the fused kernels which of them it launched."""

@@ -79,6 +79,7 @@ def test_no_page_is_left_out():
     assert {page for page, text in PAGES.items() if "```python" in text} == tested
 
 
+@pytest.mark.usefixtures("no_numbers")
 @pytest.mark.parametrize(
     "page, module",
     [("docs/models.md", "hyena_vit"), ("docs/models.md", "hyena_vit_fpn"), ("docs/hyenapixel.md", "hyena_former")],

@@ -70,6 +70,7 @@ def test_sizes_are_those_of_the_models():
     assert tune.sizes_of(["hb_former_s18"], [32]) == [(1,), (4,), (16,), (64,)]
 
 
+@pytest.mark.usefixtures("no_numbers")
 def test_every_model_of_ours_has_sizes():
     sizes = tune.sizes_of(None, [224])
     assert {(14, 14), (28, 28), (196,), (784,), (56, 56), (7, 7), (49,)} <= set(sizes)

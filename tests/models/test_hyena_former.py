@@ -62,6 +62,7 @@ def test_set_input_size(name):
         assert model._traits["img_size"] == (96, 80)
 
 
+@pytest.mark.usefixtures("no_numbers")
 @pytest.mark.parametrize("name", NAMES)
 def test_config_and_heads(name):
     model = copy.deepcopy(on_meta(name))
@@ -86,6 +87,7 @@ def test_config_and_heads(name):
         timm.create_model(name, not_a_model_arg=1, **small)
 
 
+@pytest.mark.usefixtures("no_numbers")
 @pytest.mark.parametrize("name", NAMES)
 def test_parameter_groups(name):
     model = on_meta(name)

@@ -63,6 +63,7 @@ def test_isotropic_model_has_a_fifth_of_a_million_parameters():
     assert model(images(2, 3, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.usefixtures("no_numbers")
 @pytest.mark.parametrize("name", NAMES)
 def test_config_and_heads(name):
     """Shapes, dtype, device and names for every model, on the meta device."""
@@ -93,6 +94,7 @@ def test_config_and_heads(name):
         timm.create_model(name, not_a_model_arg=1, depth=4, device="meta")
 
 
+@pytest.mark.usefixtures("no_numbers")
 @pytest.mark.parametrize("name", NAMES)
 def test_parameter_groups(name):
     model = on_meta(name)
@@ -113,6 +115,7 @@ def test_parameter_groups(name):
     assert inspect.signature(model.reset_classifier).parameters["global_pool"].default is None
 
 
+@pytest.mark.usefixtures("no_numbers")
 @pytest.mark.parametrize("name", NAMES)
 def test_pretrained_without_weights_fails(name):
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
