@@ -69,7 +69,7 @@ def nan_filled_empties():
 
 @pytest.fixture
 def no_numbers(monkeypatch):
-    """Weights are not drawn, for models on the meta device, where drawing is a second of Python for a large one."""
+    """Weights are not drawn: for models on the meta device, where drawing is slow Python, or that get others."""
     for name in ("clamp_", "erfinv_", "normal_", "uniform_"):
         monkeypatch.setattr(torch.Tensor, name, lambda tensor, *args, **kwargs: tensor)
 

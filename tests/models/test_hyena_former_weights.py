@@ -32,6 +32,7 @@ def name(request):
     return request.param
 
 
+@pytest.mark.usefixtures("no_numbers")  # those of `randomise` come in their place
 @pytest.mark.parametrize("name", list(ORIGINALS))
 @torch.no_grad()
 def test_parameters_and_logits_are_those_of_the_original(name):
@@ -46,6 +47,7 @@ def test_parameters_and_logits_are_those_of_the_original(name):
     assert relative_error(original(x)[0, :6], torch.tensor(expected)) < 1e-4
 
 
+@pytest.mark.usefixtures("no_numbers")
 @torch.no_grad()
 def test_moving_weights_to_384_pixels_gives_what_the_authors_moved():
     model = timm.create_model("hpx_former_s18", base_img_size=384, device="meta").to_empty(device="cpu").eval()
