@@ -15,14 +15,6 @@ from hyena_vision.benchmark.tables import read_csv
 pytest.importorskip("triton")
 
 
-@pytest.fixture(scope="module")
-def dry(tmp_path_factory) -> Path:
-    """The report without a GPU: of the parts that are gathered alike, one."""
-    folder = tmp_path_factory.mktemp("report")
-    main(["gpu-report", "--dry", "--output", str(folder), "--part", *map(str, numbers(folder))])
-    return folder
-
-
 def numbers(folder):
     """Of the first part for each way of gathering."""
     first = {}
@@ -31,21 +23,23 @@ def numbers(folder):
     return list(first.values())
 
 
-def test_every_kind_of_part_runs_and_writes_tables_and_a_figure(dry):
-    rows, chosen = read_csv(str(dry / "steps.csv"), StepRow), numbers(dry)
+@pytest.mark.slow
+def test_every_kind_of_part_runs_and_writes_tables_and_a_figure(tmp_path):
+    """Without a GPU, and of the parts that are gathered alike, one."""
+    chosen = numbers(tmp_path)
+    main(["gpu-report", "--dry", "--output", str(tmp_path), "--part", *map(str, chosen)])
+    rows = read_csv(str(tmp_path / "steps.csv"), StepRow)
     assert len(chosen) > 5 and {row.part for row in rows} == set(chosen)
     assert {f"{row.part}/{row.step}": row.status for row in rows if row.status != "ok"} == {}
-    for part in [make_parts(True, dry)[number - 1] for number in chosen]:
-        text = (dry / part.name / "README.md").read_text()
+    for part in [make_parts(True, tmp_path)[number - 1] for number in chosen]:
+        text = (tmp_path / part.name / "README.md").read_text()
         assert "|" in text and "failed" not in text.replace("| failed |", "")
-        (csv, *_), (figure, *_) = (sorted((dry / part.name).glob(f"*.{kind}")) for kind in ("csv", "png"))
+        (csv, *_), (figure, *_) = (sorted((tmp_path / part.name).glob(f"*.{kind}")) for kind in ("csv", "png"))
         assert len(csv.read_text().splitlines()) > 1
         assert Image.open(figure).convert("L").getextrema() == (0, 255)
-    assert "[3-operators](3-operators/README.md)" in (dry / "README.md").read_text()
-
-
-def test_kernels_of_tests_are_named(dry):
-    assert "_long_conv_fwd_kernel" in (dry / "1-tests" / "kernels.csv").read_text()
+    assert "[3-operators](3-operators/README.md)" in (tmp_path / "README.md").read_text()
+    # The kernels of tests are named
+    assert "_long_conv_fwd_kernel" in (tmp_path / "1-tests" / "kernels.csv").read_text()
 
 
 def test_real_parts_ask_for_what_commands_have(tmp_path):
@@ -95,6 +89,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.slow
 def test_failures_are_rows_and_the_next_step_goes_on(small, tmp_path, monkeypatch, capsys):
     body = "pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
     (tmp_path / "hang.py").write_text(f"import os, time, pathlib\ndef test_hang():\n    {body}\n")

@@ -54,6 +54,7 @@ def run(*argv):
     return read_table(table.cache_path(card_of(DEVICE)), card_of(DEVICE))
 
 
+@pytest.mark.slow
 def test_two_sizes_from_end_to_end(capsys):
     models = ["--models", "hyena_vit_tiny", "hyena2d_vit_tiny", "--img-sizes", "64"]
     made = run(*models)

@@ -180,6 +180,7 @@ def test_fx_tracing(name):
     assert traced["stages.1"].shape == (2, 8, 8, 32)
 
 
+@pytest.mark.slow
 def test_compiles_without_breaks_to_two_graphs_for_all_sizes():
     """A model with a stage of each kind of mixer."""
     torch._dynamo.reset()
@@ -194,6 +195,7 @@ def test_compiles_without_breaks_to_two_graphs_for_all_sizes():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.slow
 def test_exports_with_free_height_and_width():
     model = small_model("hb_a_former_s18", depths=(1, 1, 1, 1))
     height, width = (torch.export.Dim(d, min=2, max=64) for d in ("height", "width"))

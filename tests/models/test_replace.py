@@ -417,6 +417,7 @@ def test_any_size_where_the_model_takes_any(name, tmp_path):
     assert any_size(x).shape == ((2, 3))
 
 
+@pytest.mark.slow
 def test_any_size_compiled_and_exported():
     model = small(depth=1, dynamic_img_size=True)
     replace_attention(model, **MIXER)

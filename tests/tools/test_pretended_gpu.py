@@ -19,6 +19,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_mixers_compile_to_one_graph_of_fused_kernels():
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     program = Path(__file__).with_name("pretended_gpu.py")

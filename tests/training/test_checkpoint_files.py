@@ -162,6 +162,7 @@ def test_a_file_system_without_hard_links_gets_copies(saver, tmp_path, monkeypat
     assert read_checkpoint(f"{tmp_path}/checkpoint-1.pth.tar")["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_of_saving(tmp_path):
     """The newest checkpoint whose save had returned, or one after it, can always be read."""
     generator = random.Random(0)

@@ -260,6 +260,7 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_on_two_processes(tmp_path):
     torch.multiprocessing.start_processes(work, (str(tmp_path),), 2, start_method="fork")  # torch is imported already
     errors = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
