@@ -4,7 +4,7 @@ import os
 import runpy
 import signal
 import sys
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from typing import TextIO
 
 
@@ -25,6 +25,7 @@ class ForkedPython:
 def _run(argv: list[str], stdout: TextIO, stderr: TextIO) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(300)
+    forkserver._forkserver.__init__()  # a server that the parent has started is not one of this process
     os.dup2(stdout.fileno(), 1)
     os.dup2(stderr.fileno(), 2)
     sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
