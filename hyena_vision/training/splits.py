@@ -133,7 +133,8 @@ def _check(args: Arguments, train: bool) -> None:
         # timm reads all of it for either split
         raise ConfigError(f"argument --val-split: {args.data_dir} is one split; train on it with --val-split ''")
     if not args.dataset.lower().startswith(_STREAMS):
-        for flag in ("train_num_samples", "val_num_samples", "epoch_repeats"):
+        counts = () if args.dataset.lower().startswith("hyena/") else ("train_num_samples", "val_num_samples")
+        for flag in (*counts, "epoch_repeats"):
             if value := getattr(args, flag):
                 raise ConfigError(
                     f"argument --{flag.replace('_', '-')}: has no effect on {args.dataset or 'a folder of images'}, "
