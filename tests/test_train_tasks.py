@@ -62,6 +62,8 @@ WRONG = {
     "sizes": (["--train-img-sizes", "32", "64"], ["--train-img-sizes", "got [32, 64]"]),
     "name": (["--dataset", "hyena/maze"], ["hyena/maze", "pathfinder"]),
     "setting": (["--dataset", "hyena/pathfinder:dashes=3"], ["expected 5 to 14, got 3"]),
+    "pictures": (["--dataset", "hyena/spatial_recall"], ["--dataset", "hyena/spatial_recall", "hyena/pathfinder"]),
+    "grey": (["--dataset", "hyena/spatial_recall:color=true"], ["expected images of 3 channels (RGB), got L"]),
     "repeats": (["--epoch-repeats", "2"], ["--epoch-repeats", "got 2"]),
 }
 

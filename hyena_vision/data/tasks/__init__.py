@@ -6,8 +6,9 @@ from typing import Any
 from hyena_vision.data.tasks.drawn import DrawnDataset
 from hyena_vision.data.tasks.far_digits import FarDigits
 from hyena_vision.data.tasks.pathfinder import Pathfinder
+from hyena_vision.data.tasks.spatial_recall import SpatialRecall, mean_predictor_mse
 
-TASKS: dict[str, type[DrawnDataset]] = {task.name: task for task in (Pathfinder, FarDigits)}
+TASKS: dict[str, type[DrawnDataset]] = {task.name: task for task in (Pathfinder, FarDigits, SpatialRecall)}
 
 
 def create_task(name: str, split: str = "train", **kwargs: Any) -> DrawnDataset:
@@ -41,4 +42,4 @@ def _value(text: str) -> Any:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-__all__ = ["TASKS", "DrawnDataset", "FarDigits", "Pathfinder", "create_task"]
+__all__ = ["TASKS", "DrawnDataset", "FarDigits", "Pathfinder", "SpatialRecall", "create_task", "mean_predictor_mse"]

@@ -35,6 +35,7 @@ class DrawnDataset(torch.utils.data.Dataset):
     counts: ClassVar[dict[str, int]]
     settings: ClassVar[dict[str, Any]] = {}  # with their defaults; `seed` is one of every task
     class_to_idx: ClassVar[dict[str, int] | None] = None
+    dense: ClassVar[bool] = False  # whether targets are pictures, not classes
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class DrawnDataset(torch.utils.data.Dataset):
         self.input_img_mode = input_img_mode
         self.transform = transform
         self.target_transform: Callable | None = None
-        self.set_img_size(img_size or self.default_size)
+        self.set_img_size(self.default_size if img_size is None else img_size)
 
     def set_img_size(self, img_size: int) -> None:
         """Draw pictures of another size from now on.

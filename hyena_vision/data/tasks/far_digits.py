@@ -6,13 +6,12 @@ from typing import ClassVar
 import numpy
 from PIL import Image
 
-from hyena_vision.data.tasks.handwritten import HandwrittenDataset
+from hyena_vision.data.tasks.handwritten import HandwrittenDataset, lay_apart
 
 _FEWEST, _MOST = 3, 5
 _LARGEST = 27  # sum
 _SCALES = 9
 _GAP = 2  # pixels, at least, between the squares of two digits
-_PLACES = 50  # that are tried for a digit before all are laid anew
 
 
 class FarDigits(HandwrittenDataset):
@@ -50,7 +49,7 @@ class FarDigits(HandwrittenDataset):
         image = Image.new("L", (self.img_size, self.img_size))
         digits = _digits_of_sum(rng, label)
         sides = sorted((self.unit * int(scale) for scale in rng.integers(1, _SCALES + 1, len(digits))), reverse=True)
-        for digit, side, place in zip(digits, sides, _places(rng, self.img_size, sides), strict=True):
+        for digit, side, place in zip(digits, sides, lay_apart(rng, self.img_size, sides, _GAP), strict=True):
             image.paste(self.handwritten(rng, digit, side), place)
         return image, label
 
@@ -76,22 +75,3 @@ def _choices(count: int, total: int) -> int:
     if count == 0 or total < 0:
         return int(count == total == 0)
     return sum(_choices(count - 1, total - digit) for digit in range(10))
-
-
-def _places(rng: numpy.random.Generator, img_size: int, sides: list[int]) -> list[tuple[int, int]]:
-    """Return left and top of squares that lie apart, each anywhere in the room that the ones before leave."""
-    while True:
-        places: list[tuple[int, int]] = []
-        for side in sides:
-            for x, y in rng.integers(0, img_size - side + 1, (_PLACES, 2)).tolist():
-                if all(
-                    x + side + _GAP <= left
-                    or left + other + _GAP <= x
-                    or y + side + _GAP <= top
-                    or top + other + _GAP <= y
-                    for (left, top), other in zip(places, sides, strict=False)
-                ):
-                    places.append((x, y))
-                    break
-        if len(places) == len(sides):
-            return places

@@ -1,5 +1,6 @@
 """Handwritten digits for tasks: those of a package, divided so that no split has one of another."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy
@@ -8,6 +9,7 @@ from PIL import Image
 from hyena_vision.data.digits import digit_images
 from hyena_vision.data.tasks.drawn import SPLITS, DrawnDataset
 
+_PLACES = 50  # that are tried for a square before all are laid anew
 _HELD_OUT = 5  # every fifth image of a class, in turn for validation and for the test
 
 
@@ -27,6 +29,36 @@ class HandwrittenDataset(DrawnDataset):
         of_split = _by_split(self.digits)[self.split][digit]
         image = Image.fromarray(images[of_split[rng.integers(len(of_split))]])
         return image if image.width == side else image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def lay_apart(
+    rng: numpy.random.Generator,
+    img_size: int,
+    sides: Sequence[int],
+    gap: int,
+    taken: Sequence[tuple[int, int, int]] = (),
+) -> list[tuple[int, int]]:
+    """Return left and top of squares that lie apart, each anywhere in the room that the ones before leave.
+
+    Args:
+        rng: Random numbers.
+        img_size: Side of the picture, in pixels.
+        sides: Of the squares; all must fit in easily.
+        gap: Least pixels between two.
+        taken: Left, top and side of squares that lie there already.
+    """
+    while True:
+        placed = list(taken)
+        for side in sides:
+            for x, y in rng.integers(0, img_size - side + 1, (_PLACES, 2)).tolist():
+                if all(
+                    max(x - left - other, left - x - side, y - top - other, top - y - side) >= gap
+                    for left, top, other in placed
+                ):
+                    placed.append((x, y, side))
+                    break
+        if len(placed) == len(taken) + len(sides):
+            return [(x, y) for x, y, _ in placed[len(taken) :]]
 
 
 @cache

