@@ -54,7 +54,17 @@ def test_the_model_gets_the_pictures_as_they_are_drawn():
         assert seen == len(drawn)
 
 
+def test_settings_that_need_the_size_of_the_model():
+    argv = ["--dataset", "hyena/far_digits:unit=16", "--img-size", "512", "--batch-size", "2"]
+    args = arguments(*TASK, *argv)
+    config = dict(input_size=(1, 512, 512), mean=(0.5,), std=(0.5,), interpolation="bicubic", crop_pct=1.0)
+    datasets = create_datasets(args)
+    create_loaders(args, config | {"crop_mode": "center"}, datasets, 28, torch.device("cpu"), None)
+    assert datasets.train[0][0].shape == (1, 512, 512) and datasets.eval.img_size == 512
+
+
 WRONG = {
+    "setting for other sizes": (["--dataset", "hyena/pathfinder:cue=true", "--img-size", "64"], ["cue of", "at 64"]),
     "crops": (["--aug"], ["--no-aug", "hyena/pathfinder"]),
     "cut": (["--crop-pct", "0.9"], ["--crop-pct", "expected 1, got 0.9"]),
     "size": (["--img-size", "48"], ["--img-size", "32, 64, 128, 256", "got 48"]),

@@ -32,6 +32,8 @@ def create_task(name: str, split: str = "train", **kwargs: Any) -> DrawnDataset:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"settings of hyena/{name}: expected key=value, got {pair!r}")
+        if key not in (known := ("seed", *TASKS[name].settings)):
+            raise ValueError(f"hyena/{name} has the settings {', '.join(known)}, got {key!r}")
         settings[key] = _value(value)
     return TASKS[name](split, **settings, **kwargs)
 

@@ -64,7 +64,9 @@ class DrawnDataset(torch.utils.data.Dataset):
         self.input_img_mode = input_img_mode
         self.transform = transform
         self.target_transform: Callable | None = None
-        self.set_img_size(self.default_size if img_size is None else img_size)
+        self.img_size, self._checked = self.default_size, False  # the size of a model may follow
+        if img_size is not None:
+            self.set_img_size(img_size)
 
     def set_img_size(self, img_size: int) -> None:
         """Draw pictures of another size from now on.
@@ -73,14 +75,17 @@ class DrawnDataset(torch.utils.data.Dataset):
             img_size: Side in pixels.
 
         Raises:
-            ValueError: The task is not drawn at that size.
+            ValueError: The task is not drawn at that size, or not with its settings.
         """
-        if problem := self.check_size(img_size):
-            raise ValueError(f"hyena/{self.name} is drawn at {problem}, got {img_size}")
-        self.img_size = img_size
+        self.check_size(img_size)
+        self.img_size, self._checked = img_size, True
 
-    def check_size(self, img_size: int) -> str | None:
-        """Return None, or the sizes that there are if this is none of them."""
+    def check_size(self, img_size: int) -> None:
+        """Stop at a size that there is not, or that the settings do not go with.
+
+        Raises:
+            ValueError: Such a size.
+        """
         raise NotImplementedError
 
     def draw(self, rng: numpy.random.Generator, label: int) -> tuple[Image.Image, Any]:
@@ -96,6 +101,8 @@ class DrawnDataset(torch.utils.data.Dataset):
         """Return (image, target) of one sample."""
         if not 0 <= index < self.num_samples:
             raise IndexError(f"expected 0 to {self.num_samples - 1}, got {index}")
+        if not self._checked:
+            self.set_img_size(self.img_size)
         image, target = self.draw(self._generator(_PICTURE, index), self._label(index))
         image = image.convert(self.input_img_mode or image.mode)
         target = target if self.target_transform is None else self.target_transform(target)

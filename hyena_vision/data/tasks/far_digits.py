@@ -32,17 +32,14 @@ class FarDigits(HandwrittenDataset):
     settings: ClassVar = {"unit": 8, "digits": "sklearn"}
     class_to_idx: ClassVar = {str(number): number for number in range(_LARGEST + 1)}
 
-    def set_img_size(self, img_size: int) -> None:
-        """Draw pictures of another size from now on: 256 to 2048 pixels a side."""
-        super().set_img_size(img_size)
+    def check_size(self, img_size: int) -> None:
+        """Stop at other sizes than 256 to 2048 pixels, and at units that are too large for them."""
+        if not 256 <= img_size <= 2048:
+            raise ValueError(f"hyena/far_digits is drawn at 256 to 2048 pixels a side, got {img_size}")
         if not 1 <= self.unit <= img_size // 32:
             raise ValueError(
                 f"unit of hyena/far_digits: expected 1 to {img_size // 32} at {img_size} pixels, got {self.unit}"
             )
-
-    def check_size(self, img_size: int) -> str | None:
-        """Return None, or the sizes that there are."""
-        return None if 256 <= img_size <= 2048 else "256 to 2048 pixels a side"
 
     def draw(self, rng: numpy.random.Generator, label: int) -> tuple[Image.Image, int]:
         """Return picture, (L) of (img_size, img_size), and label."""

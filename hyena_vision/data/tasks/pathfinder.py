@@ -53,17 +53,20 @@ class Pathfinder(DrawnDataset):
     settings: ClassVar = {"dashes": 14, "cue": False}
     class_to_idx: ClassVar = {"apart": 0, "connected": 1}
 
-    def set_img_size(self, img_size: int) -> None:
-        """Draw pictures of another size from now on: 32, 64, 128 or 256 pixels a side."""
-        super().set_img_size(img_size)
+    def __init__(self, *args, **kwargs):
+        """Check what is asked for."""
+        super().__init__(*args, **kwargs)
         if not 5 <= self.dashes <= 14:
             raise ValueError(f"dashes of hyena/pathfinder: expected 5 to 14, got {self.dashes}")
+
+    def check_size(self, img_size: int) -> None:
+        """Stop at other sizes than 32, 64, 128 and 256 pixels, and at a cue at other than 32."""
+        if img_size not in _SIZES:
+            raise ValueError(
+                f"hyena/pathfinder is drawn at {', '.join(map(str, _SIZES))} pixels a side, got {img_size}"
+            )
         if self.cue and img_size != 32:
             raise ValueError(f"cue of hyena/pathfinder: expected false but at 32 pixels, got true at {img_size}")
-
-    def check_size(self, img_size: int) -> str | None:
-        """Return None, or the sizes that there are."""
-        return None if img_size in _SIZES else f"{', '.join(map(str, _SIZES))} pixels a side"
 
     def draw(self, rng: numpy.random.Generator, label: int) -> tuple[Image.Image, int]:
         """Return picture, (L) of (img_size, img_size), and label."""

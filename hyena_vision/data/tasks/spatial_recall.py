@@ -53,10 +53,11 @@ class SpatialRecall(HandwrittenDataset):
                 f"color of hyena/spatial_recall: expected images of 3 channels (RGB), got {self.input_img_mode}"
             )
 
-    def check_size(self, img_size: int) -> str | None:
-        """Return None, or the sizes that there are."""
+    def check_size(self, img_size: int) -> None:
+        """Stop at other sizes than 32 to 128 pixels, or 48 to 128 with `color`."""
         least = 3 * CROP if self.color else 2 * CROP
-        return None if least <= img_size <= 128 else f"{least} to 128 pixels a side"
+        if not least <= img_size <= 128:
+            raise ValueError(f"hyena/spatial_recall is drawn at {least} to 128 pixels a side, got {img_size}")
 
     def draw(self, rng: numpy.random.Generator, label: int) -> tuple[Image.Image, torch.Tensor]:
         """Return picture, (L) or with `color` (RGB), and target, (1 or 3, 16, 16) float32, 0 to 1."""

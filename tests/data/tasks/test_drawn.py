@@ -81,7 +81,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_settings_are_one_line(name):
     with pytest.raises(ValueError, match=WRONG[name]):
-        create_dataset(f"hyena/{name}", split="train")
+        create_dataset(f"hyena/{name}", split="train")[0]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -92,6 +92,10 @@ def test_wrong_splits_sizes_and_keys_are_one_line(name):
         create_task(name, img_size=20)
     with pytest.raises(ValueError, match=f"hyena/{name} has the settings seed, {SETTINGS[name]}, got 'colour'"):
         create_task(f"{name}:colour=true")
+    with pytest.raises(ValueError, match=f"hyena/{name} has the settings seed, {SETTINGS[name]}, got 'img_size'"):
+        create_task(f"{name}:img_size=64", img_size=64)
+    with pytest.raises(ValueError, match=f"hyena/{name} has the settings seed, {SETTINGS[name]}, got 'colour'"):
+        TASKS[name](colour=True)
 
 
 @pytest.mark.parametrize("name", TASKS)
