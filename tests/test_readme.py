@@ -73,8 +73,21 @@ def test_training_page(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("photos/red.png")
 
 
+def test_tasks_page():
+    names = run_blocks("docs/tasks.md")
+    assert names["image"].size == (64, 64) and names["label"] in (0, 1)
+    assert names["pixels"].shape == names["targets"].shape == (64, 1, 16, 16) and 0.04 < names["to_beat"] < 0.05
+
+
 def test_no_page_is_left_out():
-    tested = {"README.md", "docs/models.md", "docs/hyenapixel.md", "docs/operators.md", "docs/training.md"}
+    tested = {
+        "README.md",
+        "docs/models.md",
+        "docs/hyenapixel.md",
+        "docs/operators.md",
+        "docs/training.md",
+        "docs/tasks.md",
+    }
     tested.add("docs/libraries.md")  # by tests/tools/test_interop.py, which needs libraries
     assert {page for page, text in PAGES.items() if "```python" in text} == tested
 

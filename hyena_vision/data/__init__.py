@@ -6,11 +6,13 @@ from hyena_vision.data.digits import Digits
 from hyena_vision.data.files import find_files
 from hyena_vision.data.folder import FolderReader, find_split
 from hyena_vision.data.image import IMAGE_MODES, DataError, image_extensions, large_pictures, load_image
+from hyena_vision.data.tasks import DrawnDataset
 
 __all__ = [
     "IMAGE_MODES",
     "DataError",
     "Digits",
+    "DrawnDataset",
     "FolderReader",
     "ImageDataset",
     "class_names",

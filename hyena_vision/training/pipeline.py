@@ -10,6 +10,7 @@ from timm.data.auto_augment import posterize
 from timm.data.loader import PrefetchLoader
 from timm.utils import is_primary
 
+from hyena_vision.data import DrawnDataset
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.balance import BalancedSampler, labels_of
@@ -54,9 +55,21 @@ def create_loaders(
         bad_images: Where unreadable images are reported under `--on-bad-image skip`.
 
     Raises:
-        ConfigError: Fewer images than one batch, or a schedule of sizes that timm refuses.
+        ConfigError: Fewer images than one batch, a schedule of sizes that timm refuses, or a task that is not drawn at
+            the size of the model, or would be cropped.
     """
     dataset_train, dataset_eval = datasets[:2]
+    if isinstance(dataset_train, DrawnDataset):
+        _draw_at_size(args, data_config, dataset_train)
+        if not args.no_aug:
+            raise ConfigError(
+                f"argument --no-aug: expected with {args.dataset}, whose labels a crop or flip would change"
+            )
+        if args.train_img_sizes:
+            raise ConfigError(
+                f"argument --train-img-sizes: expected none with {args.dataset}, which is drawn at --img-size, "
+                f"got {args.train_img_sizes}"
+            )
     prefetch = not args.no_prefetcher
     if args.aug_splits > 1:
         dataset_train = AugMixDataset(dataset_train, num_splits=args.aug_splits)
@@ -135,6 +148,8 @@ def create_eval_loader(
     args: Arguments, data_config: dict, dataset, device: torch.device, bad_images: BadImages
 ) -> torch.utils.data.DataLoader:
     """Create timm's loader for validation; its arguments are those of `create_loaders`."""
+    if isinstance(dataset, DrawnDataset):
+        _draw_at_size(args, data_config, dataset)
     iterable = isinstance(dataset, torch.utils.data.IterableDataset)
     loader = create_loader(
         dataset,
@@ -149,6 +164,21 @@ def create_eval_loader(
         **_common(args, data_config, device),
     )
     return name_bad_images(loader, bad_images if args.on_bad_image == "skip" else None)
+
+
+def _draw_at_size(args: Arguments, data_config: dict, dataset: DrawnDataset) -> None:
+    """Let a task be drawn at the size of the model, so that nothing has to be scaled or cut off."""
+    _, height, width = data_config["input_size"]
+    if height != width:
+        raise ConfigError(f"argument --input-size: {args.dataset} has square pictures, got {height} x {width}")
+    try:
+        dataset.set_img_size(height)
+    except ValueError as error:
+        raise ConfigError(f"argument --img-size: {one_line(error)}") from error
+    if data_config["crop_pct"] != 1:
+        raise ConfigError(
+            f"argument --crop-pct: {args.dataset} needs whole pictures: expected 1, got {data_config['crop_pct']}"
+        )
 
 
 def _common(args: Arguments, data_config: dict, device: torch.device) -> dict:

@@ -133,7 +133,8 @@ def _check(args: Arguments, train: bool) -> None:
         # timm reads all of it for either split
         raise ConfigError(f"argument --val-split: {args.data_dir} is one split; train on it with --val-split ''")
     if not args.dataset.lower().startswith(_STREAMS):
-        for flag in ("train_num_samples", "val_num_samples", "epoch_repeats"):
+        counts = () if args.dataset.lower().startswith("hyena/") else ("train_num_samples", "val_num_samples")
+        for flag in (*counts, "epoch_repeats"):
             if value := getattr(args, flag):
                 raise ConfigError(
                     f"argument --{flag.replace('_', '-')}: has no effect on {args.dataset or 'a folder of images'}, "
@@ -205,6 +206,11 @@ def _open(args: Arguments, kind: str, divided: str | None):
     except (DataError, RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
         where = f"{args.dataset or 'image folder'} in {root}" if root else args.dataset
         raise ConfigError(f"cannot open the split {split!r} of {where}: {one_line(error)}") from error
+    if getattr(dataset, "dense", False):
+        raise ConfigError(
+            f"argument --dataset: {args.dataset} asks for pictures, and this program trains classifiers; expected a "
+            "data set with classes, such as hyena/pathfinder"
+        )
     part = ""
     if divided is not None:
         dataset.reader.hold_out(args.val_fraction, args.seed, held_out=not is_training)

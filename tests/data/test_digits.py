@@ -9,6 +9,7 @@ from PIL import Image
 from timm.data import create_loader
 
 from hyena_vision.data import DataError, ImageDataset, create_dataset
+from hyena_vision.data.digits import digit_images
 
 
 def test_split_is_fixed_and_stratified():
@@ -60,6 +61,7 @@ def test_unknown_names_and_splits_are_refused():
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    digit_images.cache_clear()
     with pytest.raises(ImportError, match=r"hyena-vision\[train\]"):
         create_dataset("sklearn/digits")
 

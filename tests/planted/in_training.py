@@ -328,4 +328,33 @@ FAULTS = [
         "                pass\n",
         ("test_train_weights.py::test_positions_of_the_runs_own_size_are_taken_as_they_are",),
     ),
+    # ---- generated tasks
+    Fault(
+        "tasks: labels of Pathfinder the wrong way round",
+        "hyena_vision/data/tasks/pathfinder.py",
+        "pair[one if label else 1 - one]",
+        "pair[1 - one if label else one]",
+        ("data/tasks/test_pathfinder.py::test_labels_follow_from_the_pictures",),
+    ),
+    Fault(
+        "tasks: all splits have the same pictures",
+        "hyena_vision/data/tasks/drawn.py",
+        "SPLITS.index(self.split), *purpose",
+        "0, *purpose",
+        ("data/tasks/test_drawn.py::test_pictures_follow_from_seed_split_and_index",),
+    ),
+    Fault(
+        "tasks: digits to train on in the other splits",
+        "hyena_vision/data/tasks/handwritten.py",
+        "_by_split(self.digits)[self.split][digit]",
+        '_by_split(self.digits)["train"][digit]',
+        ("data/tasks/test_far_digits.py::test_pictures_hold_digits_of_their_split",),
+    ),
+    Fault(
+        "tasks: drawn at their own size, not that of the model",
+        DATA,
+        "        dataset.set_img_size(height)\n",
+        "        pass\n",
+        ("test_train_tasks.py::test_settings_that_need_the_size_of_the_model",),
+    ),
 ]
