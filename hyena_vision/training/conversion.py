@@ -8,6 +8,7 @@ Two stages, as in the conversions of language models (LoLCATs, arXiv 2410.10254;
 No stage needs labels. Errors are relative, $|y - t|^2 / |t|^2$ for each image: 1 is what a model of zeros has.
 """
 
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 
-class ConversionTask(TrainingTask):
+class ConversionTask(TrainingTask, ABC):
     """What both stages share: a frozen teacher, and modules whose outputs are noted in a forward pass.
 
     Args:
@@ -36,13 +37,13 @@ class ConversionTask(TrainingTask):
         self._watched = False
 
     @property
+    @abstractmethod
     def blocks(self) -> list[int]:
         """Blocks that have an error, in order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def block_errors(self, images: Tensor) -> Tensor:
         """Return the mean error over images (B, C, H, W) of each of the `blocks`, (blocks,), in float32."""
-        raise NotImplementedError
 
     def train(self, mode: bool = True) -> "ConversionTask":
         """Set the mode of the model; the teacher stays as it is."""
@@ -63,9 +64,9 @@ class ConversionTask(TrainingTask):
         self.eval_model = self.trainable_module
         return self.eval_model
 
+    @abstractmethod
     def _watch(self) -> None:
         """Register the hooks, before the first pass: a moving average is a copy of the model without them."""
-        raise NotImplementedError
 
     def _run(self, model: nn.Module, images: Tensor) -> tuple[Any, dict[Any, Tensor]]:
         """Return what a model gives, and what the hooks have noted."""

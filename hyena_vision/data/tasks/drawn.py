@@ -1,5 +1,6 @@
 """What the generated tasks share: data sets whose pictures are drawn when they are asked for."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ _SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "e
 _PICTURE, _LABELS = range(2)  # what random numbers are for
 
 
-class DrawnDataset(torch.utils.data.Dataset):
+class DrawnDataset(torch.utils.data.Dataset, ABC):
     """Pictures that follow from seed, split and index alone, drawn at the size that the model takes.
 
     So the order, the number of workers and other images change nothing. Each class has the same number of images: one
@@ -80,14 +81,15 @@ class DrawnDataset(torch.utils.data.Dataset):
         self.check_size(img_size)
         self.img_size, self._checked = img_size, True
 
+    @abstractmethod
     def check_size(self, img_size: int) -> None:
         """Stop at a size that there is not, or that the settings do not go with.
 
         Raises:
             ValueError: Such a size.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, rng: numpy.random.Generator, label: int) -> tuple[Image.Image, Any]:
         """Return picture and target.
 
@@ -95,7 +97,6 @@ class DrawnDataset(torch.utils.data.Dataset):
             rng: Random numbers of this image.
             label: Class that it should have.
         """
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> tuple:
         """Return (image, target) of one sample."""
