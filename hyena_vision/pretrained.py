@@ -14,6 +14,7 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from torch import Tensor, nn
 
 from hyena_vision.data import IMAGE_MODES, class_names, large_pictures, load_image
+from hyena_vision.models import DensePredictor
 from hyena_vision.training.arguments import Arguments, nearest
 from hyena_vision.training.checkpoint_files import find_weights, load_weights, read_checkpoint, read_exported, reason
 from hyena_vision.training.classes import label_names
@@ -235,6 +236,8 @@ def _finish(
     model: nn.Module, preprocessing: dict[str, Any], names: list[str] | None, name: str, settings: dict[str, Any]
 ) -> Pretrained:
     """Put together what was loaded; the arguments of its run say how images are read."""
+    if isinstance(model, DensePredictor):
+        raise UserError(f"{name} predicts pictures, not classes; timm.create_model reads it as local-dir:FOLDER")
     channels, mode = preprocessing["input_size"][0], settings.get("input_img_mode")
     if not mode and channels not in IMAGE_MODES:
         raise UserError(f"{name} takes {channels} channels, expected those of an image: 1, 3 or 4")

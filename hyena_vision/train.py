@@ -25,7 +25,7 @@ from functools import partial
 import torch
 from timm.utils import NativeScaler, is_primary, random_seed, setup_default_logging, unwrap_model
 
-from hyena_vision.data import DataError
+from hyena_vision.data import DataError, target_channels
 from hyena_vision.training import run_state
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
@@ -135,7 +135,8 @@ def train(args: Arguments) -> dict:
     parts = run_state.Parts(task, optimizer, loss_scaler, scheduler, class_to_idx=classes)
     epoch, progress = run_state.begin(args, parts, resume_from, resumed)
     start_schedule(args, scheduler, epoch, updates, progress.step, resumed)
-    described = None if datasets.eval is None or args.unlabelled else describe(datasets.eval, classes)
+    without_labels = args.unlabelled or target_channels(args.dataset)
+    described = None if datasets.eval is None or without_labels else describe(datasets.eval, classes)
     recorder = Recorder(args, parts, model, config, folder, eval_metric, updates)
     _logger.info(
         f"Training {args.model} ({recorder.parameters:,} parameters) at {config['input_size']} for "
@@ -207,10 +208,10 @@ def evaluate(args: Arguments) -> dict:
     run = Run(args, device, run_state.Parts(None), create_autocast(args, device)[0], bad_images=bad_images)
     size = list(config["input_size"][1:])
     result = {"model": args.model, "checkpoint": args.eval, "img_size": size, **validate(run, model, loader)}
-    described = describe(datasets.eval, datasets.class_to_idx)
-    predictions = run.predictions.predictions(described.names, described.files)
-    if is_primary(args):
-        if args.output:
+    if args.output:
+        described = describe(datasets.eval, datasets.class_to_idx)
+        predictions = run.predictions.predictions(described.names, described.files)
+        if is_primary(args):
             os.makedirs(args.output, exist_ok=True)
             write_predictions(os.path.join(args.output, "predictions.csv"), predictions)
             facts = {
@@ -220,6 +221,7 @@ def evaluate(args: Arguments) -> dict:
             }
             path = os.path.join(args.output, "report.html")
             write_html_report(path, args.eval, facts, predictions, picture=described.picture)
+    if is_primary(args):
         print(f"--result\n{json.dumps(result, indent=4)}")
     return result
 

@@ -6,7 +6,7 @@ from hyena_vision.data.digits import Digits
 from hyena_vision.data.files import find_files
 from hyena_vision.data.folder import FolderReader, find_split
 from hyena_vision.data.image import IMAGE_MODES, DataError, image_extensions, large_pictures, load_image
-from hyena_vision.data.tasks import DrawnDataset
+from hyena_vision.data.tasks import DrawnDataset, target_channels
 
 __all__ = [
     "IMAGE_MODES",
@@ -22,4 +22,5 @@ __all__ = [
     "image_extensions",
     "large_pictures",
     "load_image",
+    "target_channels",
 ]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from timm.utils import is_primary
 
-from hyena_vision.data import FolderReader, class_names
+from hyena_vision.data import FolderReader, class_names, target_channels
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.checkpoint_files import read_checkpoint, read_exported
 from hyena_vision.training.errors import ConfigError, UserError
@@ -150,11 +150,13 @@ def check_head(args: Arguments, classes: Classes | None, model_classes: int) -> 
     """Stop where a model has another number of classes than the data, or warn where that was the model's own choice.
 
     Returns:
-        The classes, or None where they do not name all of the model's.
+        The classes, or None where they do not name all of the model's, or targets are pictures.
 
     Raises:
         ConfigError: It was given, or is too small.
     """
+    if target_channels(args.dataset):
+        return None
     given = args.num_classes is not None or "num_classes" in args.model_kwargs
     if classes is None and not given and not args.eval and is_primary(args):
         _logger.warning(

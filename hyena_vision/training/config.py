@@ -19,7 +19,7 @@ import yaml
 from PIL import ImageMode
 
 import hyena_vision
-from hyena_vision.data import IMAGE_MODES
+from hyena_vision.data import IMAGE_MODES, target_channels
 from hyena_vision.training import arguments
 from hyena_vision.training.arguments import Arguments, KeyValues, Parser, create_parser, literal, nearest
 from hyena_vision.training.checkpoint_files import find_weights, has_checkpoints, read_checkpoint, read_exported
@@ -294,6 +294,7 @@ def _check(parser: Parser, args: argparse.Namespace) -> None:
     if args.torchcompile and args.torchcompile not in (backends := torch._dynamo.list_backends(exclude_tags=())):
         stop("torchcompile", f"unknown backend {args.torchcompile!r}{nearest(args.torchcompile, backends)}")
     _check_channels(args, stop)
+    _check_pictures(args, stop)
     _check_files(args, stop)
     if not args.eval:
         _check_training(args, stop)
@@ -327,6 +328,25 @@ def _check_channels(args: argparse.Namespace, stop: Callable[[str, str], NoRetur
         stop(
             "input-img-mode", f"expected {channels} channels, as the model takes, got {args.input_img_mode} of {bands}"
         )
+
+
+def _check_pictures(args: argparse.Namespace, stop: Callable[[str, str], NoReturn]) -> None:
+    """Stop on flags that are for classes where the targets are pictures."""
+    channels = target_channels(args.dataset)
+    if channels is None:
+        return
+    names = ["mixup", "cutmix", "cutmix-minmax", "bce-loss", "jsd-loss", "aug-splits", "kd-model-name", "convert"]
+    names += ["class-weights", "balanced-sampler", "class-map"]
+    for name in [] if args.eval else names:
+        if given := getattr(args, name.replace("-", "_")):
+            stop(name, f"is for classes, got {given} with {args.dataset}, whose targets are pictures")
+    if args.tta > 1:
+        stop("tta", f"expected none with {args.dataset}, whose targets a mirror image does not have, got {args.tta}")
+    if args.eval and args.output:
+        stop("output", f"is for predictions of classes, got {args.output} with {args.dataset}")
+    given = args.num_classes or args.model_kwargs.get("num_classes", channels)
+    if given != channels:
+        stop("num-classes", f"the pictures of {args.dataset} have {channels} channels, got {given}")
 
 
 def _check_files(args: argparse.Namespace, stop: Callable[[str, str], NoReturn]) -> None:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
-import torch.nn.functional as F
 import torchvision.utils
 from timm.data import Mixup
 from timm.utils import dispatch_clip_grad, distribute_bn, is_primary, reduce_tensor
 from tqdm import tqdm
 
-from hyena_vision.data import DataError
+from hyena_vision.data import DataError, target_channels
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.checkpoint_files import Metric
@@ -27,6 +26,7 @@ from hyena_vision.training.conversion import ConversionTask
 from hyena_vision.training.distributed import any_process, gather_objects, largest_gradient, synchronizes
 from hyena_vision.training.errors import UserError, one_line
 from hyena_vision.training.interrupt import Interrupt, Interrupted
+from hyena_vision.training.meters import ClassMeter, PixelMeter
 from hyena_vision.training.predictions import Collector
 from hyena_vision.training.run_state import Parts, Progress
 from hyena_vision.training.seeded_loader import TrainLoader
@@ -178,7 +178,7 @@ def validate(
     suffix: str = "",
     measured: ConversionTask | None = None,
 ) -> dict[str, float]:
-    """Return loss and accuracy over all images of a loader, counted exactly.
+    """Return loss and accuracy over all images of a loader, counted exactly; of pictures, their mean squared error.
 
     Under distributed training each image counts once: those that the sampler repeats to make the processes even are
     left out, and the counts, not the means, are added up. Images with the target -1 are not counted.
@@ -186,13 +186,13 @@ def validate(
     Args:
         run: The parts of the run; its `predictions` are made anew.
         model: Model, not wrapped for distributed training.
-        loader: Loader of (images, class indices) in the order of the data set.
+        loader: Loader of (images, class indices or pictures) in the order of the data set.
         suffix: Added to the log line.
         measured: Task whose errors by block are wanted, too.
 
     Returns:
-        Mean `loss`, and `top1` and `top5` in percent; `error_B` of each block B of `measured`. The loss is the mean of
-        these where nothing else is trained, or no image has a label.
+        Mean `loss`, and of classes `top1` and `top5` in percent; `error_B` of each block B of `measured`. The loss is
+        the mean of these where nothing else is trained, or no image has a label.
 
     Raises:
         UserError: There is no image to count, or a batch cannot be had.
@@ -203,8 +203,8 @@ def validate(
     remaining, run.predictions = math.inf, Collector(args.rank, args.world_size)
     if args.distributed and not isinstance(loader.dataset, torch.utils.data.IterableDataset):
         remaining = len(range(args.rank, len(loader.dataset), args.world_size))
-    counts = torch.zeros(3, dtype=torch.int64, device=device)  # images, right at first, right among five
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    pictures = target_channels(args.dataset) is not None
+    meter = PixelMeter(device) if pictures else ClassMeter(device)
     blocks = measured.blocks if measured is not None else []
     error_sum = torch.zeros(1 + len(blocks), dtype=torch.float64, device=device)  # of images, and of their errors
     bar = _bar(loader, f"Validate{suffix}", args)
@@ -218,25 +218,21 @@ def validate(
                     output = (output + _logits(model, input.flip(-1))) / 2
             own = int(min(len(target), remaining))
             remaining -= own
-            run.predictions.add(output[:own], target[:own])
+            meter.add(output[:own], target[:own])
+            if not pictures:
+                run.predictions.add(output[:own], target[:own])
             if measured is not None and own:
                 with run.autocast():
                     errors = measured.block_errors(input[:own])
                 error_sum += own * torch.cat([errors.new_ones(1), errors])
-            valid = target[:own] >= 0
-            output, target = output[:own][valid].float(), target[:own][valid]
-            loss_sum += F.cross_entropy(output, target, reduction="sum").double()
-            right = output.topk(min(5, output.shape[1]), dim=1).indices == target[:, None]
-            counts += torch.stack([valid.sum(), right[:, 0].sum(), right.sum()])
             if bar.disable and is_primary(args) and (step + 1) % args.log_interval == 0:
                 _logger.info(f"Validate{suffix}: [{step + 1:>4d}/{len(loader)}]")
             stop_if_asked(run)
     if args.distributed:
-        torch.distributed.all_reduce(counts)
-        torch.distributed.all_reduce(loss_sum)
+        meter.reduce()
         torch.distributed.all_reduce(error_sum)
     run.bad_images.collect(_logger.warning)
-    total, top1, top5 = counts.tolist()
+    total = meter.images
     seen, *errors = error_sum.tolist()
     if total == 0 and seen == 0:
         raise UserError("the validation set has no image with a class that could be read")
@@ -244,9 +240,10 @@ def validate(
     if measured is not None and (total == 0 or args.convert_stage == "mixers"):
         metrics = {"loss": sum(metrics.values()) / len(blocks), **metrics}
     if total:
-        metrics = {"loss": loss_sum.item() / total, "top1": 100 * top1 / total, "top5": 100 * top5 / total} | metrics
+        metrics = meter.metrics() | metrics
     if is_primary(args):
-        shown = "  ".join(f"{name}: {value:.3f}" for name, value in metrics.items())
+        digits = ".3g" if pictures else ".3f"
+        shown = "  ".join(f"{name}: {value:{digits}}" for name, value in metrics.items())
         _logger.info(f"Validate{suffix}: {shown}  ({int(total or seen)} images)")
     return metrics
 

@@ -13,6 +13,7 @@ from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from torch import nn
 
+from hyena_vision.data import target_channels
 from hyena_vision.models import replace_attention
 from hyena_vision.models.replace import fit_weights
 from hyena_vision.training.arguments import Arguments, literal, nearest
@@ -158,6 +159,8 @@ def _replacement(args: Arguments) -> dict[str, Any]:
 
 def model_arguments(args: Arguments, model: nn.Module) -> dict[str, Any]:
     """Return the arguments that make the model again, beside the name of its architecture and what flags give."""
+    if target_channels(args.dataset):
+        return {**args.model_kwargs, "base": args.model}
     if not args.convert:
         return args.model_kwargs
     size = {"img_size": list(model.patch_embed.img_size)} if "img_size" in args.model_kwargs else {}
@@ -278,6 +281,8 @@ def _create(args: Arguments, overlay: dict[str, Any], pretrained: bool) -> nn.Mo
     }
     kwargs = {name: value for name, (_, value) in given.items()} | args.model_kwargs
     model = args.model
+    if channels := target_channels(args.dataset):
+        model, kwargs = "hyena_dense", {"base": args.model, **kwargs, "num_classes": channels}
     if args.convert:
         model, kwargs = "hyena_replaced", {"base": args.model, "replace": [_replacement(args)], **kwargs}
     if overlay:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from timm.data.auto_augment import posterize
-from timm.data.loader import PrefetchLoader
+from timm.data.loader import PrefetchLoader, fast_collate
 from timm.utils import is_primary
 
-from hyena_vision.data import DrawnDataset
+from hyena_vision.data import DrawnDataset, target_channels
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.balance import BalancedSampler, labels_of
@@ -70,7 +70,7 @@ def create_loaders(
                 f"argument --train-img-sizes: expected none with {args.dataset}, which is drawn at --img-size, "
                 f"got {args.train_img_sizes}"
             )
-    prefetch = not args.no_prefetcher
+    prefetch, pictures = not args.no_prefetcher, target_channels(args.dataset) is not None
     if args.aug_splits > 1:
         dataset_train = AugMixDataset(dataset_train, num_splits=args.aug_splits)
     mixup = _create_mixup(args, num_classes) if mixup_active(args) else None
@@ -100,7 +100,7 @@ def create_loaders(
             num_aug_repeats=_aug_repeats(args),
             num_aug_splits=args.aug_splits,
             interpolation=data_config["interpolation"] if fixed_interpolation else args.train_interpolation,
-            collate_fn=mixup if prefetch else None,
+            collate_fn=(collate_pictures if pictures else mixup) if prefetch else None,
             **_size_schedule(args),
             **_common(args, data_config, device),
         )
@@ -151,6 +151,7 @@ def create_eval_loader(
     if isinstance(dataset, DrawnDataset):
         _draw_at_size(args, data_config, dataset)
     iterable = isinstance(dataset, torch.utils.data.IterableDataset)
+    prefetch_pictures = target_channels(args.dataset) is not None and not args.no_prefetcher
     loader = create_loader(
         dataset,
         input_size=data_config["input_size"],
@@ -161,9 +162,16 @@ def create_eval_loader(
         crop_mode=data_config["crop_mode"],
         # Each worker of an iterable data set may repeat images to make the processes even: timm takes two at most
         num_workers=min(2, args.workers) if args.distributed and iterable else args.workers,
+        collate_fn=collate_pictures if prefetch_pictures else None,
         **_common(args, data_config, device),
     )
     return name_bad_images(loader, bad_images if args.on_bad_image == "skip" else None)
+
+
+def collate_pictures(batch: list[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put images and targets that are pictures into batches; timm's own function takes targets for class indices."""
+    images, _ = fast_collate([(image, 0) for image, _ in batch])
+    return images, torch.stack([target for _, target in batch])
 
 
 def _draw_at_size(args: Arguments, data_config: dict, dataset: DrawnDataset) -> None:

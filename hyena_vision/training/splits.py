@@ -206,11 +206,6 @@ def _open(args: Arguments, kind: str, divided: str | None):
     except (DataError, RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
         where = f"{args.dataset or 'image folder'} in {root}" if root else args.dataset
         raise ConfigError(f"cannot open the split {split!r} of {where}: {one_line(error)}") from error
-    if getattr(dataset, "dense", False):
-        raise ConfigError(
-            f"argument --dataset: {args.dataset} asks for pictures, and this program trains classifiers; expected a "
-            "data set with classes, such as hyena/pathfinder"
-        )
     part = ""
     if divided is not None:
         dataset.reader.hold_out(args.val_fraction, args.seed, held_out=not is_training)

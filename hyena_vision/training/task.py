@@ -11,11 +11,13 @@ from timm.task import (
 )
 from torch import nn
 
+from hyena_vision.data import target_channels
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.balance import WeightedCrossEntropy
 from hyena_vision.training.conversion import MixerTask, ModelTask
 from hyena_vision.training.distributed import distribute
 from hyena_vision.training.errors import ConfigError, one_line
+from hyena_vision.training.meters import CornerMSELoss
 from hyena_vision.training.model import create_teacher, place_model
 from hyena_vision.training.pipeline import mixup_active
 
@@ -23,10 +25,14 @@ from hyena_vision.training.pipeline import mixup_active
 def create_loss(args: Arguments, class_weights: torch.Tensor | None = None) -> nn.Module:
     """Create the training loss: softmax or binary cross entropy, for soft targets where mixup makes them.
 
+    Pictures as targets have the mean squared error.
+
     Args:
         args: Arguments of the run.
         class_weights: Of `WeightedCrossEntropy`; None for images that weigh the same.
     """
+    if target_channels(args.dataset):
+        return CornerMSELoss()
     if args.jsd_loss:
         return JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
     if args.bce_loss:

@@ -1,6 +1,7 @@
 """Generated tasks that need the whole image: `hyena/NAME` of `hyena_vision.data.create_dataset`."""
 
 import difflib
+from functools import cache
 from typing import Any
 
 from hyena_vision.data.tasks.drawn import DrawnDataset
@@ -38,10 +39,34 @@ def create_task(name: str, split: str = "train", **kwargs: Any) -> DrawnDataset:
     return TASKS[name](split, **settings, **kwargs)
 
 
+@cache
+def target_channels(name: str) -> int | None:
+    """Return how many channels the targets of a data set have, where they are pictures; None for class indices.
+
+    Args:
+        name: As of `hyena_vision.data.create_dataset`; None for what is no task, too.
+    """
+    if not name.lower().startswith("hyena/"):
+        return None
+    try:
+        return create_task(name.lower().removeprefix("hyena/")).target_channels
+    except (ValueError, ImportError):  # said when it is opened
+        return None
+
+
 def _value(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-__all__ = ["TASKS", "DrawnDataset", "FarDigits", "Pathfinder", "SpatialRecall", "create_task", "mean_predictor_mse"]
+__all__ = [
+    "TASKS",
+    "DrawnDataset",
+    "FarDigits",
+    "Pathfinder",
+    "SpatialRecall",
+    "create_task",
+    "mean_predictor_mse",
+    "target_channels",
+]

@@ -36,7 +36,7 @@ class DrawnDataset(torch.utils.data.Dataset, ABC):
     counts: ClassVar[dict[str, int]]
     settings: ClassVar[dict[str, Any]] = {}  # with their defaults; `seed` is one of every task
     class_to_idx: ClassVar[dict[str, int] | None] = None
-    dense: ClassVar[bool] = False  # whether targets are pictures, not classes
+    target_channels: int | None = None  # of targets that are pictures, not classes
 
     def __init__(
         self,

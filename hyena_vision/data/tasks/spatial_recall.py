@@ -41,11 +41,11 @@ class SpatialRecall(HandwrittenDataset):
     default_size = 64
     counts: ClassVar = {"train": 60_000, "validation": 10_000, "test": 10_000}
     settings: ClassVar = {"color": False, "fixed": False, "digits": "sklearn"}
-    dense = True
 
     def __init__(self, *args, **kwargs):
         """Check what is asked for."""
         super().__init__(*args, **kwargs)
+        self.target_channels = 3 if self.color else 1
         if self.color and self.fixed:
             raise ValueError("fixed of hyena/spatial_recall: expected false with color, got true")
         if self.color and self.input_img_mode not in (None, "RGB"):
