@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy
 import pytest
+import timm
 import torch
 from trainer import QUICK, arguments, expect_error, summary
 
+from hyena_vision import pretrained
 from hyena_vision import train as train_imagenet
 from hyena_vision.data import create_dataset
+from hyena_vision.training.errors import UserError
 from hyena_vision.training.pipeline import create_loaders
 from hyena_vision.training.splits import create_datasets
 
@@ -17,6 +20,8 @@ MODEL = ["--model", "hyena2d_iso_tiny", "--model-kwargs", "patch_size=8", "embed
 TASK = [*QUICK, *MODEL, "--dataset", "hyena/pathfinder", "--in-chans", "1", "--img-size", "32", "--no-aug"]
 TASK += ["--crop-pct", "1", "--train-num-samples", "16", "--val-num-samples", "6"]
 TASK.remove("--num-classes"), TASK.remove("3")
+
+PICTURES = ["--dataset", "hyena/spatial_recall"]
 
 
 def test_a_task_is_drawn_at_the_size_of_the_model_and_trained_on(tmp_path):
@@ -63,6 +68,48 @@ def test_settings_that_need_the_size_of_the_model():
     assert datasets.train[0][0].shape == (1, 512, 512) and datasets.eval.img_size == 512
 
 
+def spatial_recall_error(folder, size=32):
+    """Mean squared error of a run's model over the images that it was validated on, from its exported weights."""
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    dataset = create_dataset("hyena/spatial_recall", split="validation", img_size=size, num_samples=6)
+    pairs = [(torch.from_numpy(numpy.array(image)), target) for image, target in dataset]
+    images = (torch.stack([image for image, _ in pairs])[:, None] / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        pixels = model(images)[:, :, -16:, -16:]
+    return (pixels - torch.stack([target for _, target in pairs])).square().mean().item()
+
+
+@pytest.mark.parametrize("loader", ["--prefetcher", "--no-prefetcher"])
+def test_pictures_as_targets(tmp_path, capsys, loader):
+    """The loss is the error of the corner, the model has a dense head, and the best epoch has the least error."""
+    flags = ["--no-prefetcher"] if loader == "--no-prefetcher" else ["--model-ema", "--model-ema-decay", "0.5"]
+    argv = [*TASK, *PICTURES, *flags, "--output", str(tmp_path), "--experiment", "run", "--epochs", "3"]
+    train_imagenet.main([*argv, "--stop-epoch", "2"])
+    outcome = train_imagenet.main([*argv, "--resume", "auto"])
+    folder = tmp_path / "run"
+    rows = summary(folder)
+    errors = [float(row["eval_loss"]) for row in rows]
+    assert len(rows) == 3 and errors[-1] < errors[0] and "eval_top1" not in rows[0]
+    assert outcome["best_metric"] == min(errors) == pytest.approx(spatial_recall_error(folder), rel=1e-5)
+    assert not (folder / "report.html").exists() and (folder / "curves.png").exists()
+    shared = ["--device", "cpu", "-j", "0"]
+    for run, size in ((folder, 32), (folder / "model_best.pth.tar", 64)):
+        result = train_imagenet.main(["--eval", str(run), "--img-size", str(size), *shared])
+        assert result["loss"] == pytest.approx(spatial_recall_error(folder, size), rel=1e-5) and "top1" not in result
+    expect_error(capsys, ["--eval", str(folder), "--output", "out", *shared], 2, "--output", "predictions of classes")
+    with pytest.raises(UserError, match="predicts pictures, not classes"):
+        pretrained.load(folder)
+
+
+def test_any_model_gets_a_dense_head_for_the_colours(tmp_path):
+    argv = [*TASK, "--dataset", "hyena/spatial_recall:color=true", "--img-size", "64", "--in-chans", "3"]
+    argv += ["--model", "convnext_atto", "--model-kwargs", "depths=[1,1,1,1]", "dims=[8,8,8,8]"]
+    train_imagenet.main([*argv, "--epochs", "1", "--output", str(tmp_path), "--experiment", "run"])
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["architecture"] == "hyena_dense" and config["num_classes"] == 3
+    assert config["model_args"]["base"] == "convnext_atto"
+
+
 WRONG = {
     "setting for other sizes": (["--dataset", "hyena/pathfinder:cue=true", "--img-size", "64"], ["cue of", "at 64"]),
     "crops": (["--aug"], ["--no-aug", "hyena/pathfinder"]),
@@ -72,7 +119,11 @@ WRONG = {
     "sizes": (["--train-img-sizes", "32", "64"], ["--train-img-sizes", "got [32, 64]"]),
     "name": (["--dataset", "hyena/maze"], ["hyena/maze", "pathfinder"]),
     "setting": (["--dataset", "hyena/pathfinder:dashes=3"], ["expected 5 to 14, got 3"]),
-    "pictures": (["--dataset", "hyena/spatial_recall"], ["--dataset", "hyena/spatial_recall", "hyena/pathfinder"]),
+    "classes of pictures": ([*PICTURES, "--num-classes", "2"], ["--num-classes", "1 channels, got 2"]),
+    "mixed pictures": ([*PICTURES, "--mixup", "0.5"], ["--mixup", "for classes, got 0.5"]),
+    "weights of classes": ([*PICTURES, "--class-weights", "balanced"], ["--class-weights", "for classes"]),
+    "converted": ([*PICTURES, "--convert", "hyena2d"], ["--convert", "for classes", "hyena2d"]),
+    "mirrored": ([*PICTURES, "--tta", "2"], ["--tta", "got 2"]),
     "grey": (["--dataset", "hyena/spatial_recall:color=true"], ["expected images of 3 channels (RGB), got L"]),
     "repeats": (["--epoch-repeats", "2"], ["--epoch-repeats", "got 2"]),
 }

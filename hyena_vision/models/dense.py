@@ -107,7 +107,7 @@ def hyena_dense(
         if found is None:
             raise ValueError(f"base must be the name of a model of timm, got {base!r}")
         own = {"architecture": ARCHITECTURE, "first_conv": _prefixed(found.first_conv), "classifier": "head"}
-        config = {**found.to_dict(), **(overlay or {}), **own}
+        config = {**found.to_dict(), "num_classes": num_classes, **(overlay or {}), **own}
         whole = any(name.startswith("backbone.") for name in (overlay or {}).get("state_dict", ()))
         if pretrained and not whole:
             base_kwargs = dict(pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=kwargs.get("cache_dir"))

@@ -6,10 +6,12 @@ from planted.fault import (
     CLASSES,
     CONVERSION,
     DATA,
+    DENSE,
     FOLDER,
     IMAGE,
     LOADER,
     LOOP,
+    METERS,
     MODEL,
     OPTIM,
     SPLITS,
@@ -20,6 +22,27 @@ from planted.fault import (
 
 FAULTS = [
     # ---- training
+    Fault(
+        "training: pictures are compared in the upper left corner",
+        METERS,
+        "output[..., -height:, -width:]",
+        "output[..., :height, :width]",
+        ("training/test_meters.py", "test_train_tasks.py"),
+    ),
+    Fault(
+        "training: the error of a picture weighs as its batch",
+        METERS,
+        "torch.full_like(error, 1).sum(), error.sum()",
+        "torch.full_like(error, 1).mean(), error.mean()",
+        ("training/test_meters.py",),
+    ),
+    Fault(
+        "models: filled-up patches are cut off at the top of a picture",
+        DENSE,
+        "pixels[..., : x.shape[-2], : x.shape[-1]]",
+        "pixels[..., -x.shape[-2] :, : x.shape[-1]]",
+        ("models/test_dense.py",),
+    ),
     Fault(
         "training: every step draws the same random numbers",
         LOOP,
@@ -148,9 +171,9 @@ FAULTS = [
     ),
     Fault(
         "training: validation counts images without a class",
-        LOOP,
-        "valid = target[:own] >= 0",
-        "valid = target[:own] >= -1",
+        METERS,
+        "valid = target >= 0",
+        "valid = target >= -1",
         ("training/test_loop.py::test_images_without_a_class_are_not_counted_and_mirrors_are_averaged",),
     ),
     Fault(
