@@ -2,15 +2,21 @@
 
 Works on any data that the trainer reads. With several learning rates each model is tuned alike: at each size all are
 trained with the first seed, and the one with the best last validation is taken for the other seeds. A model is a name
-of timm and, in the same quotes, its arguments: "hyena2d_vit_tiny depth=4". A call that was ended goes on where it was
-when it is repeated.
+of timm and, in the same quotes, its arguments: "hyena2d_vit_tiny depth=4". "{size/8}" in them is the side of the images
+over 8, as for base_grid of patches of 8.
+
+A call that was ended goes on where it was when it is repeated. trials.csv is the record: what stands there is not
+trained again, even where the folders of its runs are gone.
 """
 
 import argparse
-import os
+import re
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
+import yaml
 from torch import Tensor, nn
 
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
@@ -26,39 +33,56 @@ from hyena_vision.benchmark.measure import SpeedRow, measure
 from hyena_vision.benchmark.program import DTYPES, add_measurement_arguments
 from hyena_vision.benchmark.step import count_flops
 from hyena_vision.benchmark.study import is_finished, train_run
-from hyena_vision.benchmark.tables import markdown_table, write_csv
-from hyena_vision.benchmark.timing import attempt
-from hyena_vision.training.arguments import positive_float, positive_int
-from hyena_vision.training.checkpoint_files import read_exported
+from hyena_vision.benchmark.tables import markdown_table, read_csv, write_csv
+from hyena_vision.benchmark.timing import OK, attempt
+from hyena_vision.data import target_channels
+from hyena_vision.training.arguments import Arguments, positive_float, positive_int
+from hyena_vision.training.classes import NOTHING_KNOWN, fit_head
+from hyena_vision.training.config import parse_args
+from hyena_vision.training.errors import UserError
+from hyena_vision.training.freeze import count_parameters
+from hyena_vision.training.model import create_model, data_config
+from hyena_vision.training.optim import create_optimizer
 from hyena_vision.training.report import read_results, read_summary
+from hyena_vision.training.resolve import resolve
+from hyena_vision.training.splits import create_datasets
+from hyena_vision.training.task import create_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run.
+class Validation:
+    """One validation of one run.
 
     Attributes:
         model: Name and arguments.
         size: Side of the images, in pixels.
         lr: Learning rate; None for that of the recipe.
         seed: Of the run.
-        epochs: That it trained.
-        top1: Of the last epoch, in per cent.
-        loss: Of the last epoch, on the images to validate on.
-        train_images_per_s: While it trained, among whatever else ran.
+        updates: Of the weights so far.
+        top1: In per cent; None where the targets are pictures.
+        loss: On the images to validate on; of pictures the mean squared error.
     """
 
     model: str
     size: int
     lr: float | None
     seed: int
-    epochs: int
-    top1: float
+    updates: int
+    top1: float | None
     loss: float
-    train_images_per_s: float | None
+
+    @property
+    def value(self) -> float:
+        """Accuracy in per cent, or the error of pictures."""
+        return self.loss if self.top1 is None else self.top1
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What is larger for a better one."""
+        return (-self.loss if self.top1 is None else self.top1), -self.loss
 
 
 @dataclass(frozen=True)
@@ -69,22 +93,28 @@ class AccuracyRow:
         model: Name and arguments.
         size: Side of the images, in pixels.
         lr: Learning rate that was taken; None for that of the recipe.
-        top1: Mean over seeds, in per cent.
-        spread: Standard deviation over seeds, in points.
+        metric: "top1" in per cent, or "mse" of pictures.
+        value: Mean over seeds, after the last epoch.
+        spread: Standard deviation over seeds.
         seeds: Number of seeds.
         parameters: Of the model.
         gflops: 10^9 FLOPs of one image, as of `step.count_flops`.
         images_per_s: Of inference, median of the rounds.
         ratio: That over the first model's in the same rounds.
         peak_mb: Peak memory of inference in 10^6 bytes, weights included.
-        status: Of the measurement: "ok", or why there is none.
+        train_images_per_s: Of training steps with the recipe's batches, loading of images not counted.
+        train_ratio: That over the first model's in the same rounds.
+        train_peak_mb: Peak memory of training, as above.
+        train_minutes: What the updates of a run take at that speed.
+        status: Of the measurements: "ok", or why there is none.
         machine: What it ran on.
     """
 
     model: str
     size: int
     lr: float | None
-    top1: float
+    metric: str
+    value: float
     spread: float
     seeds: int
     parameters: int
@@ -92,6 +122,10 @@ class AccuracyRow:
     images_per_s: float | None
     ratio: float | None
     peak_mb: float | None
+    train_images_per_s: float | None
+    train_ratio: float | None
+    train_peak_mb: float | None
+    train_minutes: float | None
     status: str
     machine: str
 
@@ -103,20 +137,15 @@ def add_command(commands: Any) -> None:
     )
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--task", metavar="NAME", help="a data set of the trainer, such as sklearn/digits")
+    source.add_argument("--task", metavar="NAME", help="a data set of the trainer, such as hyena/far_digits")
     source.add_argument("--data-dir", metavar="DIR", help="folder of images")
     add("--recipe", required=True, metavar="FILE", help="YAML file of flags for all runs")
     add("--models", nargs="+", required=True, metavar="NAME", help='of timm, with arguments: "NAME depth=4"')
     add("--img-sizes", type=positive_int, nargs="+", required=True, metavar="N", help="sides, in pixels")
     add("--seeds", type=positive_int, default=3, metavar="N", help="runs of each model at each size")
-    add(
-        "--lrs",
-        type=positive_float,
-        nargs="+",
-        default=[None],
-        metavar="LR",
-        help="rates to try (default: the recipe's)",
-    )
+    text = "rates to try (default: the recipe's)"
+    add("--lrs", type=positive_float, nargs="+", default=[None], metavar="LR", help=text)
+    add("--jobs", type=positive_int, default=1, metavar="N", help="runs that are trained at a time")
     add("-b", "--batch-size", type=positive_int, default=1, metavar="N", help="images per call when models are timed")
     add_measurement_arguments(parser)
     add("--args", nargs=argparse.REMAINDER, default=[], help="what follows goes to all runs")
@@ -124,7 +153,7 @@ def add_command(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> list[AccuracyRow]:
-    """Train what is missing, time all, print the table, and write trials.csv, accuracy.csv, accuracy.md and .png.
+    """Train what is missing, time all, print the table, and write trials.csv, accuracy.csv, accuracy.md and figures.
 
     Args:
         args: Parsed arguments of the sub-command.
@@ -133,152 +162,226 @@ def run(args: argparse.Namespace) -> list[AccuracyRow]:
         The rows.
 
     Raises:
-        UserError: A run fails, or matplotlib is missing; what is trained is kept.
+        UserError: A run fails, the folder holds runs of another recipe, or matplotlib is missing; what is trained is
+            kept.
     """
     require_matplotlib()
     output = Path(args.output or "output/accuracy")
-    trials: list[Trial] = []
-    progress = Progress(sum(args.img_sizes) * len(args.models) * (len(args.lrs) + args.seeds - 1))
-    for size in args.img_sizes:
-        for model in args.models:
-            tuning = [train(args, output, model, size, lr, 0, progress) for lr in args.lrs]
-            best = max(tuning, key=lambda trial: (trial.top1, -trial.loss))
-            others = [train(args, output, model, size, best.lr, seed, progress) for seed in range(1, args.seeds)]
-            trials += [*tuning, *others]
-            write_csv(trials, str(output), "trials.csv")
-    rows = [row for size in args.img_sizes for row in compare(args, output, size, trials)]
+    record = Record(output, args)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        groups = [(size, model) for size in args.img_sizes for model in args.models]
+        for _ in pool.map(lambda group: train_all(args, record, *group), groups):
+            pass
+    rows = [row for size in args.img_sizes for row in compare(args, size, record)]
     write_csv(rows, str(output), "accuracy.csv")
-    text = markdown_table(rows, [name for name in vars(rows[0]) if name not in ("machine", "status")])
-    what = args.task or args.data_dir
-    (output / "accuracy.md").write_text(f"{what}. {describe_machine()}\n\n{text}\n", encoding="utf-8")
+    hidden = ("machine", "status", "metric")
+    text = markdown_table(rows, [name for name in vars(rows[0]) if name not in hidden])
+    what = f"{args.task or args.data_dir}, value: {rows[0].metric}. {describe_machine()}"
+    (output / "accuracy.md").write_text(f"{what}\n\n{text}\n", encoding="utf-8")
     save_figure(plot(rows), str(output), "accuracy.png")
+    save_figure(plot_curves(rows, record), str(output), "curves.png")
     print(text)
     return rows
 
 
-class Progress:
-    """Says what is done and how long the rest will take, if runs take time by the side of their images.
+class Record:
+    """What was trained: trials.csv, and recipe.yaml, which says by what.
 
     Args:
-        total: Sum of the sides of all runs.
+        output: Folder of both and of the runs.
+        args: Of the sub-command.
+
+    Raises:
+        UserError: The folder is of another recipe.
     """
 
-    def __init__(self, total: int):
-        """Start the clock."""
+    def __init__(self, output: Path, args: argparse.Namespace):
+        """Read what is there."""
+        self.output, self.lock = output, threading.Lock()
+        self.trials: list[Validation] = []
+        recipe = yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8"))
+        settings = {"task": args.task, "data_dir": args.data_dir, "recipe": recipe, "args": args.args}
+        path = output / "recipe.yaml"
+        if path.exists() and (before := yaml.safe_load(path.read_text(encoding="utf-8"))) != settings:
+            raise UserError(f"{output} holds runs of another recipe: expected {before}, got {settings}")
+        if (output / "trials.csv").exists():
+            self.trials = read_csv(str(output / "trials.csv"), Validation)
+        output.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        total = sum(args.img_sizes) * len(args.models) * (len(args.lrs) + args.seeds - 1)
         self.total, self.done, self.left_out, self.start = total, 0, 0, time.monotonic()
 
-    def add(self, name: str, size: int, trained: bool) -> None:
-        """Count a run, and say so if it was trained now."""
-        self.done += size
-        self.left_out += 0 if trained else size
-        if trained:
-            left = (time.monotonic() - self.start) / (self.done - self.left_out) * (self.total - self.done)
-            print(f"{name}: done, {self.done / self.total:.0%} of all, {left / 60:.0f} minutes left", flush=True)
+    def run(self, model: str, size: int, lr: float | None, seed: int) -> list[Validation]:
+        """Return the validations of a run, in order; none if it has not been trained."""
+        key = model, size, lr, seed
+        return [each for each in self.trials if (each.model, each.size, each.lr, each.seed) == key]
+
+    def add(self, validations: Sequence[Validation]) -> None:
+        """Write down a run."""
+        with self.lock:
+            self.trials += validations
+            write_csv(self.trials, str(self.output), "trials.csv")
+
+    def count(self, name: str, size: int, trained: bool) -> None:
+        """Count a run, and say how long the rest will take, if runs take time by the side of their images."""
+        with self.lock:
+            self.done += size
+            self.left_out += 0 if trained else size
+            if trained:
+                left = (time.monotonic() - self.start) / (self.done - self.left_out) * (self.total - self.done)
+                print(f"{name}: done, {self.done / self.total:.0%} of all, {left / 60:.0f} minutes left", flush=True)
+
+    def best_lr(self, model: str, size: int) -> float | None:
+        """Return the learning rate whose first seed ended best."""
+        rates = {each.lr for each in self.trials if (each.model, each.size, each.seed) == (model, size, 0)}
+        return max(rates, key=lambda lr: self.run(model, size, lr, 0)[-1].rank)
 
 
-def folder_of(output: Path, model: str, size: int, lr: float | None, seed: int) -> Path:
-    """The folder of a run."""
+def train_all(args: argparse.Namespace, record: Record, size: int, model: str) -> None:
+    """Train a model at one size: all learning rates, then the other seeds with the best."""
+    for lr in args.lrs:
+        train(args, record, model, size, lr, 0)
+    for seed in range(1, args.seeds):
+        train(args, record, model, size, record.best_lr(model, size), seed)
+
+
+def train(args: argparse.Namespace, record: Record, model: str, size: int, lr: float | None, seed: int) -> None:
+    """Train once, unless that is done, and write it down."""
     rate = "" if lr is None else f"-lr{lr:g}"
-    return output / "runs" / f"{model.replace(' ', '-').replace('/', '-')}-{size}{rate}-seed{seed}"
-
-
-def train(
-    args: argparse.Namespace, output: Path, model: str, size: int, lr: float | None, seed: int, progress: Progress
-) -> Trial:
-    """Train once, unless that is done, and return what came."""
-    folder = folder_of(output, model, size, lr, seed)
-    missing = not is_finished(folder)
+    name = re.sub(r"[ /{}]", "-", model)
+    folder = record.output / "runs" / f"{name}-{size}{rate}-seed{seed}"
+    missing = not record.run(model, size, lr, seed)
     if missing:
-        name, *kwargs = model.split()
-        flags = ["-c", args.recipe, "--model", name, "--img-size", str(size), "--seed", str(seed)]
-        flags += ["--dataset", args.task] if args.task else ["--data-dir", args.data_dir]
-        flags += ["--model-kwargs", *kwargs] if kwargs else []
-        flags += [] if lr is None else ["--lr", str(lr)]
-        train_run(folder, [*flags, "--device", args.device, *args.args])
-    progress.add(folder.name, size, missing)
-    last, results = read_summary(str(folder))[-1], read_results(str(folder))
-    told = last["eval_top1"], last["eval_loss"], results["images_per_second"]
-    return Trial(model, size, lr, seed, round(last["epoch"]) + 1, *told)
+        if not is_finished(folder):
+            more = ["--seed", str(seed)] + ([] if lr is None else ["--lr", str(lr)])
+            train_run(folder, [*flags(args, model, size), *more])
+        each = read_results(str(folder))["updates_per_epoch"]
+        record.add(
+            [
+                Validation(
+                    model, size, lr, seed, round(each * (row["epoch"] + 1)), row.get("eval_top1"), row["eval_loss"]
+                )
+                for row in read_summary(str(folder))
+                if "eval_loss" in row
+            ]
+        )
+    record.count(folder.name, size, missing)
 
 
-def create_untrained(folder: str, **kwargs: Any) -> tuple[nn.Module, tuple[int, int, int]]:
+def flags(args: argparse.Namespace, model: str, size: int) -> list[str]:
+    """Return the flags of the training program for a model at one size."""
+    name, *own = re.sub(r"\{size/(\d+)\}", lambda found: str(size // int(found[1])), model).split()
+    words = ["-c", args.recipe, "--model", name, "--img-size", str(size), "--device", args.device]
+    words += ["--dataset", args.task] if args.task else ["--data-dir", args.data_dir]
+    words += ["--model-kwargs", *own] if own else []
+    return [*words, *args.args]
+
+
+def resolve_models(args: argparse.Namespace, size: int) -> dict[str, Arguments]:
+    """Return the training program's arguments for each model at one size, with as many classes as the data have."""
+    resolved = {model: resolve(parse_args(flags(args, model, size))) for model in args.models}
+    classes = create_datasets(next(iter(resolved.values()))).class_to_idx
+    return {model: fit_head(own, NOTHING_KNOWN, classes) for model, own in resolved.items()}
+
+
+def create_untrained(args: Arguments, **kwargs: Any) -> tuple[nn.Module, tuple[int, int, int]]:
     """Make the model of a run without its weights, which cost neither time nor memory, and say the size of its images.
 
     Args:
-        folder: Of the run.
+        args: Of the training program.
         **kwargs: More arguments of the model.
     """
-    name, own, config, _ = read_exported(os.path.join(folder, "config.json"))
-    channels, *size = config["input_size"]
-    own = {"num_classes": config["num_classes"], "in_chans": channels, **own, **kwargs}
-    model = timm.create_model(name, **own).eval()
-    if hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=tuple(size))
-    return model, (channels, *size)
+    model = create_model(Arguments(**{**vars(args), "model_kwargs": {**args.model_kwargs, **kwargs}}))
+    return model, tuple(data_config(args, model)["input_size"])
 
 
-def make_inference(folders: dict[str, str], settings: dict[str, Any], name: str) -> Callable[[], Tensor]:
-    """Make a function that runs a model on random images, by columns of `measure.SpeedRow`."""
-    device, dtype = settings["device"], settings["dtype"]
-    with torch.device(device):
-        model, size = create_untrained(folders[name])
-        images = torch.randn(settings["batch_size"], *size)
+def make_step(models: dict[str, Arguments], columns: dict[str, Any], name: str) -> Callable[[], Tensor]:
+    """Make a function that runs a model on random images: inference, or a training step with the recipe's loss.
 
-    @torch.inference_mode()
-    def infer() -> Tensor:
-        with torch.autocast(torch.device(device).type, DTYPES[dtype], enabled=dtype != "float32"):
-            return model(images)
+    Args:
+        models: Arguments of the training program, by name.
+        columns: Of `measure.SpeedRow`: `mode`, `batch_size`, `device`, `dtype`.
+        name: Of the model.
+    """
+    args, device, dtype = models[name], torch.device(columns["device"]), columns["dtype"]
+    with device:
+        model, size = create_untrained(args)
+        images = torch.randn(columns["batch_size"], *size)
 
-    return infer
+    def autocast() -> Any:
+        return nullcontext() if dtype == "float32" else torch.autocast(device.type, DTYPES[dtype])
+
+    if columns["mode"] == "infer":
+        model.eval()
+
+        @torch.inference_mode()
+        def infer() -> Tensor:
+            with autocast():
+                return model(images)
+
+        return infer
+    task, optimizer = create_task(args, model, device), create_optimizer(args, model, lr=1e-4)
+    if channels := target_channels(args.dataset):
+        targets = torch.zeros(len(images), channels, *size[1:], device=device)
+    else:
+        targets = torch.arange(len(images), device=device) % model.num_classes
+
+    def train() -> Tensor:
+        with autocast():
+            loss = task(images, targets)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return train
 
 
-def count_gflops(folder: str) -> float | None:
-    """Count the 10^9 FLOPs of the model of a run for one image, as `step.count_flops`; None where that cannot be."""
-
-    def count() -> int:
-        ours = timm.model_entrypoint(read_exported(os.path.join(folder, "config.json"))[0]).__module__
-        kwargs = {"backend": "fft"} if ours.startswith("hyena_vision.") else {}
-        with torch.device("meta"):
-            model, size = create_untrained(folder, **kwargs)
-            return count_flops(model, torch.empty(1, *size))
-
-    flops, _ = attempt(count)
-    return flops and flops / 1e9
+def count_costs(args: Arguments) -> tuple[int, float | None]:
+    """Count a model's parameters and the 10^9 FLOPs of one image, as `step.count_flops`; None where that cannot be."""
+    ours = timm.model_entrypoint(args.model.split(".")[0]).__module__.startswith("hyena_vision.")
+    with torch.device("meta"):
+        model, size = create_untrained(args, **({"backend": "fft"} if ours else {}))
+        flops, _ = attempt(lambda: count_flops(model.eval(), torch.empty(1, *size)))
+    return count_parameters(model), flops and flops / 1e9
 
 
-def compare(args: argparse.Namespace, output: Path, size: int, trials: Sequence[Trial]) -> Iterator[AccuracyRow]:
+def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[AccuracyRow]:
     """Time the models of one size in turn, and put their accuracy beside it."""
-    taken = {model: _taken(trials, model, size) for model in args.models}
-    folders = {model: str(folder_of(output, model, size, own[0].lr, 0)) for model, own in taken.items()}
-    settings = dict(batch_size=args.batch_size, device=args.device, dtype=args.dtype)
-    columns = dict(size=size, mode="infer", base=args.models[0], **settings)
-    make = partial(make_inference, folders, settings)
-    speeds: list[SpeedRow] = measure(make, dict.fromkeys(args.models), args.memory, dict(rounds=args.rounds), **columns)
-    for speed in speeds:
-        own = taken[speed.name]
-        top1 = [trial.top1 for trial in own]
+    models = resolve_models(args, size)
+    speeds: dict[str, list[SpeedRow]] = {}
+    for mode, batch_size, calls in ("infer", args.batch_size, 1), ("train", models[args.models[0]].batch_size, 2):
+        columns = dict(mode=mode, batch_size=batch_size, device=args.device, dtype=args.dtype)
+        make, rounds = partial(make_step, models, columns), dict(rounds=args.rounds)
+        names = dict.fromkeys(args.models)
+        speeds[mode] = measure(make, names, args.memory, rounds, calls, size=size, base=args.models[0], **columns)
+    for infer, step in zip(speeds["infer"], speeds["train"], strict=True):
+        lr = record.best_lr(infer.name, size)
+        last = [record.run(infer.name, size, lr, seed)[-1] for seed in range(args.seeds)]
+        values = [each.value for each in last]
+        images = last[0].updates * step.batch_size
         yield AccuracyRow(
-            speed.name,
+            infer.name,
             size,
-            own[0].lr,
-            statistics.mean(top1),
-            statistics.stdev(top1) if len(top1) > 1 else 0.0,
-            len(top1),
-            read_results(folders[speed.name])["parameters"],
-            count_gflops(folders[speed.name]),
-            speed.images_per_s,
-            speed.ratio,
-            speed.peak_mb,
-            speed.status,
-            speed.machine,
+            lr,
+            "mse" if last[0].top1 is None else "top1",
+            statistics.mean(values),
+            statistics.stdev(values) if len(values) > 1 else 0.0,
+            len(values),
+            *count_costs(models[infer.name]),
+            infer.images_per_s,
+            infer.ratio,
+            infer.peak_mb,
+            step.images_per_s,
+            step.ratio,
+            step.peak_mb,
+            step.images_per_s and images / step.images_per_s / 60,
+            infer.status if infer.status != OK else step.status,
+            infer.machine,
         )
 
 
-def _taken(trials: Sequence[Trial], model: str, size: int) -> list[Trial]:
-    """The runs of the learning rate that was taken, by seed."""
-    own = [trial for trial in trials if (trial.model, trial.size) == (model, size)]
-    first = max((trial for trial in own if trial.seed == 0), key=lambda trial: (trial.top1, -trial.loss))
-    return [trial for trial in own if trial.lr == first.lr]
+LABELS = {"top1": "validation top-1 (%)", "mse": "validation error (MSE)"}
 
 
 def plot(rows: Sequence[AccuracyRow]) -> "Figure":
@@ -293,19 +396,51 @@ def plot(rows: Sequence[AccuracyRow]) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    for axes, (column, text) in zip(
-        figure.subplots(1, 2), (("images_per_s", "images/s"), ("peak_mb", "peak memory (MB)")), strict=True
-    ):
+    panels = ("images_per_s", "images/s, inference"), ("peak_mb", "peak memory, inference (MB)")
+    for axes, (column, text) in zip(figure.subplots(1, 2), panels, strict=True):
+        measured = [row for row in rows if getattr(row, column) is not None]
         for index, model in enumerate(dict.fromkeys(row.model for row in rows)):
-            own = [row for row in rows if row.model == model and getattr(row, column) is not None]
+            own = [row for row in measured if row.model == model]
             at = [getattr(row, column) for row in own]
             style = dict(marker="o", color=f"C{index}", capsize=3, label=model)
-            axes.errorbar(at, [row.top1 for row in own], yerr=[row.spread for row in own], **style)
+            axes.errorbar(at, [row.value for row in own], yerr=[row.spread for row in own], **style)
             for row, x in zip(own, at, strict=True):
-                axes.annotate(
-                    f"{row.size}", (x, row.top1), textcoords="offset points", xytext=(4, 5), fontsize="x-small"
-                )
-        axes.set(xscale="log", xlabel=text, ylabel="validation top-1 (%)")
+                options = dict(textcoords="offset points", xytext=(4, 5), fontsize="x-small")
+                axes.annotate(f"{row.size}", (x, row.value), **options)
+        axes.set(xlabel=text, ylabel=LABELS[rows[0].metric])
+        if measured:
+            axes.set(xscale="log", yscale="log" if rows[0].metric == "mse" else "linear")
         axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize="small")
+    return figure
+
+
+def plot_curves(rows: Sequence[AccuracyRow], record: Record) -> "Figure":
+    """Draw how models learn: against updates, and against the time that these take alone on the machine.
+
+    Args:
+        rows: Of all models and sizes.
+        record: Their validations; drawn is the mean over seeds of the learning rate that was taken.
+
+    Returns:
+        A figure of matplotlib, with a line of panels for each size.
+    """
+    from matplotlib.figure import Figure
+
+    sizes = list(dict.fromkeys(row.size for row in rows))
+    figure = Figure(figsize=(11, 3.6 * len(sizes)), layout="constrained")
+    for size, panels in zip(sizes, figure.subplots(len(sizes), 2, squeeze=False), strict=True):
+        for index, row in enumerate(row for row in rows if row.size == size):
+            runs = [record.run(row.model, size, row.lr, seed) for seed in range(row.seeds)]
+            means = [statistics.mean(each.value for each in at) for at in zip(*runs, strict=True)]
+            updates = [each.updates for each in runs[0]]
+            panels[0].plot(updates, means, color=f"C{index}", label=row.model)
+            if row.train_minutes is not None:
+                minutes = [row.train_minutes * count / updates[-1] for count in updates]
+                panels[1].plot(minutes, means, color=f"C{index}")
+        for axes, text in zip(panels, ("updates", "minutes of training steps"), strict=True):
+            axes.set(xlabel=f"{text} at {size} px", ylabel=LABELS[rows[0].metric])
+            axes.set_yscale("log" if rows[0].metric == "mse" else "linear")
+            axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
     return figure

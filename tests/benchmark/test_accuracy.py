@@ -1,6 +1,7 @@
 """Accuracy against cost: what is trained, what is taken, and what stands beside it."""
 
 import csv
+import shutil
 import statistics
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import yaml
 from trainer import summary
 
 from hyena_vision import train
-from hyena_vision.benchmark import study
+from hyena_vision.benchmark import accuracy, study
 from hyena_vision.benchmark.__main__ import main
 
 MODELS = ["hyena2d_iso_tiny patch_size=4 embed_dim=16 depth=1 filter_dim=8"]
@@ -37,26 +38,21 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+def command(tmp_path, *argv, **recipe):
+    """The command on grey digits or what `argv` names, with quick runs."""
+    path = tmp_path / "recipe.yaml"
+    quick = dict(opt="adamw", warmup_epochs=0, epochs=2, mean=[0.5], std=[0.5], workers=0, batch_size=8)
+    path.write_text(yaml.safe_dump(quick | recipe))
+    words = ["accuracy", "--recipe", str(path), "--models", *MODELS, "--rounds", "1", "--no-memory", "--device", "cpu"]
+    return [*words, "--output", str(tmp_path / "output"), *argv]
+
+
 def test_each_model_is_tuned_alike_and_timed_at_its_sizes(started, images, tmp_path, capsys):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(dict(opt="adamw", warmup_epochs=0, epochs=1, mean=[0.5], std=[0.5], workers=0)))
     output = tmp_path / "output"
-    argv = [
-        "accuracy",
-        "--data-dir",
-        str(images),
-        "--recipe",
-        str(recipe),
-        "--models",
-        *MODELS,
-        "--img-sizes",
-        "16",
-        "32",
-    ]
-    argv += ["--seeds", "2", "--lrs", "1e-5", "1e-2", "--rounds", "1", "--no-memory", "--device", "cpu"]
-    argv += ["--output", str(output), "--args", "-b", "8"]
+    argv = ["--data-dir", str(images), "--img-sizes", "16", "32", "--seeds", "2", "--lrs", "1e-5", "1e-2"]
+    argv = command(tmp_path, *argv, "--args", "--epochs", "1")
     main(argv)
-    assert len(started) == 2 * 2 * 3 and "12 of" not in (said := capsys.readouterr().out) and "100% of all" in said
+    assert len(started) == 2 * 2 * 3 and "100% of all" in capsys.readouterr().out
     trials, rows = rows_of(output / "trials.csv"), rows_of(output / "accuracy.csv")
     assert len(trials) == 12 and [(row["model"], row["size"]) for row in rows] == [
         (model, size) for size in ("16", "32") for model in MODELS
@@ -65,25 +61,50 @@ def test_each_model_is_tuned_alike_and_timed_at_its_sizes(started, images, tmp_p
         own = [trial for trial in trials if (trial["model"], trial["size"]) == (row["model"], row["size"])]
         first = [trial for trial in own if trial["seed"] == "0"]
         best = max(first, key=lambda trial: (float(trial["top1"]), -float(trial["loss"])))
-        assert len(first) == 2 and row["lr"] == best["lr"]
+        assert len(first) == 2 and row["lr"] == best["lr"] and row["metric"] == "top1"
         taken = [float(trial["top1"]) for trial in own if trial["lr"] == best["lr"]]
         assert len(taken) == int(row["seeds"]) == 2
-        assert float(row["top1"]) == pytest.approx(statistics.mean(taken))
+        assert float(row["value"]) == pytest.approx(statistics.mean(taken))
         assert float(row["spread"]) == pytest.approx(statistics.stdev(taken))
         name, *kwargs = row["model"].split()
         kwargs = {key: int(value) for key, value in (word.split("=") for word in kwargs)}
         made = timm.create_model(name, img_size=int(row["size"]), num_classes=3, **kwargs)
         assert int(row["parameters"]) == sum(parameter.numel() for parameter in made.parameters())
-        assert float(row["images_per_s"]) > 0 and float(row["gflops"]) > 0 and row["status"] != "failed"
+        assert float(row["images_per_s"]) > 0 and float(row["gflops"]) > 0 and row["status"] == "ok"
+        seconds = int(own[0]["updates"]) * 8 / float(row["train_images_per_s"])
+        assert float(row["train_minutes"]) == pytest.approx(seconds / 60)
     small, large = (
         float(next(r["gflops"] for r in rows if r["size"] == size and r["model"] == MODELS[1])) for size in ("16", "32")
     )
     assert 4 < large / small < 8  # four times the tokens, and the square of that in attention
-    for trial in trials[:2]:
-        folder = output / "runs" / started[trials.index(trial)]
-        assert float(trial["top1"]) == float(summary(folder)[-1]["eval_top1"])
+    for trial, name in zip(trials, started, strict=True):
+        assert float(trial["top1"]) == float(summary(output / "runs" / name)[-1]["eval_top1"])
     assert (output / "accuracy.png").stat().st_size > 0 and MODELS[0] in (output / "accuracy.md").read_text()
+    assert (output / "curves.png").stat().st_size > 0
 
     started.clear()
-    main(argv)  # nothing is trained twice, and times are new
+    shutil.rmtree(output / "runs")
+    main(argv)  # the record is enough: nothing is trained twice, and times are new
     assert not started and rows_of(output / "trials.csv") == trials
+    with pytest.raises(SystemExit):
+        main([*argv[:-1], "2"])
+    assert "holds runs of another recipe" in capsys.readouterr().err and not started
+
+
+def test_errors_of_pictures_are_ranked_from_the_least(started, tmp_path):
+    argv = ["--task", "hyena/spatial_recall", "--img-sizes", "32", "--seeds", "1", "--lrs", "1e-5", "1e-2"]
+    small = ["--no-aug", "--crop-pct", "1", "--in-chans", "1", "--train-num-samples", "16", "--val-num-samples", "8"]
+    main(command(tmp_path, *argv, "--args", *small))
+    trials, rows = (rows_of(tmp_path / "output" / name) for name in ("trials.csv", "accuracy.csv"))
+    assert len(started) == 4 and len(trials) == 8 and {row["metric"] for row in rows} == {"mse"}
+    for row in rows:
+        own = [trial for trial in trials if trial["model"] == row["model"] and trial["updates"] == "4"]
+        least = min(own, key=lambda trial: float(trial["loss"]))
+        assert len(own) == 2 and row["lr"] == least["lr"] and row["value"] == least["loss"] and not least["top1"]
+        assert float(row["train_images_per_s"]) > 0 and float(row["gflops"]) > 0
+
+
+def test_side_of_images_in_the_arguments_of_a_model():
+    args = SimpleNamespace(recipe="r.yaml", device="cpu", task="hyena/pathfinder", args=["--epochs", "2"])
+    words = accuracy.flags(args, "hyena2d_iso_tiny base_grid={size/8} patch_size=8", 96)
+    assert words[words.index("--model-kwargs") + 1 :] == ["base_grid=12", "patch_size=8", "--epochs", "2"]

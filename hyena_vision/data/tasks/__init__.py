@@ -1,7 +1,6 @@
 """Generated tasks that need the whole image: `hyena/NAME` of `hyena_vision.data.create_dataset`."""
 
 import difflib
-from functools import cache
 from typing import Any
 
 from hyena_vision.data.tasks.drawn import DrawnDataset
@@ -23,6 +22,27 @@ def create_task(name: str, split: str = "train", **kwargs: Any) -> DrawnDataset:
     Raises:
         ValueError: A task or setting that there is not, or a wrong value of one.
     """
+    kind, settings = _parse(name)
+    return kind(split, **settings, **kwargs)
+
+
+def target_channels(name: str) -> int | None:
+    """Return how many channels the targets of a data set have, where they are pictures; None for class indices.
+
+    Args:
+        name: As of `hyena_vision.data.create_dataset`; None for what is no task, too.
+    """
+    if not name.lower().startswith("hyena/"):
+        return None
+    try:
+        kind, settings = _parse(name.lower().removeprefix("hyena/"))
+    except ValueError:  # said when it is opened
+        return None
+    return kind.target_channels(settings)
+
+
+def _parse(name: str) -> tuple[type[DrawnDataset], dict[str, Any]]:
+    """Return the task of a name, and the settings in it."""
     name, _, text = name.partition(":")
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=1)
@@ -36,22 +56,7 @@ def create_task(name: str, split: str = "train", **kwargs: Any) -> DrawnDataset:
         if key not in (known := ("seed", *TASKS[name].settings)):
             raise ValueError(f"hyena/{name} has the settings {', '.join(known)}, got {key!r}")
         settings[key] = _value(value)
-    return TASKS[name](split, **settings, **kwargs)
-
-
-@cache
-def target_channels(name: str) -> int | None:
-    """Return how many channels the targets of a data set have, where they are pictures; None for class indices.
-
-    Args:
-        name: As of `hyena_vision.data.create_dataset`; None for what is no task, too.
-    """
-    if not name.lower().startswith("hyena/"):
-        return None
-    try:
-        return create_task(name.lower().removeprefix("hyena/")).target_channels
-    except (ValueError, ImportError):  # said when it is opened
-        return None
+    return TASKS[name], settings
 
 
 def _value(text: str) -> Any:

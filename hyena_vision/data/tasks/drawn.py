@@ -36,7 +36,6 @@ class DrawnDataset(torch.utils.data.Dataset, ABC):
     counts: ClassVar[dict[str, int]]
     settings: ClassVar[dict[str, Any]] = {}  # with their defaults; `seed` is one of every task
     class_to_idx: ClassVar[dict[str, int] | None] = None
-    target_channels: int | None = None  # of targets that are pictures, not classes
 
     def __init__(
         self,
@@ -68,6 +67,11 @@ class DrawnDataset(torch.utils.data.Dataset, ABC):
         self.img_size, self._checked = self.default_size, False  # the size of a model may follow
         if img_size is not None:
             self.set_img_size(img_size)
+
+    @classmethod
+    def target_channels(cls, settings: dict[str, Any]) -> int | None:
+        """Return the channels of targets that are pictures, under settings as of the constructor; None for classes."""
+        return None
 
     def set_img_size(self, img_size: int) -> None:
         """Draw pictures of another size from now on.

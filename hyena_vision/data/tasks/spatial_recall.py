@@ -1,6 +1,6 @@
 """Spatial recall: reproduce a handwritten digit that lies somewhere on a canvas."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy
 import torch
@@ -45,13 +45,17 @@ class SpatialRecall(HandwrittenDataset):
     def __init__(self, *args, **kwargs):
         """Check what is asked for."""
         super().__init__(*args, **kwargs)
-        self.target_channels = 3 if self.color else 1
         if self.color and self.fixed:
             raise ValueError("fixed of hyena/spatial_recall: expected false with color, got true")
         if self.color and self.input_img_mode not in (None, "RGB"):
             raise ValueError(
                 f"color of hyena/spatial_recall: expected images of 3 channels (RGB), got {self.input_img_mode}"
             )
+
+    @classmethod
+    def target_channels(cls, settings: dict[str, Any]) -> int:
+        """Return the channels of a crop."""
+        return 3 if settings.get("color") else 1
 
     def check_size(self, img_size: int) -> None:
         """Stop at other sizes than 32 to 128 pixels, or 48 to 128 with `color`."""
