@@ -2,8 +2,9 @@
 
 Works on any data that the trainer reads. With several learning rates each model is tuned alike: at each size all are
 trained with the first seed, and the one with the best last validation is taken for the other seeds. A model is a name
-of timm and, in the same quotes, its arguments: "hyena2d_vit_tiny depth=4". "{size/8}" in them is the side of the images
-over 8, as for base_grid of patches of 8.
+of timm and, in the same quotes, its arguments: "hyena2d_vit_tiny depth=4". A word with a colon before them is what
+tables call it: "shallow: hyena2d_vit_tiny depth=4". "{size/8}" is the side of the images over 8, as for base_grid of
+patches of 8.
 
 A call that was ended goes on where it was when it is repeated. trials.csv is the record: what stands there is not
 trained again, even where the folders of its runs are gone.
@@ -57,7 +58,7 @@ class Validation:
     """One validation of one run.
 
     Attributes:
-        model: Name and arguments.
+        model: What it is called.
         size: Side of the images, in pixels.
         lr: Learning rate; None for that of the recipe.
         seed: Of the run.
@@ -90,7 +91,7 @@ class AccuracyRow:
     """A model at one size.
 
     Attributes:
-        model: Name and arguments.
+        model: What it is called.
         size: Side of the images, in pixels.
         lr: Learning rate that was taken; None for that of the recipe.
         metric: "top1" in per cent, or "mse" of pictures.
@@ -140,7 +141,8 @@ def add_command(commands: Any) -> None:
     source.add_argument("--task", metavar="NAME", help="a data set of the trainer, such as hyena/far_digits")
     source.add_argument("--data-dir", metavar="DIR", help="folder of images")
     add("--recipe", required=True, metavar="FILE", help="YAML file of flags for all runs")
-    add("--models", nargs="+", required=True, metavar="NAME", help='of timm, with arguments: "NAME depth=4"')
+    text = 'of timm, with arguments and what to call it: "WORD: NAME depth=4"'
+    add("--models", nargs="+", required=True, metavar="NAME", help=text)
     add("--img-sizes", type=positive_int, nargs="+", required=True, metavar="N", help="sides, in pixels")
     add("--seeds", type=positive_int, default=3, metavar="N", help="runs of each model at each size")
     text = "rates to try (default: the recipe's)"
@@ -166,6 +168,7 @@ def run(args: argparse.Namespace) -> list[AccuracyRow]:
             kept.
     """
     require_matplotlib()
+    args = argparse.Namespace(**{**vars(args), "models": named(args.models)})
     output = Path(args.output or "output/accuracy")
     record = Record(output, args)
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -182,6 +185,15 @@ def run(args: argparse.Namespace) -> list[AccuracyRow]:
     save_figure(plot_curves(rows, record), str(output), "curves.png")
     print(text)
     return rows
+
+
+def named(models: Sequence[str]) -> dict[str, str]:
+    """Return name and arguments of each model by what it is called, which is the same where nothing is said."""
+    found = {}
+    for text in models:
+        label, colon, words = text.partition(": ")
+        found[label.strip()] = (words if colon else text).strip()
+    return found
 
 
 class Record:
@@ -202,7 +214,9 @@ class Record:
         recipe = yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8"))
         settings = {"task": args.task, "data_dir": args.data_dir, "recipe": recipe, "args": args.args}
         path = output / "recipe.yaml"
-        if path.exists() and (before := yaml.safe_load(path.read_text(encoding="utf-8"))) != settings:
+        before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {**settings, "models": {}}
+        settings["models"] = {**before["models"], **args.models}
+        if settings != {**before, "models": {**args.models, **before["models"]}}:
             raise UserError(f"{output} holds runs of another recipe: expected {before}, got {settings}")
         if (output / "trials.csv").exists():
             self.trials = read_csv(str(output / "trials.csv"), Validation)
@@ -248,7 +262,7 @@ def train_all(args: argparse.Namespace, record: Record, size: int, model: str) -
 def train(args: argparse.Namespace, record: Record, model: str, size: int, lr: float | None, seed: int) -> None:
     """Train once, unless that is done, and write it down."""
     rate = "" if lr is None else f"-lr{lr:g}"
-    name = re.sub(r"[ /{}]", "-", model)
+    name = re.sub(r"[^\w.=-]+", "-", model)
     folder = record.output / "runs" / f"{name}-{size}{rate}-seed{seed}"
     missing = not record.run(model, size, lr, seed)
     if missing:
@@ -270,7 +284,7 @@ def train(args: argparse.Namespace, record: Record, model: str, size: int, lr: f
 
 def flags(args: argparse.Namespace, model: str, size: int) -> list[str]:
     """Return the flags of the training program for a model at one size."""
-    name, *own = re.sub(r"\{size/(\d+)\}", lambda found: str(size // int(found[1])), model).split()
+    name, *own = re.sub(r"\{size/(\d+)\}", lambda found: str(size // int(found[1])), args.models[model]).split()
     words = ["-c", args.recipe, "--model", name, "--img-size", str(size), "--device", args.device]
     words += ["--dataset", args.task] if args.task else ["--data-dir", args.data_dir]
     words += ["--model-kwargs", *own] if own else []
@@ -350,11 +364,11 @@ def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[Acc
     """Time the models of one size in turn, and put their accuracy beside it."""
     models = resolve_models(args, size)
     speeds: dict[str, list[SpeedRow]] = {}
-    for mode, batch_size, calls in ("infer", args.batch_size, 1), ("train", models[args.models[0]].batch_size, 2):
+    for mode, batch_size, calls in ("infer", args.batch_size, 1), ("train", next(iter(models.values())).batch_size, 2):
         columns = dict(mode=mode, batch_size=batch_size, device=args.device, dtype=args.dtype)
         make, rounds = partial(make_step, models, columns), dict(rounds=args.rounds)
-        names = dict.fromkeys(args.models)
-        speeds[mode] = measure(make, names, args.memory, rounds, calls, size=size, base=args.models[0], **columns)
+        names, base = dict.fromkeys(args.models), next(iter(args.models))
+        speeds[mode] = measure(make, names, args.memory, rounds, calls, size=size, base=base, **columns)
     for infer, step in zip(speeds["infer"], speeds["train"], strict=True):
         lr = record.best_lr(infer.name, size)
         last = [record.run(infer.name, size, lr, seed)[-1] for seed in range(args.seeds)]

@@ -105,6 +105,9 @@ def test_errors_of_pictures_are_ranked_from_the_least(started, tmp_path):
 
 
 def test_side_of_images_in_the_arguments_of_a_model():
+    models = accuracy.named(["ours: hyena2d_iso_tiny base_grid={size/8} patch_size=8", "resnet18"])
+    assert list(models) == ["ours", "resnet18"] and models["resnet18"] == "resnet18"
     args = SimpleNamespace(recipe="r.yaml", device="cpu", task="hyena/pathfinder", args=["--epochs", "2"])
-    words = accuracy.flags(args, "hyena2d_iso_tiny base_grid={size/8} patch_size=8", 96)
+    args.models = models
+    words = accuracy.flags(args, "ours", 96)
     assert words[words.index("--model-kwargs") + 1 :] == ["base_grid=12", "patch_size=8", "--epochs", "2"]
