@@ -76,7 +76,7 @@ def test_training_page(tmp_path, monkeypatch, capsys):
 def test_tasks_page():
     names = run_blocks("docs/tasks.md")
     assert names["image"].size == (64, 64) and names["label"] in (0, 1)
-    assert names["pixels"].shape == names["targets"].shape == (64, 1, 16, 16) and 0.04 < names["to_beat"] < 0.05
+    assert names["pixels"].shape == (2, 1, 32, 32) and 0.04 < names["to_beat"] < 0.05
 
 
 def test_no_page_is_left_out():
