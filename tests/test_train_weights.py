@@ -39,6 +39,19 @@ def test_names_of_wrappers_are_recognised(run, trained, tmp_path, caplog, prefix
     assert f"{len(weights) - 2} of {len(weights)} tensors of hyena2d_iso_tiny are in {tmp_path}/wrap" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["last.pth.tar", "model.safetensors"])
+def test_all_weights_of_a_run_at_another_size(run, tmp_path, name):
+    """Positions are resampled, as by the model itself, and the head stays."""
+    vit = [*VIT[:3], *VIT[4:], "--img-size", "16"]
+    folder = run("small", *vit, "--epochs", "1")["folder"]
+    source = pretrained.load(folder).model
+    source.set_input_size(img_size=32)
+    frozen = [*vit, *FROZEN, "--img-size", "32"]
+    larger = run("large", *frozen, "--initial-checkpoint", f"{folder}/{name}")["folder"]
+    assert_equal(load(larger)["state_dict"], source.state_dict())
+    assert source.pos_embed.shape[1] == 1 + 8 * 8
+
+
 def test_weights_of_another_model_are_refused_and_counted(images, tmp_path, capsys):
     resnet = {f"layer{number}.0.conv1.weight": torch.zeros(64, 64, 3, 3) for number in range(1, 5)}
     torch.save({**resnet, "norm.weight": torch.ones(16)}, path := tmp_path / "resnet.pth")

@@ -65,7 +65,13 @@ def create_model(args: Arguments) -> torch.nn.Module:
                 value.copy_(weights[name])
     if args.initial_checkpoint:
         of_a_run = " Its optimizer is not used: --resume would go on with that run."
-        load_weights(model, args.initial_checkpoint, " (--pretrained-path adapts head, grid and channels)", of_a_run)
+        before, size = _trained_size(args, model), data_config(args, model)["input_size"]
+        other = before not in (None, size)
+        if other:
+            _resize(args, model, input_size=before)
+        load_weights(model, args.initial_checkpoint, " (--pretrained-path adapts head and channels)", of_a_run)
+        if other:
+            _resize(args, model, input_size=size)
     with torch.no_grad():
         for layer in [] if args.eval else _last_layers(model):
             if args.head_init_scale is not None:
@@ -79,6 +85,20 @@ def create_model(args: Arguments) -> torch.nn.Module:
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     return model
+
+
+def _trained_size(args: Arguments, model: nn.Module) -> tuple[int, int, int] | None:
+    """Return the input size (C, H, W) that `--initial-checkpoint` was trained with, or None where it does not tell."""
+    path = args.initial_checkpoint
+    if path.endswith(".safetensors"):
+        config = os.path.join(os.path.dirname(path), "config.json")
+        return tuple(read_exported(config)[2]["input_size"]) if os.path.isfile(config) else None
+    saved = read_checkpoint(path).get("args")
+    if not isinstance(saved, dict):
+        return None
+    names = {"img_size": None, "input_size": None, "model_kwargs": {}}
+    own = {name: saved.get(name) or default for name, default in names.items()}
+    return data_config(Arguments(**{**vars(args), **own}), model)["input_size"]
 
 
 def create_teacher(args: Arguments, num_classes: int | None) -> nn.Module:
