@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from hyena_vision.benchmark import accuracy, gpu_report, models, ops, profile, runs, study, transfer, tune
+from hyena_vision.benchmark import accuracy, gpu_report, models, ops, profile, runs, stability, study, transfer, tune
 from hyena_vision.benchmark.program import run_command
 
-COMMANDS = ops, models, accuracy, transfer, study, tune, profile, runs, gpu_report
+COMMANDS = ops, models, accuracy, transfer, stability, study, tune, profile, runs, gpu_report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
