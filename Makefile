@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := $(shell date +%Y%m%d-%H%M%S)
 OUTPUT ?= output/digits-$(RUN)
 
-.PHONY: help train test test-interop faults test-floor test-gpu test-gpu-env gpu-report bench lint clean
+.PHONY: help train test test-interop faults test-floor test-gpu test-gpu-env gpu-report bench bench-accuracy lint clean
 
 help:
 	@echo "make train       train Hyena and the attention ViT on real images, print the comparison"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-gpu-env  the tests of the fused kernels with the versions of a GPU machine (torch 2.11), without a GPU"
 	@echo "make faults      plant a hundred faults, one at a time, and see that tests catch each (long)"
 	@echo "make bench       operators and models against attention, tables and figures into output/"
+	@echo "make bench-accuracy  what models learn on generated tasks against their cost (a day of two cores; goes on)"
 	@echo "make lint        ruff, the direction of imports, and types"
 
 $(VENV)/.train: pyproject.toml
@@ -86,6 +87,16 @@ test-gpu-env: .venv-gpu/.test
 bench: $(VENV)/.train
 	$(BIN)/python -m hyena_vision.benchmark ops --check --output output/bench-$(RUN)
 	$(BIN)/python -m hyena_vision.benchmark models --img-sizes 224 512 1024 2048 -b 16 4 1 1 --rounds 3 --time-limit 10 --output output/bench-$(RUN)
+
+# The five contenders for patches of $(1) pixels, of one width and depth. A call that was ended goes on where it was.
+HYENA = hyena2d_iso_tiny patch_size=$(1) base_grid={size/$(1)}
+CONTENDERS = "attention: vit_tiny_patch16_224 patch_size=$(1) embed_dim=64 depth=4 num_heads=4 class_token=False global_pool=avg" \
+	"1D causal: $(HYENA) mixer_layer=hyena1d causal=True" "1D: $(HYENA) mixer_layer=hyena1d" "2D: $(HYENA)" \
+	"hybrid: $(HYENA) attn_blocks=[1,3] num_heads=4"
+ACCURACY = OMP_NUM_THREADS=1 $(BIN)/python -m hyena_vision.benchmark accuracy --lrs 7e-4 2e-3 6e-3 --seeds 3 --jobs 2
+bench-accuracy: $(VENV)/.train
+	$(ACCURACY) --task hyena/spatial_recall --recipe configs/accuracy_spatial_recall.yaml --img-sizes 32 64 \
+		--models $(call CONTENDERS,4) --output output/accuracy/spatial_recall
 
 # Kept in step with the lower bounds in pyproject.toml.
 FLOOR := torch==2.8.0 torchvision==0.23.0 timm==1.0.27 einops==0.8.0

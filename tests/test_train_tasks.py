@@ -107,7 +107,7 @@ def test_any_model_gets_a_dense_head_for_the_colours(tmp_path):
     train_imagenet.main([*argv, "--epochs", "1", "--output", str(tmp_path), "--experiment", "run"])
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["architecture"] == "hyena_dense" and config["num_classes"] == 3
-    assert config["model_args"]["base"] == "convnext_atto"
+    assert config["model_args"]["backbone"] == "convnext_atto"
 
 
 WRONG = {

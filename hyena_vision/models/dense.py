@@ -34,7 +34,7 @@ class DensePredictor(nn.Module):
         self.backbone: Any = cast(Any, backbone)
         info = getattr(self.backbone, "feature_info", None)
         if not info or not hasattr(backbone, "forward_intermediates"):
-            raise ValueError(f"base must be a model with maps of features, got {type(backbone).__name__}")
+            raise ValueError(f"backbone must be a model with maps of features, got {type(backbone).__name__}")
         self.num_features = info[-1].get("num_chs_norm", info[-1]["num_chs"])
         self.reduction = int(info[-1]["reduction"])
         if hasattr(backbone, "in_chans"):  # what timm writes into the config of a saved model
@@ -86,35 +86,35 @@ def _prefixed(names: Any) -> Any:
 
 @register_model
 def hyena_dense(
-    pretrained: bool = False, base: str = "hyena2d_vit_small", num_classes: int = 3, **kwargs: Any
+    pretrained: bool = False, backbone: str = "hyena2d_vit_small", num_classes: int = 3, **kwargs: Any
 ) -> nn.Module:
     """A `DensePredictor` over a model of timm; what the config of a saved one names.
 
     Args:
         pretrained: Whether weights are loaded: those of the whole model where there is a config of one ("local-dir:",
-            "hf-hub:") or `pretrained_cfg_overlay` holds them as `state_dict`, else those of `base`.
-        base: Name of the registered model.
+            "hf-hub:") or `pretrained_cfg_overlay` holds them as `state_dict`, else the backbone's.
+        backbone: Name of the registered model.
         num_classes: Channels of the output.
-        **kwargs: For `base`.
+        **kwargs: For that.
 
     Returns:
         The model.
     """
     config, overlay = kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None)
-    base_kwargs: dict[str, Any] = {}
+    own_kwargs: dict[str, Any] = {}
     if config is None:
-        found = timm.models.get_pretrained_cfg(base)
+        found = timm.models.get_pretrained_cfg(backbone)
         if found is None:
-            raise ValueError(f"base must be the name of a model of timm, got {base!r}")
+            raise ValueError(f"backbone must be the name of a model of timm, got {backbone!r}")
         own = {"architecture": ARCHITECTURE, "first_conv": _prefixed(found.first_conv), "classifier": "head"}
         config = {**found.to_dict(), "num_classes": num_classes, **(overlay or {}), **own}
         whole = any(name.startswith("backbone.") for name in (overlay or {}).get("state_dict", ()))
         if pretrained and not whole:
-            base_kwargs = dict(pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=kwargs.get("cache_dir"))
+            own_kwargs = dict(pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=kwargs.get("cache_dir"))
         pretrained, overlay = pretrained and whole, None
 
     def build(num_classes: int, **model_kwargs: Any) -> nn.Module:
-        return DensePredictor(timm.create_model(base, **base_kwargs, **model_kwargs), num_classes)
+        return DensePredictor(timm.create_model(backbone, **own_kwargs, **model_kwargs), num_classes)
 
     options = dict(pretrained_cfg=config, num_classes=num_classes, **kwargs)
     return build_model_with_cfg(build, ARCHITECTURE, pretrained, **options)

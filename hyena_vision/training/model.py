@@ -180,7 +180,7 @@ def _replacement(args: Arguments) -> dict[str, Any]:
 def model_arguments(args: Arguments, model: nn.Module) -> dict[str, Any]:
     """Return the arguments that make the model again, beside the name of its architecture and what flags give."""
     if target_channels(args.dataset):
-        return {**args.model_kwargs, "base": args.model}
+        return {**args.model_kwargs, "backbone": args.model}
     if not args.convert:
         return args.model_kwargs
     size = {"img_size": list(model.patch_embed.img_size)} if "img_size" in args.model_kwargs else {}
@@ -302,7 +302,8 @@ def _create(args: Arguments, overlay: dict[str, Any], pretrained: bool) -> nn.Mo
     kwargs = {name: value for name, (_, value) in given.items()} | args.model_kwargs
     model = args.model
     if channels := target_channels(args.dataset):
-        model, kwargs = "hyena_dense", {"base": args.model, **kwargs, "num_classes": channels}
+        own = {} if model == "hyena_dense" else {"backbone": model}  # the former where --eval reads a config.json
+        model, kwargs = "hyena_dense", {**kwargs, **own, "num_classes": channels}
     if args.convert:
         model, kwargs = "hyena_replaced", {"base": args.model, "replace": [_replacement(args)], **kwargs}
     if overlay:

@@ -21,7 +21,7 @@ BASES = {
 
 
 def small(base: str = "vit_tiny_patch16_224", **kwargs):
-    return timm.create_model("hyena_dense", base=base, **BASES[base], **kwargs)
+    return timm.create_model("hyena_dense", backbone=base, **BASES[base], **kwargs)
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -51,7 +51,7 @@ def test_patches_that_the_backbone_fills_up_are_cut_off():
 
 def test_saved_and_loaded_by_timm(tmp_path):
     model = small("hyena2d_iso_tiny", num_classes=1, in_chans=1).eval()
-    timm.models.save_for_hf(model, tmp_path, model_args=dict(base="hyena2d_iso_tiny", **BASES["hyena2d_iso_tiny"]))
+    timm.models.save_for_hf(model, tmp_path, model_args=dict(backbone="hyena2d_iso_tiny", **BASES["hyena2d_iso_tiny"]))
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1).eval()
     images = torch.randn(2, 1, 16, 16)
     assert isinstance(loaded, DensePredictor) and torch.equal(loaded(images), model(images))
@@ -84,8 +84,17 @@ def test_new_head_and_checkpointing():
     assert model(torch.randn(1, 3, 16, 16, dtype=torch.float64)).shape == (1, 5, 16, 16)
 
 
+def test_over_a_model_that_has_a_base():
+    replace = [dict(mixer="hyena2d", blocks="all", filter_dim=8)]
+    model = timm.create_model(
+        "hyena_dense", backbone="hyena_replaced", base="vit_tiny_patch16_224", replace=replace, num_heads=2, **TINY
+    )
+    assert type(model.backbone.blocks[0].attn).__name__ == "HyenaAttention2d"
+    assert model(torch.randn(1, 3, 16, 16)).shape == (1, 3, 16, 16)
+
+
 def test_no_such_base():
-    with pytest.raises(ValueError, match="base must be the name of a model of timm, got 'maze'"):
-        timm.create_model("hyena_dense", base="maze")
-    with pytest.raises(ValueError, match="base must be a model with maps of features, got Linear"):
+    with pytest.raises(ValueError, match="backbone must be the name of a model of timm, got 'maze'"):
+        timm.create_model("hyena_dense", backbone="maze")
+    with pytest.raises(ValueError, match="backbone must be a model with maps of features, got Linear"):
         DensePredictor(torch.nn.Linear(2, 2), 1)
