@@ -263,5 +263,6 @@ def plot(norms: Sequence[Norm]) -> "Figure":
                 axes.plot(*zip(*points, strict=True), color=colors(index + 1), label=label, linewidth=0.8)
             axes.set(yscale="log", title=f"{model}, {rounding}", xlabel="step", ylabel="gradient norm")
             axes.grid(alpha=0.3)
-    panels[0][0].legend(fontsize="x-small")
+    if any(math.isfinite(norm.norm) for norm in norms):
+        panels[0][0].legend(fontsize="x-small")
     return figure
