@@ -93,7 +93,7 @@ HYENA = hyena2d_iso_tiny patch_size=$(1) base_grid={size/$(1)}
 CONTENDERS = "attention: vit_tiny_patch16_224 patch_size=$(1) embed_dim=64 depth=4 num_heads=4 class_token=False global_pool=avg" \
 	"1D causal: $(HYENA) mixer_layer=hyena1d causal=True" "1D: $(HYENA) mixer_layer=hyena1d" "2D: $(HYENA)" \
 	"hybrid: $(HYENA) attn_blocks=[1,3] num_heads=4"
-ACCURACY = OMP_NUM_THREADS=1 $(BIN)/python -m hyena_vision.benchmark accuracy --lrs 7e-4 2e-3 6e-3 --seeds 3 --jobs 2
+ACCURACY = OMP_NUM_THREADS=1 $(BIN)/python -m hyena_vision.benchmark accuracy --lrs 2e-3 6e-3 2e-2 --seeds 3 --jobs 2
 bench-accuracy: $(VENV)/.train
 	$(ACCURACY) --task hyena/spatial_recall --recipe configs/accuracy_spatial_recall.yaml --img-sizes 32 64 \
 		--models $(call CONTENDERS,4) --output output/accuracy/spatial_recall

@@ -209,7 +209,7 @@ class Record:
 
     def __init__(self, output: Path, args: argparse.Namespace):
         """Read what is there."""
-        self.output, self.lock = output, threading.Lock()
+        self.output, self.lock, self.lrs = output, threading.Lock(), args.lrs
         self.trials: list[Validation] = []
         recipe = yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8"))
         settings = {"task": args.task, "data_dir": args.data_dir, "recipe": recipe, "args": args.args}
@@ -246,9 +246,8 @@ class Record:
                 print(f"{name}: done, {self.done / self.total:.0%} of all, {left / 60:.0f} minutes left", flush=True)
 
     def best_lr(self, model: str, size: int) -> float | None:
-        """Return the learning rate whose first seed ended best."""
-        rates = {each.lr for each in self.trials if (each.model, each.size, each.seed) == (model, size, 0)}
-        return max(rates, key=lambda lr: self.run(model, size, lr, 0)[-1].rank)
+        """Return the learning rate whose first seed ended best, of those that all models are tried with."""
+        return max(self.lrs, key=lambda lr: self.run(model, size, lr, 0)[-1].rank)
 
 
 def train_all(args: argparse.Namespace, record: Record, size: int, model: str) -> None:
