@@ -353,10 +353,14 @@ def make_step(models: dict[str, Arguments], columns: dict[str, Any], name: str) 
 def count_costs(args: Arguments) -> tuple[int, float | None]:
     """Count a model's parameters and the 10^9 FLOPs of one image, as `step.count_flops`; None where that cannot be."""
     ours = timm.model_entrypoint(args.model.split(".")[0]).__module__.startswith("hyena_vision.")
-    with torch.device("meta"):
+
+    def count() -> int:
         model, size = create_untrained(args, **({"backend": "fft"} if ours else {}))
-        flops, _ = attempt(lambda: count_flops(model.eval(), torch.empty(1, *size)))
-    return count_parameters(model), flops and flops / 1e9
+        return count_flops(model.eval(), torch.empty(1, *size))
+
+    with torch.device("meta"):
+        flops, _ = attempt(count)
+        return count_parameters(create_untrained(args)[0]), flops and flops / 1e9
 
 
 def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[AccuracyRow]:
