@@ -352,15 +352,15 @@ def make_step(models: dict[str, Arguments], columns: dict[str, Any], name: str) 
 
 def count_costs(args: Arguments) -> tuple[int, float | None]:
     """Count a model's parameters and the 10^9 FLOPs of one image, as `step.count_flops`; None where that cannot be."""
-    ours = timm.model_entrypoint(args.model.split(".")[0]).__module__.startswith("hyena_vision.")
-
-    def count() -> int:
-        model, size = create_untrained(args, **({"backend": "fft"} if ours else {}))
-        return count_flops(model.eval(), torch.empty(1, *size))
-
+    seen: dict[str, Any] = {}  # arguments for mixers that torch sees through
+    if "replace" in args.model_kwargs:
+        seen["replace"] = [{**each, "backend": "fft"} for each in args.model_kwargs["replace"]]
+    elif timm.model_entrypoint(args.model.split(".")[0]).__module__.startswith("hyena_vision."):
+        seen["backend"] = "fft"
     with torch.device("meta"):
-        flops, _ = attempt(count)
-        return count_parameters(create_untrained(args)[0]), flops and flops / 1e9
+        model, size = create_untrained(args, **seen)
+        flops, _ = attempt(lambda: count_flops(model.eval(), torch.empty(1, *size)))
+    return count_parameters(model), flops and flops / 1e9
 
 
 def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[AccuracyRow]:
