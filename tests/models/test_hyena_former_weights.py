@@ -56,6 +56,17 @@ def test_moving_weights_to_384_pixels_gives_what_the_authors_moved():
     assert relative_error(model(images(1, 3, 384, 384))[0, :6], torch.tensor(INTERPOLATED)) < 1e-4
 
 
+@pytest.mark.parametrize("size", [(32, 64), (96, 64)])
+@torch.no_grad()
+def test_absolute_coordinates_give_the_logits_of_the_original_at_any_size(name, size):
+    """Relative ones, which stretch kernels with the image, do not."""
+    original, x = small_original(name), images(2, 3, *size)
+    for coords, same in ("absolute", True), ("relative", False):
+        model = small_model(name, coords=coords)
+        model.load_state_dict(original.state_dict())
+        assert (relative_error(model(x), original(x)) < 1e-5) == same
+
+
 @torch.no_grad()
 def test_files_of_the_original_load_in_every_way(name, tmp_path):
     original = small_original(name)
