@@ -40,7 +40,7 @@ from hyena_vision.data import target_channels
 from hyena_vision.training.arguments import Arguments, positive_float, positive_int
 from hyena_vision.training.classes import NOTHING_KNOWN, fit_head
 from hyena_vision.training.config import parse_args
-from hyena_vision.training.errors import UserError
+from hyena_vision.training.errors import UserError, one_line
 from hyena_vision.training.freeze import count_parameters
 from hyena_vision.training.model import create_model, data_config
 from hyena_vision.training.optim import create_optimizer
@@ -196,6 +196,37 @@ def named(models: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def keep_settings(output: Path, args: argparse.Namespace, **more: Any) -> None:
+    """Write the settings of all runs of a folder to its recipe.yaml, or see that they are those of the calls before.
+
+    Args:
+        output: The folder.
+        args: Of the sub-command; it may name more models than the calls before.
+        **more: Further settings; what is empty may be another in one of the calls.
+
+    Raises:
+        UserError: They are others, or a file of settings cannot be read.
+    """
+    path = output / "recipe.yaml"
+    own = {"task": args.task, "data_dir": args.data_dir, "recipe": _read_yaml(args.recipe), "args": args.args}
+    before = (_read_yaml(path) if path.exists() else None) or {**own, "models": {}}
+    own |= {name: value or before.get(name, value) for name, value in more.items()}
+    settings = {**own, "models": {**before["models"], **args.models}}
+    filled = {name: own[name] for name in more if not before.get(name)}
+    if settings != {**before, **filled, "models": {**args.models, **before["models"]}}:
+        raise UserError(f"{output} holds runs of another recipe: expected {before}, got {settings}")
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _read_yaml(path: str | Path) -> Any:
+    """Read a file of settings."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
+
+
 class Record:
     """What was trained: trials.csv, and recipe.yaml, which says by what.
 
@@ -204,24 +235,16 @@ class Record:
         args: Of the sub-command.
 
     Raises:
-        UserError: The folder is of another recipe.
+        UserError: The folder is of another recipe, or one of the two cannot be read.
     """
 
     def __init__(self, output: Path, args: argparse.Namespace):
         """Read what is there."""
         self.output, self.lock = output, threading.Lock()
         self.trials: list[Validation] = []
-        recipe = yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8"))
-        settings = {"task": args.task, "data_dir": args.data_dir, "recipe": recipe, "args": args.args}
-        path = output / "recipe.yaml"
-        before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {**settings, "models": {}}
-        settings["models"] = {**before["models"], **args.models}
-        if settings != {**before, "models": {**args.models, **before["models"]}}:
-            raise UserError(f"{output} holds runs of another recipe: expected {before}, got {settings}")
+        keep_settings(output, args)
         if (output / "trials.csv").exists():
             self.trials = read_csv(str(output / "trials.csv"), Validation)
-        output.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         total = sum(args.img_sizes) * len(args.models) * (len(args.lrs) + args.seeds - 1)
         self.total, self.done, self.left_out, self.start = total, 0, 0, time.monotonic()
 

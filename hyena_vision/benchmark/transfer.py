@@ -1,7 +1,8 @@
 """Resolution transfer: models are trained at one image size, and validated at others.
 
 Each is validated at the other sizes as it is, and once more after some training there (`--more`: flags of that run).
-Models are those of `accuracy`. A call that was ended goes on where it was when it is repeated.
+Models are those of `accuracy`. A call that was ended goes on where it was when it is repeated; other settings need
+another folder.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyena_vision.benchmark.accuracy import LABELS, flags, named
+from hyena_vision.benchmark.accuracy import LABELS, flags, keep_settings, named
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.processes import last_line
@@ -109,10 +110,13 @@ def run(args: argparse.Namespace) -> list[TransferRow]:
         The rows.
 
     Raises:
-        UserError: A run fails, or matplotlib is missing; what is trained is kept.
+        UserError: A run fails, the folder holds runs of other settings, or matplotlib is missing; what is trained is
+            kept.
     """
     require_matplotlib()
-    args = argparse.Namespace(**{**vars(args), "models": named(args.models)})
+    sizes = [size for size in args.img_sizes if size != args.train_size]
+    args = argparse.Namespace(**{**vars(args), "models": named(args.models), "img_sizes": sizes})
+    keep_settings(Path(args.output), args, train_size=args.train_size, more=args.more)
     record = Record(Path(args.output))
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = [(model, seed) for seed in range(args.seeds) for model in args.models]

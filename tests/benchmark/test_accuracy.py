@@ -104,6 +104,18 @@ def test_errors_of_pictures_are_ranked_from_the_least(started, tmp_path):
         assert float(row["train_images_per_s"]) > 0 and float(row["gflops"]) > 0
 
 
+@pytest.mark.parametrize("content", [None, "a: [b", b"\xff"])
+def test_recipes_that_cannot_be_read_are_one_line(tmp_path, capsys, content):
+    argv = command(tmp_path, "--task", "hyena/spatial_recall", "--img-sizes", "32")
+    (tmp_path / "recipe.yaml").unlink()
+    if content:
+        (tmp_path / "recipe.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit):
+        main(argv)
+    said = capsys.readouterr().err
+    assert said.startswith("hyena_vision.benchmark: error: cannot read") and said.count("\n") == 1
+
+
 def test_side_of_images_in_the_arguments_of_a_model():
     models = accuracy.named(["ours: hyena2d_iso_tiny base_grid={size/8} patch_size=8", "resnet18"])
     assert list(models) == ["ours", "resnet18"] and models["resnet18"] == "resnet18"
