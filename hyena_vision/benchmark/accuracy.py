@@ -298,11 +298,22 @@ def train(args: argparse.Namespace, record: Record, model: str, size: int, lr: f
                 Validation(
                     model, size, lr, seed, round(each * (row["epoch"] + 1)), row.get("eval_top1"), row["eval_loss"]
                 )
-                for row in read_summary(str(folder))
-                if "eval_loss" in row
+                for row in validated(folder)
             ]
         )
     record.count(folder.name, size, missing)
+
+
+def validated(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's summary that have a validation.
+
+    Raises:
+        UserError: There is none.
+    """
+    rows = [row for row in read_summary(str(folder)) if "eval_loss" in row]
+    if not rows:
+        raise UserError(f"the run {folder} was not validated: expected images to validate on")
+    return rows
 
 
 def flags(args: argparse.Namespace, model: str, size: int) -> list[str]:
@@ -386,6 +397,7 @@ def count_costs(args: Arguments) -> tuple[int, float | None]:
 def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[AccuracyRow]:
     """Time the models of one size in turn, and put their accuracy beside it."""
     models = resolve_models(args, size)
+    accumulated = next(iter(models.values())).grad_accum_steps
     speeds: dict[str, list[SpeedRow]] = {}
     for mode, batch_size, calls in ("infer", args.batch_size, 1), ("train", next(iter(models.values())).batch_size, 2):
         columns = dict(mode=mode, batch_size=batch_size, device=args.device, dtype=args.dtype)
@@ -396,7 +408,7 @@ def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[Acc
         lr = record.best_lr(infer.name, size)
         last = [record.run(infer.name, size, lr, seed)[-1] for seed in range(args.seeds)]
         values = [each.value for each in last]
-        images = last[0].updates * step.batch_size
+        images = last[0].updates * step.batch_size * accumulated
         yield AccuracyRow(
             infer.name,
             size,

@@ -65,7 +65,7 @@ class Norm:
         rounding: Dtype of the signals.
         step: From 0.
         loss: Of the step.
-        part: Number of the block, or "rest".
+        part: Number of the block, after that of its stage where there are several ("1.0"), or "rest".
         norm: Of the gradient of its weights, before clipping, without the loss scale.
     """
 
@@ -89,7 +89,7 @@ class StabilityRow:
         left_out: Steps that the loss scale of float16 left out.
         first_loss: Mean of the first tenth of the steps.
         last_loss: Mean of the last tenth.
-        largest_norm: Of the gradient of all weights.
+        largest_norm: Of the gradient of all weights, of steps that were not left out; NaN where all were.
         median_norm: Of the same.
     """
 
@@ -217,8 +217,8 @@ def gradient_norms(network: nn.Module) -> dict[str, float]:
     """The norm of the gradient of each block's weights, by its number, and of the rest."""
     squares: dict[str, float] = {}
     for name, parameter in network.named_parameters():
-        found = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
-        part = found[1] if found else "rest"
+        found = re.search(r"(?:(?:^|\.)(?:stages|layers)\.(\d+))?(?:^|\.)blocks\.(\d+)\.", name)
+        part = ".".join(filter(None, found.groups())) if found else "rest"
         if parameter.grad is not None:
             squares[part] = squares.get(part, 0.0) + parameter.grad.double().square().sum().item()
     return {part: math.sqrt(square) for part, square in squares.items()}
@@ -228,8 +228,9 @@ def summarize(model: str, rounding: str, steps: Sequence[Step]) -> StabilityRow:
     """Put the steps of one model under one rounding into a row."""
     made = [step for step in steps if not step.left_out]
     tenth = max(1, len(made) // 10)
-    means = [statistics.mean(step.loss for step in part) for part in (made[:tenth], made[-tenth:])]
-    norms = [step.norm for step in made]
+    losses = [step.loss for step in made] or [math.nan]
+    means = [statistics.mean(part) for part in (losses[:tenth], losses[-tenth:])]
+    norms = [step.norm for step in made] or [math.nan]
     not_finite = sum(not (math.isfinite(step.loss) and math.isfinite(step.norm)) for step in made)
     not_finite += sum(not math.isfinite(step.loss) for step in steps if step.left_out)
     left_out = len(steps) - len(made)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyena_vision.benchmark.accuracy import LABELS, flags, keep_settings, named
+from hyena_vision.benchmark.accuracy import LABELS, flags, keep_settings, named, validated
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.processes import last_line
@@ -26,7 +26,7 @@ from hyena_vision.benchmark.study import is_finished, train_run
 from hyena_vision.benchmark.tables import markdown_table, read_csv, write_csv
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
-from hyena_vision.training.report import read_results, read_summary
+from hyena_vision.training.report import read_results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,7 +167,7 @@ def train_and_validate(args: argparse.Namespace, record: Record, model: str, see
             return
         if not is_finished(folder):
             train_run(folder, [*own, *more])
-        last, updates = read_summary(str(folder))[-1], read_results(str(folder))["updates_per_epoch"]
+        last, updates = validated(folder)[-1], read_results(str(folder))["updates_per_epoch"]
         count = round(updates * (last["epoch"] + 1))
         record.add(Trial(model, seed, size, count, last.get("eval_top1"), last["eval_loss"]))
 

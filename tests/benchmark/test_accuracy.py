@@ -116,6 +116,29 @@ def test_recipes_that_cannot_be_read_are_one_line(tmp_path, capsys, content):
     assert said.startswith("hyena_vision.benchmark: error: cannot read") and said.count("\n") == 1
 
 
+def test_images_of_several_batches_in_an_update_count(started, tmp_path, capsys):
+    argv = [
+        "--task",
+        "hyena/spatial_recall",
+        "--img-sizes",
+        "32",
+        "--seeds",
+        "1",
+        "--args",
+        "--no-aug",
+        "--crop-pct",
+        "1",
+    ]
+    argv += ["--in-chans", "1", "--train-num-samples", "16", "--val-num-samples", "8", "--epochs", "1"]
+    with pytest.raises(SystemExit):
+        main(command(tmp_path, *argv, "--val-split", ""))
+    assert "was not validated" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "output")
+    main(command(tmp_path, *argv, "--grad-accum-steps", "2"))
+    for row in rows_of(tmp_path / "output/accuracy.csv"):
+        assert float(row["train_minutes"]) == pytest.approx(16 / float(row["train_images_per_s"]) / 60)
+
+
 def test_side_of_images_in_the_arguments_of_a_model():
     models = accuracy.named(["ours: hyena2d_iso_tiny base_grid={size/8} patch_size=8", "resnet18"])
     assert list(models) == ["ours", "resnet18"] and models["resnet18"] == "resnet18"
