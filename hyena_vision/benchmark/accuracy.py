@@ -188,12 +188,23 @@ def run(args: argparse.Namespace) -> list[AccuracyRow]:
 
 
 def named(models: Sequence[str]) -> dict[str, str]:
-    """Return name and arguments of each model by what it is called, which is the same where nothing is said."""
-    found = {}
+    """Return name and arguments of each model by what it is called, which is the same where nothing is said.
+
+    Raises:
+        UserError: Two are called alike, or so that their runs would have the same folder.
+    """
+    found: dict[str, str] = {}
     for text in models:
         label, colon, words = text.partition(": ")
+        if folder_name(label.strip()) in map(folder_name, found):
+            raise UserError(f"argument --models: expected another name for each model, got {label.strip()!r} twice")
         found[label.strip()] = (words if colon else text).strip()
     return found
+
+
+def folder_name(model: str) -> str:
+    """Return what the folders of a model's runs begin with."""
+    return re.sub(r"[^\w.=-]+", "-", model)
 
 
 def keep_settings(output: Path, args: argparse.Namespace, **more: Any) -> None:
@@ -285,8 +296,7 @@ def train_all(args: argparse.Namespace, record: Record, size: int, model: str) -
 def train(args: argparse.Namespace, record: Record, model: str, size: int, lr: float | None, seed: int) -> None:
     """Train once, unless that is done, and write it down."""
     rate = "" if lr is None else f"-lr{lr:g}"
-    name = re.sub(r"[^\w.=-]+", "-", model)
-    folder = record.output / "runs" / f"{name}-{size}{rate}-seed{seed}"
+    folder = record.output / "runs" / f"{folder_name(model)}-{size}{rate}-seed{seed}"
     missing = not record.run(model, size, lr, seed)
     if missing:
         if not is_finished(folder):
@@ -339,7 +349,10 @@ def create_untrained(args: Arguments, **kwargs: Any) -> tuple[nn.Module, tuple[i
         args: Of the training program.
         **kwargs: More arguments of the model.
     """
-    model = create_model(Arguments(**{**vars(args), "model_kwargs": {**args.model_kwargs, **kwargs}}))
+    own = {"model_kwargs": {**args.model_kwargs, **kwargs}, "initial_checkpoint": ""}
+    if not args.convert:
+        own |= {"pretrained": False, "pretrained_path": None}
+    model = create_model(Arguments(**{**vars(args), **own}))
     return model, tuple(data_config(args, model)["input_size"])
 
 

@@ -19,7 +19,7 @@ import torch
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
-from hyena_vision.benchmark.accuracy import create_untrained, flags, named
+from hyena_vision.benchmark.accuracy import flags, named
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.program import DTYPES
@@ -28,7 +28,7 @@ from hyena_vision.training.arguments import positive_float, positive_int, probab
 from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.classes import NOTHING_KNOWN, fit_head
 from hyena_vision.training.config import parse_args
-from hyena_vision.training.model import data_config
+from hyena_vision.training.model import create_model, data_config
 from hyena_vision.training.optim import base_lr, create_optimizer, create_scheduler
 from hyena_vision.training.pipeline import create_loaders
 from hyena_vision.training.resolve import resolve
@@ -165,8 +165,7 @@ def train(args: argparse.Namespace, model: str, rounding: str) -> Iterator[Step]
     seed_generators(own.seed)
     datasets = create_datasets(own)
     own = fit_head(own, NOTHING_KNOWN, datasets.class_to_idx)
-    network, _ = create_untrained(own)
-    network = network.to(own.device).train()
+    network = create_model(own).to(own.device).train()
     device, dtype = torch.device(own.device), DTYPES[rounding]
     config = data_config(own, network)
     loader = create_loaders(own, config, datasets, network.num_classes, device, BadImages()).train

@@ -7,7 +7,6 @@ another folder.
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyena_vision.benchmark.accuracy import LABELS, flags, keep_settings, named, validated
+from hyena_vision.benchmark.accuracy import LABELS, flags, folder_name, keep_settings, named, validated
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.processes import last_line
@@ -159,8 +158,7 @@ class Record:
 def train_and_validate(args: argparse.Namespace, record: Record, model: str, seed: int) -> None:
     """Train one model with one seed, and validate it at all sizes."""
     own = [*flags(args, model, args.train_size), "--seed", str(seed)]
-    name = re.sub(r"[^\w.=-]+", "-", model)
-    folder = record.output / "runs" / f"{name}-seed{seed}"
+    folder = record.output / "runs" / f"{folder_name(model)}-seed{seed}"
 
     def train(folder: Path, size: int, more: Sequence[str] = ()) -> None:
         if record.has(model, seed, size, trained=True):

@@ -108,6 +108,8 @@ def hyena_dense(
     Returns:
         The model.
     """
+    if kwargs.pop("features_only", False):
+        raise ValueError(f"hyena_dense gives pixels; maps of features are those of {backbone} with features_only=True")
     config, overlay = kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None)
     own_kwargs: dict[str, Any] = {}
     if config is None:

@@ -7,12 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import timm
+import torch
 import yaml
 from trainer import summary
 
 from hyena_vision import train
 from hyena_vision.benchmark import accuracy, study
 from hyena_vision.benchmark.__main__ import main
+from hyena_vision.training.config import parse_args
+from hyena_vision.training.errors import UserError
+from hyena_vision.training.resolve import resolve
 
 MODELS = ["hyena2d_iso_tiny patch_size=4 embed_dim=16 depth=1 filter_dim=8"]
 MODELS += ["vit_tiny_patch16_224 patch_size=4 embed_dim=16 depth=1 num_heads=2"]
@@ -137,6 +141,20 @@ def test_images_of_several_batches_in_an_update_count(started, tmp_path, capsys)
     main(command(tmp_path, *argv, "--grad-accum-steps", "2"))
     for row in rows_of(tmp_path / "output/accuracy.csv"):
         assert float(row["train_minutes"]) == pytest.approx(16 / float(row["train_images_per_s"]) / 60)
+
+
+@pytest.mark.parametrize("models", [["a: resnet18", "a: resnet34"], ["a b: resnet18", "a/b: resnet18"]])
+def test_models_that_are_called_alike_are_refused(models):
+    with pytest.raises(UserError, match="expected another name for each model"):
+        accuracy.named(models)
+
+
+def test_models_are_timed_without_the_weights_that_runs_begin_with(tmp_path):
+    torch.save({"other": torch.ones(1)}, weights := str(tmp_path / "weights.pth"))
+    argv = ["--model", "resnet10t", "--device", "cpu", "--data-dir", "images"]
+    for flag in ("--initial-checkpoint", "--pretrained-path"):
+        model, size = accuracy.create_untrained(resolve(parse_args([*argv, flag, weights])))
+        assert type(model).__name__ == "ResNet" and size == (3, 176, 176)
 
 
 def test_side_of_images_in_the_arguments_of_a_model():

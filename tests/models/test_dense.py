@@ -113,3 +113,5 @@ def test_no_such_base():
         timm.create_model("hyena_dense", backbone="maze")
     with pytest.raises(ValueError, match="backbone must be a model with maps of features, got Linear"):
         DensePredictor(torch.nn.Linear(2, 2), 1)
+    with pytest.raises(ValueError, match="maps of features are those of vit_tiny_patch16_224 with features_only=True"):
+        small(features_only=True)
