@@ -482,7 +482,8 @@ def plot_curves(rows: Sequence[AccuracyRow], record: Record) -> "Figure":
 
     Args:
         rows: Of all models and sizes.
-        record: Their validations; drawn is the mean over seeds of the learning rate that was taken.
+        record: Their validations; drawn is the mean over seeds of the learning rate that was taken, as far as all of
+            them go.
 
     Returns:
         A figure of matplotlib, with a line of panels for each size.
@@ -494,12 +495,12 @@ def plot_curves(rows: Sequence[AccuracyRow], record: Record) -> "Figure":
     for size, panels in zip(sizes, figure.subplots(len(sizes), 2, squeeze=False), strict=True):
         for index, row in enumerate(row for row in rows if row.size == size):
             runs = [record.run(row.model, size, row.lr, seed) for seed in range(row.seeds)]
-            means = [statistics.mean(each.value for each in at) for at in zip(*runs, strict=True)]
+            means = [statistics.mean(each.value for each in at) for at in zip(*runs, strict=False)]
             updates = [each.updates for each in runs[0]]
-            panels[0].plot(updates, means, color=f"C{index}", label=row.model)
+            panels[0].plot(updates[: len(means)], means, color=f"C{index}", label=row.model)
             if row.train_minutes is not None:
                 minutes = [row.train_minutes * count / updates[-1] for count in updates]
-                panels[1].plot(minutes, means, color=f"C{index}")
+                panels[1].plot(minutes[: len(means)], means, color=f"C{index}")
         for axes, text in zip(panels, ("updates", "minutes of training steps"), strict=True):
             axes.set(xlabel=f"{text} at {size} px", ylabel=LABELS[rows[0].metric])
             axes.set_yscale("log" if rows[0].metric == "mse" else "linear")

@@ -207,9 +207,10 @@ def summarize(args: argparse.Namespace, trials: Sequence[Trial]) -> list[Transfe
     rows = []
     for model in args.models:
         for size in sorted({args.train_size, *args.img_sizes}):
-            own = [trial for trial in trials if (trial.model, trial.size) == (model, size)]
+            of_seeds = [trial for trial in trials if trial.seed < args.seeds]
+            own = [trial for trial in of_seeds if (trial.model, trial.size) == (model, size)]
             for updates in sorted({trial.updates for trial in own}):
-                last = [trial for trial in own if trial.updates == updates and trial.seed < args.seeds]
+                last = [trial for trial in own if trial.updates == updates]
                 values = [trial.loss if trial.top1 is None else trial.top1 for trial in last]
                 metric = "mse" if last[0].top1 is None else "top1"
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0

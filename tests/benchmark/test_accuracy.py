@@ -157,6 +157,21 @@ def test_models_are_timed_without_the_weights_that_runs_begin_with(tmp_path):
         assert type(model).__name__ == "ResNet" and size == (3, 176, 176)
 
 
+def test_curves_of_runs_that_ended_at_different_updates():
+    """As with --patience."""
+    ended = {0: 3, 1: 2}
+    record = SimpleNamespace(
+        run=lambda model, size, lr, seed: [
+            accuracy.Validation(model, size, lr, seed, 10 * number, 10.0 * number + 2 * seed, 1.0)
+            for number in range(1, 1 + ended[seed])
+        ]
+    )
+    row = SimpleNamespace(model="m", size=32, lr=None, seeds=2, metric="top1", train_minutes=6.0)
+    learning, timed = accuracy.plot_curves([row], record).axes
+    assert learning.lines[0].get_xydata().tolist() == [[10, 11], [20, 21]]
+    assert timed.lines[0].get_xydata().tolist() == [[2, 11], [4, 21]]
+
+
 def test_side_of_images_in_the_arguments_of_a_model():
     models = accuracy.named(["ours: hyena2d_iso_tiny base_grid={size/8} patch_size=8", "resnet18"])
     assert list(models) == ["ours", "resnet18"] and models["resnet18"] == "resnet18"

@@ -14,6 +14,7 @@ import yaml
 from trainer import summary
 
 from hyena_vision import train
+from hyena_vision.benchmark import transfer
 from hyena_vision.benchmark.__main__ import main
 
 MODELS = ["hyena: hyena2d_iso_tiny patch_size=8 base_grid={size/8} embed_dim=16 depth=1 filter_dim=8"]
@@ -82,3 +83,9 @@ def test_trained_at_one_size_and_validated_at_others(started, tmp_path, capsys):
         with pytest.raises(SystemExit):  # what stands there is of other runs
             main(others)
         assert "holds runs of another recipe" in capsys.readouterr().err and not started
+
+
+def test_seeds_of_other_calls_are_left_out():
+    trials = [transfer.Trial("m", seed, 32, updates, None, float(seed)) for seed, updates in ((0, 4), (1, 6))]
+    args = SimpleNamespace(models=["m"], train_size=32, img_sizes=[], seeds=1)
+    assert transfer.summarize(args, trials) == [transfer.TransferRow("m", 32, 32, 4, "mse", 0.0, 0.0, 1)]
