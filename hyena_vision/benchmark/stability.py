@@ -1,11 +1,11 @@
 """Training that must not blow up: steps of a recipe with rounded signals and outliers, and the gradient of each block.
 
 The model is trained by the recipe's loss, optimizer, clipping and schedule on images of its data set. In a part of the
-images (`--outliers`) the pixels, normalized, are multiplied by `--outlier-scale`. A rounding is that of mixed precision: linear
-layers and convolutions give signals in that dtype, mixers work on them, and gradients go back through the same dtypes.
-Products are summed in float32, as on a GPU. float16 has torch's dynamic loss scale, which leaves out steps by itself.
-What the recipe says of mixed precision, averages of weights, accumulated batches, class weights and compilation has no
-effect.
+images (`--outliers`) the normalized pixels are multiplied by `--outlier-scale`. A rounding is that of mixed precision:
+linear layers and convolutions give signals in that dtype, mixers work on them, and gradients go back through the same
+dtypes. Products are summed in float32, as on a GPU. float16 has torch's dynamic loss scale, which leaves out steps by
+itself. What the recipe says of mixed precision, averages of weights, accumulated batches, class weights and compilation
+has no effect.
 """
 
 import argparse
