@@ -110,6 +110,15 @@ def test_any_model_gets_a_dense_head_for_the_colours(tmp_path):
     assert config["model_args"]["backbone"] == "convnext_atto"
 
 
+def test_a_dense_model_may_be_named_itself(tmp_path):
+    kwargs = ["backbone=hyena2d_iso_tiny", "patch_size=4", "embed_dim=16", "depth=1", "filter_dim=8"]
+    argv = [*TASK, *PICTURES, "--epochs", "1", "--output", str(tmp_path), "--experiment", "run"]
+    train_imagenet.main([*argv, "--model", "hyena_dense", "--model-kwargs", *kwargs])
+    result = train_imagenet.main(["--eval", f"{tmp_path}/run/model.safetensors", "-j", "0", "--device", "cpu"])
+    assert result["loss"] == pytest.approx(spatial_recall_error(tmp_path / "run"), rel=1e-5)
+
+
+DENSE = ["--model", "hyena_dense", "--model-kwargs", "backbone=resnet10t"]
 WRONG = {
     "setting for other sizes": (["--dataset", "hyena/pathfinder:cue=true", "--img-size", "64"], ["cue of", "at 64"]),
     "crops": (["--aug"], ["--no-aug", "hyena/pathfinder"]),
@@ -123,6 +132,8 @@ WRONG = {
     "mixed pictures": ([*PICTURES, "--mixup", "0.5"], ["--mixup", "for classes, got 0.5"]),
     "weights of classes": ([*PICTURES, "--class-weights", "balanced"], ["--class-weights", "for classes"]),
     "converted": ([*PICTURES, "--convert", "hyena2d"], ["--convert", "for classes", "hyena2d"]),
+    "pictures for classes": (DENSE, ["--model", "hyena_dense predicts pictures", "hyena/spatial_recall"]),
+    "no name": ([*PICTURES, "--model", "hf-hub:owner/name"], ["--model", "got hf-hub:owner/name"]),
     "mirrored": ([*PICTURES, "--tta", "2"], ["--tta", "got 2"]),
     "grey": (["--dataset", "hyena/spatial_recall:color=true"], ["expected images of 3 channels (RGB), got L"]),
     "repeats": (["--epoch-repeats", "2"], ["--epoch-repeats", "got 2"]),

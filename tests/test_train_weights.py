@@ -50,6 +50,22 @@ def test_all_weights_of_a_run_at_another_size(run, tmp_path, name):
     larger = run("large", *frozen, "--initial-checkpoint", f"{folder}/{name}")["folder"]
     assert_equal(load(larger)["state_dict"], source.state_dict())
     assert source.pos_embed.shape[1] == 1 + 8 * 8
+    if name == "model.safetensors":  # a file of others, that does not tell the size
+        config = Path(folder, "config.json")
+        config.write_text(config.read_text().replace('"input_size"', '"other"'))
+        run("again", *vit, *FROZEN, "--img-size", "16", "--initial-checkpoint", f"{folder}/{name}")
+
+
+def test_weights_of_the_backbone_of_a_dense_model_are_counted(tmp_path, capsys, caplog):
+    argv = ["--dataset", "hyena/spatial_recall", "--in-chans", "1", "--no-aug", "--crop-pct", "1", "--img-size", "32"]
+    argv += ["--train-num-samples", "8", "--val-num-samples", "4", "-j", "0", "-b", "4", "--warmup-epochs", "0"]
+    argv += [*VIT[:3], *VIT[4:], *FROZEN, "--output", str(tmp_path), "--device", "cpu"]
+    weights = timm.create_model(VIT[1], patch_size=4, embed_dim=16, depth=1, num_heads=2, in_chans=1, img_size=32)
+    torch.save(weights.state_dict(), path := tmp_path / "vit.pth")
+    train_imagenet.main([*argv, "--pretrained-path", str(path)])
+    assert f"18 of 20 tensors of {VIT[1]} are in" in caplog.text
+    torch.save({"norm.weight": torch.ones(16)}, path)
+    expect_error(capsys, [*argv, "--pretrained-path", str(path)], 1, str(path), "1 of 20 tensors", "similar model")
 
 
 def test_weights_of_another_model_are_refused_and_counted(images, tmp_path, capsys):

@@ -40,7 +40,7 @@ from hyena_vision.data import target_channels
 from hyena_vision.training.arguments import Arguments, positive_float, positive_int
 from hyena_vision.training.classes import NOTHING_KNOWN, fit_head
 from hyena_vision.training.config import parse_args
-from hyena_vision.training.errors import UserError
+from hyena_vision.training.errors import UserError, one_line
 from hyena_vision.training.freeze import count_parameters
 from hyena_vision.training.model import create_model, data_config
 from hyena_vision.training.optim import create_optimizer
@@ -188,12 +188,54 @@ def run(args: argparse.Namespace) -> list[AccuracyRow]:
 
 
 def named(models: Sequence[str]) -> dict[str, str]:
-    """Return name and arguments of each model by what it is called, which is the same where nothing is said."""
-    found = {}
+    """Return name and arguments of each model by what it is called, which is the same where nothing is said.
+
+    Raises:
+        UserError: Two are called alike, or so that their runs would have the same folder.
+    """
+    found: dict[str, str] = {}
     for text in models:
         label, colon, words = text.partition(": ")
+        if folder_name(label.strip()) in map(folder_name, found):
+            raise UserError(f"argument --models: expected another name for each model, got {label.strip()!r} twice")
         found[label.strip()] = (words if colon else text).strip()
     return found
+
+
+def folder_name(model: str) -> str:
+    """Return what the folders of a model's runs begin with."""
+    return re.sub(r"[^\w.=-]+", "-", model)
+
+
+def keep_settings(output: Path, args: argparse.Namespace, **more: Any) -> None:
+    """Write the settings of all runs of a folder to its recipe.yaml, or see that they are those of the calls before.
+
+    Args:
+        output: The folder.
+        args: Of the sub-command; it may name more models than the calls before.
+        **more: Further settings; what is empty may be another in one of the calls.
+
+    Raises:
+        UserError: They are others, or a file of settings cannot be read.
+    """
+    path = output / "recipe.yaml"
+    own = {"task": args.task, "data_dir": args.data_dir, "recipe": _read_yaml(args.recipe), "args": args.args}
+    before = (_read_yaml(path) if path.exists() else None) or {**own, "models": {}}
+    own |= {name: value or before.get(name, value) for name, value in more.items()}
+    settings = {**own, "models": {**before["models"], **args.models}}
+    filled = {name: own[name] for name in more if not before.get(name)}
+    if settings != {**before, **filled, "models": {**args.models, **before["models"]}}:
+        raise UserError(f"{output} holds runs of another recipe: expected {before}, got {settings}")
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _read_yaml(path: str | Path) -> Any:
+    """Read a file of settings."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}") from error
 
 
 class Record:
@@ -204,24 +246,16 @@ class Record:
         args: Of the sub-command.
 
     Raises:
-        UserError: The folder is of another recipe.
+        UserError: The folder is of another recipe, or one of the two cannot be read.
     """
 
     def __init__(self, output: Path, args: argparse.Namespace):
         """Read what is there."""
         self.output, self.lock, self.lrs = output, threading.Lock(), args.lrs
         self.trials: list[Validation] = []
-        recipe = yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8"))
-        settings = {"task": args.task, "data_dir": args.data_dir, "recipe": recipe, "args": args.args}
-        path = output / "recipe.yaml"
-        before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {**settings, "models": {}}
-        settings["models"] = {**before["models"], **args.models}
-        if settings != {**before, "models": {**args.models, **before["models"]}}:
-            raise UserError(f"{output} holds runs of another recipe: expected {before}, got {settings}")
+        keep_settings(output, args)
         if (output / "trials.csv").exists():
             self.trials = read_csv(str(output / "trials.csv"), Validation)
-        output.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         total = sum(args.img_sizes) * len(args.models) * (len(args.lrs) + args.seeds - 1)
         self.total, self.done, self.left_out, self.start = total, 0, 0, time.monotonic()
 
@@ -261,8 +295,7 @@ def train_all(args: argparse.Namespace, record: Record, size: int, model: str) -
 def train(args: argparse.Namespace, record: Record, model: str, size: int, lr: float | None, seed: int) -> None:
     """Train once, unless that is done, and write it down."""
     rate = "" if lr is None else f"-lr{lr:g}"
-    name = re.sub(r"[^\w.=-]+", "-", model)
-    folder = record.output / "runs" / f"{name}-{size}{rate}-seed{seed}"
+    folder = record.output / "runs" / f"{folder_name(model)}-{size}{rate}-seed{seed}"
     missing = not record.run(model, size, lr, seed)
     if missing:
         if not is_finished(folder):
@@ -274,11 +307,22 @@ def train(args: argparse.Namespace, record: Record, model: str, size: int, lr: f
                 Validation(
                     model, size, lr, seed, round(each * (row["epoch"] + 1)), row.get("eval_top1"), row["eval_loss"]
                 )
-                for row in read_summary(str(folder))
-                if "eval_loss" in row
+                for row in validated(folder)
             ]
         )
     record.count(folder.name, size, missing)
+
+
+def validated(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's summary that have a validation.
+
+    Raises:
+        UserError: There is none.
+    """
+    rows = [row for row in read_summary(str(folder)) if "eval_loss" in row]
+    if not rows:
+        raise UserError(f"the run {folder} was not validated: expected images to validate on")
+    return rows
 
 
 def flags(args: argparse.Namespace, model: str, size: int) -> list[str]:
@@ -304,7 +348,10 @@ def create_untrained(args: Arguments, **kwargs: Any) -> tuple[nn.Module, tuple[i
         args: Of the training program.
         **kwargs: More arguments of the model.
     """
-    model = create_model(Arguments(**{**vars(args), "model_kwargs": {**args.model_kwargs, **kwargs}}))
+    own = {"model_kwargs": {**args.model_kwargs, **kwargs}, "initial_checkpoint": ""}
+    if not args.convert:
+        own |= {"pretrained": False, "pretrained_path": None}
+    model = create_model(Arguments(**{**vars(args), **own}))
     return model, tuple(data_config(args, model)["input_size"])
 
 
@@ -366,6 +413,7 @@ def count_costs(args: Arguments) -> tuple[int, float | None]:
 def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[AccuracyRow]:
     """Time the models of one size in turn, and put their accuracy beside it."""
     models = resolve_models(args, size)
+    accumulated = next(iter(models.values())).grad_accum_steps
     speeds: dict[str, list[SpeedRow]] = {}
     for mode, batch_size, calls in ("infer", args.batch_size, 1), ("train", next(iter(models.values())).batch_size, 2):
         columns = dict(mode=mode, batch_size=batch_size, device=args.device, dtype=args.dtype)
@@ -376,7 +424,7 @@ def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[Acc
         lr = record.best_lr(infer.name, size)
         last = [record.run(infer.name, size, lr, seed)[-1] for seed in range(args.seeds)]
         values = [each.value for each in last]
-        images = last[0].updates * step.batch_size
+        images = last[0].updates * step.batch_size * accumulated
         yield AccuracyRow(
             infer.name,
             size,
@@ -437,7 +485,8 @@ def plot_curves(rows: Sequence[AccuracyRow], record: Record) -> "Figure":
 
     Args:
         rows: Of all models and sizes.
-        record: Their validations; drawn is the mean over seeds of the learning rate that was taken.
+        record: Their validations; drawn is the mean over seeds of the learning rate that was taken, as far as all of
+            them go.
 
     Returns:
         A figure of matplotlib, with a line of panels for each size.
@@ -449,12 +498,12 @@ def plot_curves(rows: Sequence[AccuracyRow], record: Record) -> "Figure":
     for size, panels in zip(sizes, figure.subplots(len(sizes), 2, squeeze=False), strict=True):
         for index, row in enumerate(row for row in rows if row.size == size):
             runs = [record.run(row.model, size, row.lr, seed) for seed in range(row.seeds)]
-            means = [statistics.mean(each.value for each in at) for at in zip(*runs, strict=True)]
+            means = [statistics.mean(each.value for each in at) for at in zip(*runs, strict=False)]
             updates = [each.updates for each in runs[0]]
-            panels[0].plot(updates, means, color=f"C{index}", label=row.model)
+            panels[0].plot(updates[: len(means)], means, color=f"C{index}", label=row.model)
             if row.train_minutes is not None:
                 minutes = [row.train_minutes * count / updates[-1] for count in updates]
-                panels[1].plot(minutes, means, color=f"C{index}")
+                panels[1].plot(minutes[: len(means)], means, color=f"C{index}")
         for axes, text in zip(panels, ("updates", "minutes of training steps"), strict=True):
             axes.set(xlabel=f"{text} at {size} px", ylabel=LABELS[rows[0].metric])
             axes.set_yscale("log" if rows[0].metric == "mse" else "linear")

@@ -1,9 +1,11 @@
 """Training that must not blow up: steps of a recipe with rounded signals and outliers, and the gradient of each block.
 
 The model is trained by the recipe's loss, optimizer, clipping and schedule on images of its data set. In a part of the
-images (`--outliers`) the pixels are multiplied by `--outlier-scale`. A rounding is that of mixed precision: linear
-layers and convolutions give signals in that dtype, mixers work on them, and gradients go back through the same dtypes.
-Products are summed in float32, as on a GPU. float16 has torch's dynamic loss scale, which leaves out steps by itself.
+images (`--outliers`) the normalized pixels are multiplied by `--outlier-scale`. A rounding is that of mixed precision:
+linear layers and convolutions give signals in that dtype, mixers work on them, and gradients go back through the same
+dtypes. Products are summed in float32, as on a GPU. float16 has torch's dynamic loss scale, which leaves out steps by
+itself. What the recipe says of mixed precision, averages of weights, accumulated batches, class weights and compilation
+has no effect.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import torch
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
-from hyena_vision.benchmark.accuracy import create_untrained, flags, named
+from hyena_vision.benchmark.accuracy import flags, named
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.program import DTYPES
@@ -28,7 +30,7 @@ from hyena_vision.training.arguments import positive_float, positive_int, probab
 from hyena_vision.training.bad_images import BadImages
 from hyena_vision.training.classes import NOTHING_KNOWN, fit_head
 from hyena_vision.training.config import parse_args
-from hyena_vision.training.model import data_config
+from hyena_vision.training.model import create_model, data_config
 from hyena_vision.training.optim import base_lr, create_optimizer, create_scheduler
 from hyena_vision.training.pipeline import create_loaders
 from hyena_vision.training.resolve import resolve
@@ -65,7 +67,7 @@ class Norm:
         rounding: Dtype of the signals.
         step: From 0.
         loss: Of the step.
-        part: Number of the block, or "rest".
+        part: Number of the block, after that of its stage where there are several ("1.0"), or "rest".
         norm: Of the gradient of its weights, before clipping, without the loss scale.
     """
 
@@ -89,7 +91,7 @@ class StabilityRow:
         left_out: Steps that the loss scale of float16 left out.
         first_loss: Mean of the first tenth of the steps.
         last_loss: Mean of the last tenth.
-        largest_norm: Of the gradient of all weights.
+        largest_norm: Of the gradient of all weights, of steps that were not left out; NaN where all were.
         median_norm: Of the same.
     """
 
@@ -165,8 +167,7 @@ def train(args: argparse.Namespace, model: str, rounding: str) -> Iterator[Step]
     seed_generators(own.seed)
     datasets = create_datasets(own)
     own = fit_head(own, NOTHING_KNOWN, datasets.class_to_idx)
-    network, _ = create_untrained(own)
-    network = network.to(own.device).train()
+    network = create_model(own).to(own.device).train()
     device, dtype = torch.device(own.device), DTYPES[rounding]
     config = data_config(own, network)
     loader = create_loaders(own, config, datasets, network.num_classes, device, BadImages()).train
@@ -217,8 +218,8 @@ def gradient_norms(network: nn.Module) -> dict[str, float]:
     """The norm of the gradient of each block's weights, by its number, and of the rest."""
     squares: dict[str, float] = {}
     for name, parameter in network.named_parameters():
-        found = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
-        part = found[1] if found else "rest"
+        found = re.search(r"(?:(?:^|\.)(?:stages|layers)\.(\d+))?(?:^|\.)blocks\.(\d+)\.", name)
+        part = ".".join(filter(None, found.groups())) if found else "rest"
         if parameter.grad is not None:
             squares[part] = squares.get(part, 0.0) + parameter.grad.double().square().sum().item()
     return {part: math.sqrt(square) for part, square in squares.items()}
@@ -228,8 +229,9 @@ def summarize(model: str, rounding: str, steps: Sequence[Step]) -> StabilityRow:
     """Put the steps of one model under one rounding into a row."""
     made = [step for step in steps if not step.left_out]
     tenth = max(1, len(made) // 10)
-    means = [statistics.mean(step.loss for step in part) for part in (made[:tenth], made[-tenth:])]
-    norms = [step.norm for step in made]
+    losses = [step.loss for step in made] or [math.nan]
+    means = [statistics.mean(part) for part in (losses[:tenth], losses[-tenth:])]
+    norms = [step.norm for step in made] or [math.nan]
     not_finite = sum(not (math.isfinite(step.loss) and math.isfinite(step.norm)) for step in made)
     not_finite += sum(not math.isfinite(step.loss) for step in steps if step.left_out)
     left_out = len(steps) - len(made)

@@ -39,6 +39,8 @@ from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 from hyena_vision.training.report import read_results, read_summary
 
+if os.name == "posix":
+    import fcntl
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -184,13 +186,18 @@ def train_run(folder: Path, flags: Sequence[str]) -> None:
         flags: Of the training program.
 
     Raises:
-        UserError: It fails.
+        UserError: It fails, or goes on already: the program outlives a benchmark that was killed.
     """
     command = [sys.executable, "-m", "hyena_vision.train", *flags, "--resume", "auto"]
     command += ["--output", str(folder.parent), "--experiment", folder.name]
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(f"{folder.name}.txt")
     with open(log, "a", encoding="utf-8") as file:
+        try:
+            if os.name == "posix":
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the program, too, has closed the file
+        except BlockingIOError:
+            raise UserError(f"the run {folder} is trained by another process; wait for it, or end it") from None
         code = subprocess.run(command, stdout=file, stderr=file).returncode
     if code:
         said = last_line(log.read_text(encoding="utf-8", errors="replace"))

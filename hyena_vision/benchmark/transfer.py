@@ -1,12 +1,12 @@
 """Resolution transfer: models are trained at one image size, and validated at others.
 
 Each is validated at the other sizes as it is, and once more after some training there (`--more`: flags of that run).
-Models are those of `accuracy`. A call that was ended goes on where it was when it is repeated.
+Models are those of `accuracy`. A call that was ended goes on where it was when it is repeated; other settings need
+another folder.
 """
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyena_vision.benchmark.accuracy import LABELS, flags, named
+from hyena_vision.benchmark.accuracy import LABELS, flags, folder_name, keep_settings, named, validated
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.processes import last_line
@@ -25,7 +25,7 @@ from hyena_vision.benchmark.study import is_finished, train_run
 from hyena_vision.benchmark.tables import markdown_table, read_csv, write_csv
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
-from hyena_vision.training.report import read_results, read_summary
+from hyena_vision.training.report import read_results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,10 +109,13 @@ def run(args: argparse.Namespace) -> list[TransferRow]:
         The rows.
 
     Raises:
-        UserError: A run fails, or matplotlib is missing; what is trained is kept.
+        UserError: A run fails, the folder holds runs of other settings, or matplotlib is missing; what is trained is
+            kept.
     """
     require_matplotlib()
-    args = argparse.Namespace(**{**vars(args), "models": named(args.models)})
+    sizes = [size for size in args.img_sizes if size != args.train_size]
+    args = argparse.Namespace(**{**vars(args), "models": named(args.models), "img_sizes": sizes})
+    keep_settings(Path(args.output), args, train_size=args.train_size, more=args.more)
     record = Record(Path(args.output))
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = [(model, seed) for seed in range(args.seeds) for model in args.models]
@@ -155,15 +158,14 @@ class Record:
 def train_and_validate(args: argparse.Namespace, record: Record, model: str, seed: int) -> None:
     """Train one model with one seed, and validate it at all sizes."""
     own = [*flags(args, model, args.train_size), "--seed", str(seed)]
-    name = re.sub(r"[^\w.=-]+", "-", model)
-    folder = record.output / "runs" / f"{name}-seed{seed}"
+    folder = record.output / "runs" / f"{folder_name(model)}-seed{seed}"
 
     def train(folder: Path, size: int, more: Sequence[str] = ()) -> None:
         if record.has(model, seed, size, trained=True):
             return
         if not is_finished(folder):
             train_run(folder, [*own, *more])
-        last, updates = read_summary(str(folder))[-1], read_results(str(folder))["updates_per_epoch"]
+        last, updates = validated(folder)[-1], read_results(str(folder))["updates_per_epoch"]
         count = round(updates * (last["epoch"] + 1))
         record.add(Trial(model, seed, size, count, last.get("eval_top1"), last["eval_loss"]))
 
@@ -205,9 +207,10 @@ def summarize(args: argparse.Namespace, trials: Sequence[Trial]) -> list[Transfe
     rows = []
     for model in args.models:
         for size in sorted({args.train_size, *args.img_sizes}):
-            own = [trial for trial in trials if (trial.model, trial.size) == (model, size)]
+            of_seeds = [trial for trial in trials if trial.seed < args.seeds]
+            own = [trial for trial in of_seeds if (trial.model, trial.size) == (model, size)]
             for updates in sorted({trial.updates for trial in own}):
-                last = [trial for trial in own if trial.updates == updates and trial.seed < args.seeds]
+                last = [trial for trial in own if trial.updates == updates]
                 values = [trial.loss if trial.top1 is None else trial.top1 for trial in last]
                 metric = "mse" if last[0].top1 is None else "top1"
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0

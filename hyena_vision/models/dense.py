@@ -1,11 +1,12 @@
 """Models that predict pixels: any backbone of timm with a linear layer that gives the pixels of each of its tokens."""
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import timm
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg, group_parameters, register_model
 from torch import Tensor, nn
 
 ARCHITECTURE = "hyena_dense"
@@ -21,7 +22,7 @@ class DensePredictor(nn.Module):
         num_classes: K, channels of the output.
 
     Raises:
-        ValueError: A model that gives no maps of features.
+        ValueError: A model that gives no maps of features, or no channels.
 
     Example:
         >>> model = DensePredictor(timm.create_model("hyena2d_iso_tiny", img_size=32, depth=1), num_classes=1)
@@ -43,7 +44,9 @@ class DensePredictor(nn.Module):
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Begin with a new head of so many channels."""
+        """Begin with a new head of so many channels, at least 1."""
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}; forward_features gives the tokens")
         self.num_classes = num_classes
         reference = next(self.backbone.parameters())
         dd = {"device": reference.device, "dtype": reference.dtype}
@@ -57,6 +60,11 @@ class DensePredictor(nn.Module):
         """Tell the backbone the size of images, where it wants to know."""
         if hasattr(self.backbone, "set_input_size"):
             self.backbone.set_input_size(img_size=img_size)
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """Return what maps the name of a weight to its layer: the backbone's, and the head after them."""
+        layers = group_parameters(self.backbone, self.backbone.group_matcher(coarse=coarse), reverse=True)
+        return lambda name: layers.get(name.removeprefix("backbone."), math.inf)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As the backbone's."""
@@ -100,6 +108,8 @@ def hyena_dense(
     Returns:
         The model.
     """
+    if kwargs.pop("features_only", False):
+        raise ValueError(f"hyena_dense gives pixels; maps of features are those of {backbone} with features_only=True")
     config, overlay = kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None)
     own_kwargs: dict[str, Any] = {}
     if config is None:

@@ -14,7 +14,7 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from torch import nn
 
 from hyena_vision.data import target_channels
-from hyena_vision.models import replace_attention
+from hyena_vision.models import DensePredictor, replace_attention
 from hyena_vision.models.replace import fit_weights
 from hyena_vision.training.arguments import Arguments, literal, nearest
 from hyena_vision.training.checkpoint_files import (
@@ -92,7 +92,8 @@ def _trained_size(args: Arguments, model: nn.Module) -> tuple[int, int, int] | N
     path = args.initial_checkpoint
     if path.endswith(".safetensors"):
         config = os.path.join(os.path.dirname(path), "config.json")
-        return tuple(read_exported(config)[2]["input_size"]) if os.path.isfile(config) else None
+        size = read_exported(config)[2].get("input_size") if os.path.isfile(config) else None
+        return size and tuple(size)
     saved = read_checkpoint(path).get("args")
     if not isinstance(saved, dict):
         return None
@@ -180,7 +181,7 @@ def _replacement(args: Arguments) -> dict[str, Any]:
 def model_arguments(args: Arguments, model: nn.Module) -> dict[str, Any]:
     """Return the arguments that make the model again, beside the name of its architecture and what flags give."""
     if target_channels(args.dataset):
-        return {**args.model_kwargs, "backbone": args.model}
+        return args.model_kwargs if args.model == "hyena_dense" else {**args.model_kwargs, "backbone": args.model}
     if not args.convert:
         return args.model_kwargs
     size = {"img_size": list(model.patch_embed.img_size)} if "img_size" in args.model_kwargs else {}
@@ -208,13 +209,21 @@ def _create_pretrained(args: Arguments) -> tuple[nn.Module, dict[str, torch.Tens
     except UserError as error:
         raise UserError(f"{error} ({fit(weights, own)})" if own else str(error)) from error
     model.pretrained_cfg.pop("state_dict", None)
-    missing = next((missing for module, missing in loaded if module is model), [])
-    total = len(model.state_dict())
-    message = f"{total - len(missing)} of {total} tensors of {args.model} are in {path or 'its pretrained weights'}"
-    if total - len(missing) < total / 10:
+    count, total = _count_loaded(model, loaded), len(model.state_dict())
+    message = f"{count} of {total} tensors of {args.model} are in {path or 'its pretrained weights'}"
+    if count < total / 10:
         raise UserError(f"{message}; expected those of the same or a similar model")
     _logger.info(f"{message}.")
     return model, weights
+
+
+def _count_loaded(model: nn.Module, loaded: list[tuple[nn.Module, list[str]]]) -> int:
+    """Count the tensors of a model that were loaded, where loading was noted: into all of it, or into a part."""
+    names = {module: f"{name}." if name else "" for name, module in model.named_modules()}
+    noted = {names[module]: missing for module, missing in loaded if module in names}
+    part = min(noted, key=len, default="")
+    lacking = {f"{part}{name}" for name in noted.get(part, ())}
+    return sum(name.startswith(part) and name not in lacking for name in model.state_dict())
 
 
 @contextlib.contextmanager
@@ -302,6 +311,11 @@ def _create(args: Arguments, overlay: dict[str, Any], pretrained: bool) -> nn.Mo
     kwargs = {name: value for name, (_, value) in given.items()} | args.model_kwargs
     model = args.model
     if channels := target_channels(args.dataset):
+        if ":" in model:
+            raise ConfigError(
+                f"argument --model: expected the name of a model with {args.dataset}, got {model}; "
+                "--initial-checkpoint takes the weights of a dense model, --pretrained-path those of others"
+            )
         own = {} if model == "hyena_dense" else {"backbone": model}  # the former where --eval reads a config.json
         model, kwargs = "hyena_dense", {**kwargs, **own, "num_classes": channels}
     if args.convert:
@@ -309,7 +323,7 @@ def _create(args: Arguments, overlay: dict[str, Any], pretrained: bool) -> nn.Mo
     if overlay:
         kwargs["pretrained_cfg_overlay"] = overlay
     try:
-        return timm.create_model(model, pretrained=pretrained, **kwargs)
+        created = timm.create_model(model, pretrained=pretrained, **kwargs)
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError, OSError) as error:
         if pretrained and not isinstance(error, TypeError):
             source = args.pretrained_path or "its pretrained weights"
@@ -335,6 +349,12 @@ def _create(args: Arguments, overlay: dict[str, Any], pretrained: bool) -> nn.Mo
         }
         value = {**dict(given.values()), **whole}[flag]
         raise ConfigError(f"argument --{flag}: model {args.model} refuses its argument {value}: {text}") from error
+    if isinstance(created, DensePredictor) and not channels:
+        raise ConfigError(
+            f"argument --model: {args.model} predicts pictures; expected a model of classes, or a --dataset whose "
+            "targets are pictures, such as hyena/spatial_recall"
+        )
+    return created
 
 
 def _last_layers(model: nn.Module) -> list[nn.Module]:

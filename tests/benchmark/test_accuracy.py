@@ -7,12 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import timm
+import torch
 import yaml
 from trainer import summary
 
 from hyena_vision import train
 from hyena_vision.benchmark import accuracy, study
 from hyena_vision.benchmark.__main__ import main
+from hyena_vision.training.config import parse_args
+from hyena_vision.training.errors import UserError
+from hyena_vision.training.resolve import resolve
 
 MODELS = ["hyena2d_iso_tiny patch_size=4 embed_dim=16 depth=1 filter_dim=8"]
 MODELS += ["vit_tiny_patch16_224 patch_size=4 embed_dim=16 depth=1 num_heads=2"]
@@ -102,6 +106,70 @@ def test_errors_of_pictures_are_ranked_from_the_least(started, tmp_path):
         least = min(own, key=lambda trial: float(trial["loss"]))
         assert len(own) == 2 and row["lr"] == least["lr"] and row["value"] == least["loss"] and not least["top1"]
         assert float(row["train_images_per_s"]) > 0 and float(row["gflops"]) > 0
+
+
+@pytest.mark.parametrize("content", [None, "a: [b", b"\xff"])
+def test_recipes_that_cannot_be_read_are_one_line(tmp_path, capsys, content):
+    argv = command(tmp_path, "--task", "hyena/spatial_recall", "--img-sizes", "32")
+    (tmp_path / "recipe.yaml").unlink()
+    if content:
+        (tmp_path / "recipe.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit):
+        main(argv)
+    said = capsys.readouterr().err
+    assert said.startswith("hyena_vision.benchmark: error: cannot read") and said.count("\n") == 1
+
+
+def test_images_of_several_batches_in_an_update_count(started, tmp_path, capsys):
+    argv = [
+        "--task",
+        "hyena/spatial_recall",
+        "--img-sizes",
+        "32",
+        "--seeds",
+        "1",
+        "--args",
+        "--no-aug",
+        "--crop-pct",
+        "1",
+    ]
+    argv += ["--in-chans", "1", "--train-num-samples", "16", "--val-num-samples", "8", "--epochs", "1"]
+    with pytest.raises(SystemExit):
+        main(command(tmp_path, *argv, "--val-split", ""))
+    assert "was not validated" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "output")
+    main(command(tmp_path, *argv, "--grad-accum-steps", "2"))
+    for row in rows_of(tmp_path / "output/accuracy.csv"):
+        assert float(row["train_minutes"]) == pytest.approx(16 / float(row["train_images_per_s"]) / 60)
+
+
+@pytest.mark.parametrize("models", [["a: resnet18", "a: resnet34"], ["a b: resnet18", "a/b: resnet18"]])
+def test_models_that_are_called_alike_are_refused(models):
+    with pytest.raises(UserError, match="expected another name for each model"):
+        accuracy.named(models)
+
+
+def test_models_are_timed_without_the_weights_that_runs_begin_with(tmp_path):
+    torch.save({"other": torch.ones(1)}, weights := str(tmp_path / "weights.pth"))
+    argv = ["--model", "resnet10t", "--device", "cpu", "--data-dir", "images"]
+    for flag in ("--initial-checkpoint", "--pretrained-path"):
+        model, size = accuracy.create_untrained(resolve(parse_args([*argv, flag, weights])))
+        assert type(model).__name__ == "ResNet" and size == (3, 176, 176)
+
+
+def test_curves_of_runs_that_ended_at_different_updates():
+    """As with --patience."""
+    ended = {0: 3, 1: 2}
+    record = SimpleNamespace(
+        run=lambda model, size, lr, seed: [
+            accuracy.Validation(model, size, lr, seed, 10 * number, 10.0 * number + 2 * seed, 1.0)
+            for number in range(1, 1 + ended[seed])
+        ]
+    )
+    row = SimpleNamespace(model="m", size=32, lr=None, seeds=2, metric="top1", train_minutes=6.0)
+    learning, timed = accuracy.plot_curves([row], record).axes
+    assert learning.lines[0].get_xydata().tolist() == [[10, 11], [20, 21]]
+    assert timed.lines[0].get_xydata().tolist() == [[2, 11], [4, 21]]
 
 
 def test_side_of_images_in_the_arguments_of_a_model():

@@ -92,3 +92,15 @@ def test_norms_of_gradients_and_their_summary():
     steps += [Step(1.0, {"0": 0.0, "rest": 1.0}), Step(float("nan"), {"0": 1.0})]
     row = summarize("m", "float16", steps)
     assert (row.steps, row.not_finite, row.left_out, row.first_loss, row.largest_norm) == (4, 1, 1, 2.0, 5.0)
+    row = summarize("m", "float16", steps[1:2])
+    assert (row.steps, row.left_out) == (1, 1) and row.last_loss != row.last_loss and row.median_norm != row.median_norm
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [("convnext_atto", dict(dims=[8] * 4)), ("swin_tiny_patch4_window7_224", {})]
+)
+def test_blocks_of_stages_are_apart(name, kwargs):
+    model = timm.create_model(name, depths=[1, 2, 1, 1], **kwargs)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert [*gradient_norms(model)] == ["rest", "0.0", "1.0", "1.1", "2.0", "3.0"]

@@ -2,6 +2,8 @@
 
 import csv
 import statistics
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ from trainer import QUICK, ROOT, summary
 from hyena_vision import train
 from hyena_vision.benchmark import study
 from hyena_vision.benchmark.__main__ import main
+from hyena_vision.training.errors import UserError
 
 STUDY = dict(
     title="Two runs",
@@ -100,3 +103,20 @@ def test_what_is_no_study(change, fragment, path, tmp_path, capsys):
 def test_studies_of_the_repository_are_studies():
     paths = sorted((ROOT / "configs" / "studies").iterdir())
     assert paths and all(study.read_study(str(path)) for path in paths)
+
+
+def test_a_program_that_outlives_the_benchmark_is_not_started_twice(tmp_path, monkeypatch):
+    programs = []
+
+    def start(command, **options):  # and come back, as if the benchmark had been killed
+        programs.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, **options))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(study.subprocess, "run", start)
+    study.train_run(tmp_path / "run", [])
+    with pytest.raises(UserError, match="run is trained by another process"):
+        study.train_run(tmp_path / "run", [])
+    programs[0].communicate(b"\n")
+    study.train_run(tmp_path / "run", [])
+    programs[1].communicate(b"\n")
+    assert len(programs) == 2

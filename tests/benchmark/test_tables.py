@@ -83,3 +83,10 @@ def test_missing_matplotlib_is_told_before_anything_is_measured(tmp_path, monkey
     with pytest.raises(SystemExit) as stopped:
         main(["models", "--output", str(tmp_path)])
     assert stopped.value.code == 1 and 'pip install "hyena-vision[train]"' in capsys.readouterr().err
+
+
+def test_rows_that_cannot_be_written_leave_those_before(tmp_path):
+    tables.write_csv(ROWS, str(tmp_path), "rows.csv")
+    with pytest.raises(TypeError):
+        tables.write_csv([ROW, "no row"], str(tmp_path), "rows.csv")
+    assert tables.read_csv(str(tmp_path / "rows.csv"), SpeedRow) == ROWS

@@ -14,6 +14,7 @@ import yaml
 from trainer import summary
 
 from hyena_vision import train
+from hyena_vision.benchmark import transfer
 from hyena_vision.benchmark.__main__ import main
 
 MODELS = ["hyena: hyena2d_iso_tiny patch_size=8 base_grid={size/8} embed_dim=16 depth=1 filter_dim=8"]
@@ -43,11 +44,11 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_trained_at_one_size_and_validated_at_others(started, tmp_path):
+def test_trained_at_one_size_and_validated_at_others(started, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     output = tmp_path / "output"
     argv = ["transfer", "--task", "hyena/spatial_recall", "--recipe", str(tmp_path / "recipe.yaml"), "--train-size"]
-    argv += ["32", "--img-sizes", "48", "--seeds", "2", "--output", str(output), "--models", *MODELS]
+    argv += ["32", "--img-sizes", "32", "48", "--seeds", "2", "--output", str(output), "--models", *MODELS]
     main(argv)  # without further training
     assert len(started) == 2 * 2 * 2
     started.clear()
@@ -78,3 +79,13 @@ def test_trained_at_one_size_and_validated_at_others(started, tmp_path):
     shutil.rmtree(output / "runs")
     main(more)  # the record is enough
     assert not started and rows_of(output / "transfer.csv") == rows
+    for others in ([*more[:-1], "--epochs 2"], [word if word != "32" else "64" for word in more]):
+        with pytest.raises(SystemExit):  # what stands there is of other runs
+            main(others)
+        assert "holds runs of another recipe" in capsys.readouterr().err and not started
+
+
+def test_seeds_of_other_calls_are_left_out():
+    trials = [transfer.Trial("m", seed, 32, updates, None, float(seed)) for seed, updates in ((0, 4), (1, 6))]
+    args = SimpleNamespace(models=["m"], train_size=32, img_sizes=[], seeds=1)
+    assert transfer.summarize(args, trials) == [transfer.TransferRow("m", 32, 32, 4, "mse", 0.0, 0.0, 1)]

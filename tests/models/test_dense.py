@@ -76,10 +76,25 @@ def test_weights_that_are_not_decayed_are_those_of_the_base():
     assert "head.weight" in decayed and not [name for name in decayed if ".filter." in name or "skip" in name]
 
 
+@pytest.mark.parametrize("base", ["hyena2d_iso_tiny", "convnext_atto"])
+def test_rates_fall_from_layer_to_layer_as_in_the_base(base):
+    kwargs = dict(lr=1.0, weight_decay=0.0, layer_decay=0.5)
+    scales = []
+    for model in (small(base), timm.create_model(base, **BASES[base])):
+        names = {id(parameter): name.removeprefix("backbone.") for name, parameter in model.named_parameters()}
+        groups = create_optimizer_v2(model, "adamw", **kwargs).param_groups
+        scales.append({names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]})
+    ours, expected = scales
+    assert ours.pop("head.weight") == ours.pop("head.bias") == 1 > min(ours.values())
+    assert ours == {name: expected[name] for name in ours}
+
+
 def test_new_head_and_checkpointing():
     model = small("hyena2d_iso_tiny").to(torch.float64)
     model.reset_classifier(5)
     model.set_grad_checkpointing()
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        model.reset_classifier(0)
     assert model.get_classifier() is model.head
     assert model(torch.randn(1, 3, 16, 16, dtype=torch.float64)).shape == (1, 5, 16, 16)
 
@@ -98,3 +113,5 @@ def test_no_such_base():
         timm.create_model("hyena_dense", backbone="maze")
     with pytest.raises(ValueError, match="backbone must be a model with maps of features, got Linear"):
         DensePredictor(torch.nn.Linear(2, 2), 1)
+    with pytest.raises(ValueError, match="maps of features are those of vit_tiny_patch16_224 with features_only=True"):
+        small(features_only=True)
