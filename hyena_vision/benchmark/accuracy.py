@@ -11,6 +11,7 @@ trained again, even where the folders of its runs are gone.
 """
 
 import argparse
+import math
 import re
 import statistics
 import threading
@@ -220,7 +221,7 @@ def keep_settings(output: Path, args: argparse.Namespace, **more: Any) -> None:
     """
     path = output / "recipe.yaml"
     own = {"task": args.task, "data_dir": args.data_dir, "recipe": _read_yaml(args.recipe), "args": args.args}
-    before = (_read_yaml(path) if path.exists() else None) or {**own, "models": {}}
+    before = (_read_yaml(path) if path.exists() and (output / "trials.csv").exists() else None) or {**own, "models": {}}
     own |= {name: value or before.get(name, value) for name, value in more.items()}
     settings = {**own, "models": {**before["models"], **args.models}}
     filled = {name: own[name] for name in more if not before.get(name)}
@@ -293,14 +294,22 @@ def train_all(args: argparse.Namespace, record: Record, size: int, model: str) -
 
 
 def train(args: argparse.Namespace, record: Record, model: str, size: int, lr: float | None, seed: int) -> None:
-    """Train once, unless that is done, and write it down."""
+    """Train once, unless that is done, and write it down; what was not finite counts as the worst there can be."""
     rate = "" if lr is None else f"-lr{lr:g}"
     folder = record.output / "runs" / f"{folder_name(model)}-{size}{rate}-seed{seed}"
     missing = not record.run(model, size, lr, seed)
     if missing:
         if not is_finished(folder):
             more = ["--seed", str(seed)] + ([] if lr is None else ["--lr", str(lr)])
-            train_run(folder, [*flags(args, model, size), *more])
+            try:
+                train_run(folder, [*flags(args, model, size), *more])
+            except UserError as error:
+                if "not finite" not in str(error):
+                    raise
+                top1 = None if args.task and target_channels(args.task) else 0.0
+                record.add([Validation(model, size, lr, seed, 0, top1, math.inf)])
+                record.count(f"{folder.name} (not finite)", size, missing)
+                return
         each = read_results(str(folder))["updates_per_epoch"]
         record.add(
             [
@@ -424,14 +433,14 @@ def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[Acc
         lr = record.best_lr(infer.name, size)
         last = [record.run(infer.name, size, lr, seed)[-1] for seed in range(args.seeds)]
         values = [each.value for each in last]
-        images = last[0].updates * step.batch_size * accumulated
+        images = max(each.updates for each in last) * step.batch_size * accumulated
         yield AccuracyRow(
             infer.name,
             size,
             lr,
             "mse" if last[0].top1 is None else "top1",
             statistics.mean(values),
-            statistics.stdev(values) if len(values) > 1 else 0.0,
+            statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else 0.0,
             len(values),
             *count_costs(models[infer.name]),
             infer.images_per_s,
@@ -440,7 +449,7 @@ def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[Acc
             step.images_per_s,
             step.ratio,
             step.peak_mb,
-            step.images_per_s and images / step.images_per_s / 60,
+            (step.images_per_s and images / step.images_per_s / 60) or None,
             infer.status if infer.status != OK else step.status,
             infer.machine,
         )
@@ -499,7 +508,7 @@ def plot_curves(rows: Sequence[AccuracyRow], record: Record) -> "Figure":
         for index, row in enumerate(row for row in rows if row.size == size):
             runs = [record.run(row.model, size, row.lr, seed) for seed in range(row.seeds)]
             means = [statistics.mean(each.value for each in at) for at in zip(*runs, strict=False)]
-            updates = [each.updates for each in runs[0]]
+            updates = [each.updates for each in max(runs, key=len)]
             panels[0].plot(updates[: len(means)], means, color=f"C{index}", label=row.model)
             if row.train_minutes is not None:
                 minutes = [row.train_minutes * count / updates[-1] for count in updates]

@@ -3,6 +3,7 @@
 import csv
 import shutil
 import statistics
+from contextlib import redirect_stderr
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +31,11 @@ def started(monkeypatch):
     def run(command, **options):
         argv = command[3:]  # python -m hyena_vision.train
         names.append(argv[argv.index("--experiment") + 1])
-        train.main(argv)
+        try:
+            with redirect_stderr(options["stderr"]):
+                train.main(argv)
+        except SystemExit as stopped:
+            return SimpleNamespace(returncode=stopped.code)
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(study.subprocess, "run", run)
@@ -170,6 +175,18 @@ def test_curves_of_runs_that_ended_at_different_updates():
     learning, timed = accuracy.plot_curves([row], record).axes
     assert learning.lines[0].get_xydata().tolist() == [[10, 11], [20, 21]]
     assert timed.lines[0].get_xydata().tolist() == [[2, 11], [4, 21]]
+
+
+def test_a_rate_that_diverges_is_the_worst(started, tmp_path):
+    argv = ["--task", "hyena/spatial_recall", "--img-sizes", "32", "--seeds", "2", "--lrs", "1e30", "1e-3", "--args"]
+    small = ["--no-aug", "--crop-pct", "1", "--in-chans", "1", "--train-num-samples", "16", "--val-num-samples", "8"]
+    main(command(tmp_path, *argv, *small, opt="sgd"))
+    trials, rows = (rows_of(tmp_path / "output" / name) for name in ("trials.csv", "accuracy.csv"))
+    assert [row["lr"] for row in rows] == ["0.001", "0.001"]
+    assert sum(trial["loss"] == "inf" and trial["lr"] == "1e+30" for trial in trials) == 2
+    started.clear()
+    main(command(tmp_path, *argv, *small, opt="sgd"))
+    assert not started
 
 
 def test_side_of_images_in_the_arguments_of_a_model():
