@@ -1,10 +1,13 @@
 """Programs in forks of the test process, which has imported torch: a new process takes four seconds to do so."""
 
+import contextlib
 import os
 import runpy
 import signal
 import sys
+import traceback
 from multiprocessing import forkserver, get_context
+from pathlib import Path
 from typing import TextIO
 
 
@@ -35,3 +38,35 @@ def _run(argv: list[str], stdout: TextIO, stderr: TextIO) -> None:
     else:
         sys.argv = argv
         runpy.run_path(argv[0], run_name="__main__")
+
+
+def run_for_a_gpu(program: Path, calls: list[tuple], folder: Path, **environment: str) -> list[str]:
+    """Call `main` of a program that must not import Triton as an interpreter, with the arguments of each call.
+
+    Returns:
+        Lines that it printed.
+    """
+    process = get_context("fork").Process(target=_call_for_a_gpu, args=(program, calls, folder, environment))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, (folder / "err").read_text()[-3000:]
+    return (folder / "out").read_text().splitlines()
+
+
+def _call_for_a_gpu(program: Path, calls: list[tuple], folder: Path, environment: dict[str, str]) -> None:
+    from hyena_vision.ops import table
+
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ.update(environment)
+    table.INTERPRETED = False
+    for name in [*sys.modules]:  # what was imported in Python as an interpreter is imported again
+        if name.startswith(("triton", "hyena_vision.ops.triton")) and not name.startswith("triton._C"):
+            del sys.modules[name]
+    try:
+        with open(folder / "out", "w") as out, contextlib.redirect_stdout(out):
+            main = runpy.run_path(str(program))["main"]
+            for arguments in calls:
+                main(*arguments)
+    except BaseException:
+        (folder / "err").write_text(traceback.format_exc())
+        raise

@@ -15,6 +15,10 @@ VIT, HYENA = "vit_tiny_patch16_224", "hyena2d_vit_tiny"
 TINY = dict(img_sizes=[32], batch_size=2, rounds=2, memory=False)
 
 
+# What is timed here need not be numbers
+pytestmark = pytest.mark.usefixtures("no_numbers")
+
+
 @pytest.fixture(autouse=True)
 def _short_readings(monkeypatch):
     """One call each: that more of them fill a reading is a matter of test_timing.py."""
