@@ -1,4 +1,5 @@
 import functools
+import gc
 import math
 import os
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ def pytest_configure(config):
 
 
 def _set_up():
+    gc.disable()
     import torch
 
     if not torch.cuda.is_available():
@@ -24,6 +26,12 @@ def _set_up():
     from hyena_vision.training import report
 
     report.plot_curves = functools.partial(draw_once, report.plot_curves, set())
+
+
+def pytest_collection_finish():
+    """What was imported stays: the collector need not look at millions of objects again, hundreds of times."""
+    gc.freeze()
+    gc.enable()
 
 
 def draw_once(plot, drawn, runs, path):

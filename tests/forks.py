@@ -14,8 +14,9 @@ from typing import TextIO
 class ForkedPython:
     """As `subprocess.Popen` of Python, a program and its arguments, or `-m` and a module's; ended after 300 s."""
 
-    def __init__(self, command: list[str], stdout: TextIO, stderr: TextIO):
-        self.process = get_context("fork").Process(target=_run, args=(command[1:], stdout, stderr))
+    def __init__(self, args, stdout: TextIO | None = None, stderr: TextIO | None = None, env=None, **kwargs):
+        argv = [word for word in args[1:] if word != "-u"]
+        self.process = get_context("fork").Process(target=_run, args=(argv, stdout, stderr, env or {}))
         self.process.start()
         self.pid, self.terminate, self.wait = self.process.pid, self.process.terminate, self.process.join
 
@@ -25,12 +26,14 @@ class ForkedPython:
     returncode = property(poll)
 
 
-def _run(argv: list[str], stdout: TextIO, stderr: TextIO) -> None:
+def _run(argv: list[str], stdout: TextIO | None, stderr: TextIO | None, env: dict[str, str]) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(300)
     forkserver._forkserver.__init__()  # a server that the parent has started is not one of this process
-    os.dup2(stdout.fileno(), 1)
-    os.dup2(stderr.fileno(), 2)
+    os.environ.update(env)
+    for number, file in ((1, stdout), (2, stderr)):
+        if file is not None:
+            os.dup2(file.fileno(), number)
     sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
     if argv[0] == "-m":
         sys.argv = argv[1:]
