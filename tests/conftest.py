@@ -23,6 +23,8 @@ def _set_up():
         os.environ["TRITON_INTERPRET"] = "1"
     # The first backward pass of a process decides whether its forks may have one; after a compilation it says no
     torch.ones(1, requires_grad=True).sum().backward()
+    # The process waits so long, 5 seconds, for workers of a loader that a test has broken off
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
     from hyena_vision.training import report
 
     report.plot_curves = functools.partial(draw_once, report.plot_curves, set())
@@ -31,6 +33,7 @@ def _set_up():
 def pytest_collection_finish():
     """What was imported stays: the collector need not look at millions of objects again, hundreds of times."""
     gc.freeze()
+    gc.set_threshold(20_000, 50, 50)  # and in what tests make, seldom
     gc.enable()
 
 

@@ -232,6 +232,7 @@ def test_made_weights(family, tool):
     close(after, infer(as_it_is(model, family), x))
 
 
+@pytest.mark.parametrize("family", ["hyena2d_vit", "hb_former"])
 def test_parametrized_filter_compiled(family):
     model, x = small(family, **ONE_BLOCK[family]), images(1, 3, 32, 32)
     infer(model, x)
