@@ -232,9 +232,7 @@ def test_made_weights(family, tool):
     close(after, infer(as_it_is(model, family), x))
 
 
-@pytest.mark.parametrize("one_of_a_rank", ["hyena2d_vit", "hb_former"])
-def test_parametrized_filter_compiled(one_of_a_rank):
-    family = one_of_a_rank
+def test_parametrized_filter_compiled(family):
     model, x = small(family, **ONE_BLOCK[family]), images(1, 3, 32, 32)
     infer(model, x)
     for module in model.modules():
