@@ -14,9 +14,10 @@ from typing import TextIO
 class ForkedPython:
     """As `subprocess.Popen` of Python, a program and its arguments, or `-m` and a module's; ended after 300 s."""
 
-    def __init__(self, args, stdout: TextIO | None = None, stderr: TextIO | None = None, env=None, **kwargs):
+    def __init__(self, args, stdout: TextIO | None = None, stderr: TextIO | None = None, env=None, **options):
         argv = [word for word in args[1:] if word != "-u"]
-        self.process = get_context("fork").Process(target=_run, args=(argv, stdout, stderr, env or {}))
+        given = (argv, stdout, stderr, env or {}, options.get("start_new_session", False))
+        self.process = get_context("fork").Process(target=_run, args=given)
         self.process.start()
         self.pid, self.terminate, self.wait = self.process.pid, self.process.terminate, self.process.join
 
@@ -26,7 +27,9 @@ class ForkedPython:
     returncode = property(poll)
 
 
-def _run(argv: list[str], stdout: TextIO | None, stderr: TextIO | None, env: dict[str, str]) -> None:
+def _run(argv: list[str], stdout: TextIO | None, stderr: TextIO | None, env: dict[str, str], session: bool) -> None:
+    if session:
+        os.setsid()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(300)
     forkserver._forkserver.__init__()  # a server that the parent has started is not one of this process
