@@ -1,23 +1,43 @@
+import functools
+import gc
 import math
 import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
-
-if not torch.cuda.is_available():
-    # Before anything imports Triton: kernels then run on the CPU
-    os.environ["TRITON_INTERPRET"] = "1"
-from trainer import QUICK, draw_images, train_imagenet
-
-from hyena_vision.training import report
-
-# The first backward pass of a process decides whether its forks may have one; after a compilation it says no
-torch.ones(1, requires_grad=True).sum().backward()
 
 
-def draw_once(runs, path, plot=report.plot_curves, drawn=set()):  # noqa: B006  one set for all calls
+def pytest_configure(config):
+    """Set up a process that runs tests. That of xdist which hands them out runs none: it need not import torch."""
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        _set_up()
+
+
+def _set_up():
+    gc.disable()
+    import torch
+
+    if not torch.cuda.is_available():
+        # Before anything imports Triton: kernels then run on the CPU
+        os.environ["TRITON_INTERPRET"] = "1"
+    # The first backward pass of a process decides whether its forks may have one; after a compilation it says no
+    torch.ones(1, requires_grad=True).sum().backward()
+    # The process waits so long, 5 seconds, for workers of a loader that a test has broken off
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
+    from hyena_vision.training import report
+
+    report.plot_curves = functools.partial(draw_once, report.plot_curves, set())
+
+
+def pytest_collection_finish():
+    """What was imported stays: the collector need not look at millions of objects again, hundreds of times."""
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)  # and in what tests make, seldom
+    gc.enable()
+
+
+def draw_once(plot, drawn, runs, path):
     """As `plot_curves`, but of a training run whose curves are of a kind that was drawn the picture is empty.
 
     To draw them takes as long as to train a tiny model. A kind: name, columns, one epoch or several, finite or not.
@@ -31,9 +51,6 @@ def draw_once(runs, path, plot=report.plot_curves, drawn=set()):  # noqa: B006  
         return True
     drawn.add(kind)
     return plot(runs, path)
-
-
-report.plot_curves = draw_once
 
 
 def pytest_collection_modifyitems(config, items):
@@ -51,6 +68,8 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _reproducible():
     """Same random numbers for every test, and one thread: tests that need more set it themselves."""
+    import torch
+
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -61,6 +80,8 @@ def _reproducible():
 @pytest.fixture
 def nan_filled_empties():
     """Memory that an operator allocates and does not write holds NaN."""
+    import torch
+
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     yield
@@ -70,6 +91,8 @@ def nan_filled_empties():
 @pytest.fixture
 def no_numbers(monkeypatch):
     """Weights are not drawn: for models on the meta device, where drawing is slow Python, or that get others."""
+    import torch
+
     for name in ("clamp_", "erfinv_", "normal_", "uniform_"):
         monkeypatch.setattr(torch.Tensor, name, lambda tensor, *args, **kwargs: tensor)
 
@@ -80,6 +103,7 @@ def _kernels(request, record_property, monkeypatch):
     if request.node.get_closest_marker("gpu") is None or find_spec("triton") is None:
         yield
         return
+    import torch
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import KernelInterface
 
@@ -106,12 +130,15 @@ def _kernels(request, record_property, monkeypatch):
 @pytest.fixture(scope="session")
 def images(tmp_path_factory) -> Path:
     """A data set of 24 images to train on and 15 to validate on."""
+    from trainer import draw_images
+
     return draw_images(tmp_path_factory.mktemp("images"), {"train": 8, "val": 5})
 
 
 @pytest.fixture
 def run(images, tmp_path):
     """Return a function that runs the training program on a tiny model."""
+    from trainer import QUICK, train_imagenet
 
     def run(experiment: str, *argv: str) -> dict:
         start = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", experiment]

@@ -68,11 +68,11 @@ def check_figures_and_tables(executed):
     infer, train, ops = outputs(executed, "text/markdown")
     for name in SMALL_MODELS:
         for size in (32, 64):
-            assert re.search(rf"^\| {name} \| {size} \|.*\| ok \|$", infer, re.MULTILINE), infer
-        assert re.search(rf"^\| {name} \| 32 \|.*\| ok \|$", train, re.MULTILINE), train
+            assert re.search(rf"^\| {name} +\| +{size} \|.*\| ok +\|$", infer, re.MULTILINE), infer
+        assert re.search(rf"^\| {name} +\| +32 \|.*\| ok +\|$", train, re.MULTILINE), train
     for op in ("sdpa", "hyena2d", "hyena1d"):
         for grid in (2, 4):
-            assert re.search(rf"^\| {op} \| {grid} \| {grid**2} \| [\d.]+ \|", ops, re.MULTILINE), ops
+            assert re.search(rf"^\| {op} +\| +{grid} \| +{grid**2} \| +[\d.]+ \|", ops, re.MULTILINE), ops
 
 
 def check_from_a_folder_of_images_to_predictions(executed, output):

@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 from forks import ForkedPython
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 from torch.multiprocessing import start_processes
 from trainer import (
     ONE_UPDATE,
@@ -108,8 +109,8 @@ def check_that_one_goes_on(runs, images, caplog):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_nodes_equal_one_process(run, images, tmp_path, monkeypatch):
-    """The command of README's two nodes, with both on this machine."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    """The command of README's two nodes, with both on this machine, in forks that torchrun's own processes fork."""
+    monkeypatch.setattr(subprocess_handler, "Popen", ForkedPython)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     one = run("one", *ONE_UPDATE, "-b", "24")["folder"]
     command = "python -m torch.distributed.run --nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1".split()

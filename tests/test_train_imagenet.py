@@ -104,7 +104,7 @@ def test_grad_accumulation_equals_a_large_batch(run):
         ["--layer-decay", "0.7", "--filter-lr-scale", "0.5", "--clip-grad", "1", "--grad-checkpointing"],
         ["--bce-loss", "--clip-grad", "0.02", "--clip-mode", "agc", "--channels-last", "--val-split", ""],
         ["--model-dtype", "bfloat16", "--mixup", "0.2", "--mixup-off-epoch", "1", "--aug-repeats", "3"],
-        ["--torchcompile", "eager", "--model-ema", "--aa", "rand-m9-mstd0.5-inc1", "--val-interval", "2"],
+        ["--torchcompile", "eager", "--model-ema", "--aa", "rand-m9-mstd0.5-inc1", "--val-interval", "2", "-vb", "15"],
         [
             "--sched",
             "plateau",

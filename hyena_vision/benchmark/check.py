@@ -5,13 +5,13 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from hyena_vision.benchmark.contenders import Contender, Setting
-from hyena_vision.benchmark.timing import OK, OUT_OF_MEMORY, attempt
+from hyena_vision.benchmark.timing import OUT_OF_MEMORY, attempt
 from hyena_vision.testing import TOLERANCES, relative_errors
 from hyena_vision.training.errors import UserError
 
@@ -23,14 +23,14 @@ def check_ops(contenders: Mapping[str, Contender], settings: Sequence[Setting]) 
         UserError: With the name and the figures of every wrong one, or why it failed.
     """
     wrong = []
-    for setting in settings:
-        for name, contender in contenders.items():
-            if contender.reason(setting) is None:
-                errors, status = attempt(partial(find_errors, contender, setting))
-                if status == OUT_OF_MEMORY:
-                    print(f"{name} at grid {setting.grid}: not checked, {status}", file=sys.stderr)
-                errors = errors or ([] if status in (OK, OUT_OF_MEMORY) else [status])
-                wrong += [f"{name} at grid {setting.grid}: {error}" for error in errors]
+    for setting, (name, contender) in product(settings, contenders.items()):
+        if contender.reason(setting) is not None:
+            continue
+        errors, status = attempt(partial(find_errors, contender, setting))
+        if status == OUT_OF_MEMORY:
+            print(f"{name} at grid {setting.grid}: not checked, {status}", file=sys.stderr)
+        else:
+            wrong += [f"{name} at grid {setting.grid}: {error}" for error in ([status] if errors is None else errors)]
     if wrong:
         raise UserError("nothing was timed: " + "; ".join(wrong))
 
@@ -44,7 +44,7 @@ def find_errors(contender: Contender, setting: Setting) -> list[str]:
     if contender.truth is None:
         return []
     inputs = contender.inputs(setting)
-    exact = tuple(_to_double(value) for value in inputs)
+    exact = [value.double() if isinstance(value, (Tensor, nn.Module)) else value for value in copy.deepcopy(inputs)]
     for value in (*inputs, *exact):
         if isinstance(value, Tensor):
             value.requires_grad_(setting.backward)
@@ -75,10 +75,3 @@ def find_errors(contender: Contender, setting: Setting) -> list[str]:
                 f"worst / RMS {errors[1]:.2e} (at most {worst:.1e})"
             )
     return wrong
-
-
-def _to_double(value: Any) -> Any:
-    """The same argument in float64, as a new leaf."""
-    if isinstance(value, Tensor):
-        return value.detach().double()
-    return copy.deepcopy(value).double() if isinstance(value, nn.Module) else value

@@ -67,11 +67,6 @@ def sdpa(qkv: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def mix(mixer: nn.Module, signals: Tensor) -> Tensor:
-    """A Hyena mixer between its two projections, (B, H, W, 3C) to (B, H, W, C)."""
-    return mixer.mix(signals)
-
-
 def _mix_truth(mixer: nn.Module, signals: Tensor) -> Tensor:
     backend = "reference" if signals.shape[1] * signals.shape[2] <= _DIRECT_SUM_TOKENS else "fft"
     # A new one: a mixer may make use of its backend's name as it is made
@@ -99,8 +94,10 @@ def ours(rank: int, backend: str | None = None, prefix: str = "", **needs) -> di
 
     inputs, function = partial(signal_and_kernel, rank=rank), partial(conv, backend=backend)
     return {
-        # Short filter of three signals, gate, long convolution, gate: six roundings
-        f"{prefix}hyena{rank}d": Contender(mixer_inputs, mix, _mix_truth, roundings=6, **needs),
+        # Between its two projections: short filter of three signals, gate, long convolution, gate are six roundings
+        f"{prefix}hyena{rank}d": Contender(
+            mixer_inputs, lambda mixer, signals: mixer.mix(signals), _mix_truth, roundings=6, **needs
+        ),
         f"{prefix}long_conv{rank}d": Contender(inputs, function, plain_fft, **needs),
     }
 

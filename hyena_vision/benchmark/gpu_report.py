@@ -319,8 +319,8 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
     steps = [Step(Path(test).stem, ("pytest", f"tests/{test}", *flags)) for test in tests]
     tune = ["tune", "--output", str(folder / "table.json"), "--go-on", "--time-limit", "380", *device]
     if dry:
-        tune += "--dtype float32 --dim 2 --tokens 1 --rounds 1 --repeats 1 --img-sizes 32 --models".split()
-        tune += ["hyena2d_vit_tiny", "hyena_vit_tiny"]
+        tune += "--dtype float32 --dim 2 --tokens 1 --rounds 1 --repeats 1 --img-sizes 32".split()
+        tune += ["--models", "hyena2d_vit_tiny"]
     runs = ["runs", *device, *("--cases float32 --data folder --epochs 1".split() if dry else ["--go-on"])]
     blocks = (*device, *dtype, "--train", *(("-b", "1", "--rounds", "1") if dry else ()))
     names = ("hyena2d_vit_tiny",) if dry else _SMALL

@@ -10,9 +10,12 @@ from typing import Any
 from hyena_vision.benchmark.figures import plot, require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.memory import peak_memory
-from hyena_vision.benchmark.tables import table, write_csv
+from hyena_vision.benchmark.tables import markdown_table, write_csv
 from hyena_vision.benchmark.timing import FAILED, Timing, attempt, quartiles, speed_ratios, time_interleaved
 from hyena_vision.training.errors import UserError
+
+# Columns that are the same for all rows of a command
+SHARED = ("mode", "dtype", "device", "base", "compile", "reparam", "dim", "heads", "machine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +104,9 @@ def record(measure_all: Callable[..., Iterator[SpeedRow]], args: argparse.Namesp
         print(f"{row.name}, {row.mode} at {row.size}: {row.status}", file=sys.stderr)
         if args.output is not None:
             write_csv(rows, args.output, f"{name}.csv")
-    print(table(rows))
+    given = {column for column in vars(rows[0]) if any(getattr(row, column) is not None for row in rows)}
+    print(*(f"{column} {getattr(rows[0], column)}" for column in SHARED if column in given), sep=", ")
+    print(markdown_table(rows, [column for column in vars(rows[0]) if column in given.difference(SHARED)]))
     if args.output is not None:
         save_figure(plot(rows), args.output, f"{name}.png")
     if failed := [row.name for row in rows if row.status.startswith(FAILED)]:

@@ -68,7 +68,7 @@ def measure_models(
         on_meta(name, img_sizes[0])  # a wrong name shows before anything is measured
     # A process that compiles for the CPU counts the compiler's memory too
     memory = memory and (compile == "no" or torch.device(device).type != "cpu")
-    timing = dict(rounds=rounds, time_limit=time_limit, untimed_calls=int(compile != "no"))
+    timing = dict(rounds=rounds, time_limit=time_limit)
     settings = dict(mode="train" if train else "infer", dtype=dtype, compile=compile, device=device)
     settings |= dict(reparam=reparam and not train)
     for img_size, batch in zip(img_sizes, batches * (len(img_sizes) // len(batches)), strict=True):

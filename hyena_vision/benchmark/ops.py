@@ -20,7 +20,6 @@ from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 
 GRIDS = (14, 24, 32, 64, 128)
-BASE = "sdpa"
 CONTENDERS = CPU_CONTENDERS | GPU_CONTENDERS
 
 
@@ -65,7 +64,7 @@ def measure_ops(
     if check:
         check_ops({name: CONTENDERS[name] for name in names}, settings)
     mode = "forward+backward" if backward else "forward"
-    columns = dict(batch_size=batch_size, mode=mode, dtype=dtype, device=device, base=BASE, dim=dim, heads=heads)
+    columns = dict(batch_size=batch_size, mode=mode, dtype=dtype, device=device, base="sdpa", dim=dim, heads=heads)
     for setting in settings:
         make, reasons = partial(make_call, setting=setting), {name: CONTENDERS[name].reason(setting) for name in names}
         columns |= dict(size=setting.grid, tokens=setting.grid**2)

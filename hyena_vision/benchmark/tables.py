@@ -41,26 +41,16 @@ def read_csv(path: str, row_type: type[Row]) -> list[Row]:
         return [row_type(**{name: parse(name, text) for name, text in row.items()}) for row in csv.DictReader(file)]
 
 
-def table(rows: Sequence[Any]) -> str:
-    """What all rows share in the first lines, machine first, and an aligned Markdown table of the rest."""
-    names = [field.name for field in fields(rows[0]) if field.name != "machine"]
-    shared = {name: getattr(rows[0], name) for name in names[1:] if len({getattr(row, name) for row in rows}) == 1}
-    shared = {name: value for name, value in shared.items() if value is None or (len(rows) > 1 and name != "status")}
-    lines = ["; ".join(sorted({row.machine for row in rows}))]
-    if facts := [f"{name} {_text(value)}" for name, value in shared.items() if value is not None]:
-        lines.append(", ".join(facts))
-    return "\n".join([*lines, markdown_table(rows, [name for name in names if name not in shared], aligned=True)])
-
-
-def markdown_table(rows: Sequence[Any], columns: Sequence[str], aligned: bool = False) -> str:
-    """Markdown table of some attributes of the rows; an underscore of a name becomes a space."""
-    values = [[getattr(row, name) for name in columns] for row in rows]
-    numeric = [any(isinstance(value, (int, float)) for value in column) for column in zip(*values, strict=True)]
-    header, rule = [name.replace("_", " ") for name in columns], ["---:" if right else "---" for right in numeric]
-    cells = [header, rule, *[[_text(value) for value in line] for line in values]]
-    widths = [max(map(len, column)) if aligned else 0 for column in zip(*cells, strict=True)]
-    formats = [f"{'>' if right else '<'}{width}" for right, width in zip(numeric, widths, strict=True)]
-    return "\n".join(f"| {' | '.join(map(format, line, formats))} |" for line in cells)
+def markdown_table(rows: Sequence[Any], columns: Sequence[str]) -> str:
+    """Aligned Markdown table of some attributes of the rows; an underscore of a name becomes a space."""
+    columns_cells = []
+    for name in columns:
+        values = [getattr(row, name) for row in rows]
+        right = any(isinstance(value, (int, float)) for value in values)
+        cells = [name.replace("_", " "), "---:" if right else "---", *map(_text, values)]
+        width = max(map(len, cells))
+        columns_cells.append([cell.rjust(width) if right else cell.ljust(width) for cell in cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns_cells, strict=True))
 
 
 def _text(value: Any) -> str:

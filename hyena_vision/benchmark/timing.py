@@ -6,6 +6,7 @@ import statistics
 import timeit
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import cycle
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from hyena_vision.training.errors import UserError, one_line
 
 Result = TypeVar("Result")
 OK, SINGLE_READING, OUT_OF_MEMORY, FAILED = "ok", "single reading", "out of memory", "failed"
+LEAST_SECONDS = 0.1  # of a reading
 
 
 class Timing(NamedTuple):
@@ -29,20 +31,17 @@ def time_interleaved(
     rounds: int = 5,
     *,
     time_limit: float | None = None,
-    least_seconds: float = 0.1,
-    untimed_calls: int = 0,
 ) -> dict[str, Timing]:
     """Time callables in turn, round after round, after two warm-up calls of each.
 
-    The clock is that of `torch.utils.benchmark.Timer`, which waits for the accelerator; Timer itself would call every
-    contender twice more before every reading, three times the hours where one call takes minutes.
+    Short calls are repeated until a reading takes about `LEAST_SECONDS`. The clock is that of
+    `torch.utils.benchmark.Timer`, which waits for the accelerator; Timer itself would call every contender twice more
+    before every reading, three times the hours where one call takes minutes.
 
     Args:
         contenders: What to call, in the order of their turns.
         rounds: Readings of each.
         time_limit: Seconds; a contender whose first call takes longer is not called again. None for no limit.
-        least_seconds: Calls are repeated until a reading takes about this long.
-        untimed_calls: Calls before the first one that the limit looks at, for what compiles itself.
 
     Returns:
         Readings by name. What fails has none, and the others go on.
@@ -58,13 +57,13 @@ def time_interleaved(
         return reading
 
     for name in contenders:
-        if any(read(name) is None for _ in range(untimed_calls)) or (first := read(name)) is None:
+        if (first := read(name)) is None:
             continue
         if time_limit is not None and first > time_limit:
             timings[name] = Timing((first,), SINGLE_READING)
         # The first call may have set things up; the second tells how many fill a reading
         elif (again := read(name)) is not None:
-            number[name] = max(1, math.ceil(least_seconds / again))
+            number[name] = max(1, math.ceil(LEAST_SECONDS / again))
     for _ in range(rounds):
         for name in number:
             if timings[name].status == OK and (reading := read(name, number[name])) is not None:
@@ -80,12 +79,9 @@ def quartiles(values: Sequence[float]) -> tuple[float | None, ...]:
 
 
 def speed_ratios(timing: Timing, base: Timing) -> list[float]:
-    """How many times as fast as the base, in each round; of the medians where either has a single reading."""
-    if not timing.seconds or not base.seconds:
-        return []
-    if len(timing.seconds) == len(base.seconds):
-        return [theirs / ours for ours, theirs in zip(timing.seconds, base.seconds, strict=True)]
-    return [statistics.median(base.seconds) / statistics.median(timing.seconds)]
+    """How many times as fast as the base, in each round; a single reading stands for all rounds."""
+    rounds = range(max(len(timing.seconds), len(base.seconds)))
+    return [theirs / ours for ours, theirs, _ in zip(cycle(timing.seconds), cycle(base.seconds), rounds, strict=False)]
 
 
 def attempt(call: Callable[[], Result]) -> tuple[Result | None, str]:
@@ -99,8 +95,10 @@ def attempt(call: Callable[[], Result]) -> tuple[Result | None, str]:
     except UserError:
         raise
     except Exception as error:  # of a compiler, a driver, or the contender
-        short = f"{FAILED}: {type(error).__name__}: {one_line(error)}"[:300]
-        status = OUT_OF_MEMORY if is_out_of_memory(error) else short
+        status = f"{FAILED}: {type(error).__name__}: {one_line(error)}"[:300]
+        of_cpu = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+        if of_cpu or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            status = OUT_OF_MEMORY
     release_memory()  # only here, after the handler, has the traceback let go of the tensors in its frames
     try:
         if torch.cuda.is_initialized():
@@ -108,12 +106,6 @@ def attempt(call: Callable[[], Result]) -> tuple[Result | None, str]:
     except RuntimeError as error:
         raise UserError(f"{status}; that broke the GPU's context, and this process can do nothing more") from error
     return None, status
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: of the device, of torch's CPU allocator, or of Python."""
-    phrases = ("can't allocate memory", "not enough memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(phrase in str(error) for phrase in phrases)
 
 
 def release_memory() -> None:

@@ -1,11 +1,16 @@
 """The report of a GPU, dry: every part's steps, tables and figures; and steps that fail, hang or are left."""
 
+import multiprocessing
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from forks import ForkedPython
 from PIL import Image
+from trainer import ROOT
 
 from hyena_vision.benchmark import gpu_report
 from hyena_vision.benchmark.__main__ import main
@@ -23,9 +28,25 @@ def numbers(folder):
     return list(first.values())
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Steps, and what they start, are forks of this process, which has imported what they need."""
+
+    def call(command):
+        assert command[:3] == [sys.executable, "-m", "pytest"]
+        return pytest.main(command[3:])
+
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(gpu_report, "multiprocessing", SimpleNamespace(get_context=lambda method: fork))
+    monkeypatch.setattr(gpu_report, "subprocess", SimpleNamespace(call=call))
+    monkeypatch.setattr(gpu_report.runs, "subprocess", SimpleNamespace(Popen=ForkedPython))
+    monkeypatch.setattr(gpu_report.torch.cuda, "_is_in_bad_fork", lambda: False)  # they need no CUDA
+
+
 @pytest.mark.slow
-def test_every_kind_of_part_runs_and_writes_tables_and_a_figure(tmp_path):
+def test_every_kind_of_part_runs_and_writes_tables_and_a_figure(tmp_path, forked, monkeypatch):
     """Without a GPU, and of the parts that are gathered alike, one."""
+    monkeypatch.chdir(ROOT)
     chosen = numbers(tmp_path)
     main(["gpu-report", "--dry", "--output", str(tmp_path), "--part", *map(str, chosen)])
     rows = read_csv(str(tmp_path / "steps.csv"), StepRow)

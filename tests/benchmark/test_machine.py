@@ -1,4 +1,4 @@
-import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,14 +16,14 @@ def pretend(monkeypatch):
     """Return a function that pretends a GPU, and files of the system that all say the same; None for no files."""
 
     def pretend(text):
-        def open_text(*args, **kwargs):
+        def read_text(*args, **kwargs):
             if text is None:
                 raise FileNotFoundError
-            return io.StringIO(text)
+            return text
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
-        monkeypatch.setattr(machine, "open", open_text, raising=False)
+        monkeypatch.setattr(Path, "read_text", read_text)
         return machine.describe_machine()
 
     return pretend

@@ -1,20 +1,18 @@
 import importlib.util
 import sys
 from dataclasses import replace
-from functools import partial
 from types import ModuleType
 
 import pytest
 import torch
 
-from hyena_vision.benchmark import measure, ops
+from hyena_vision.benchmark import measure, ops, timing
 from hyena_vision.benchmark.__main__ import main
 from hyena_vision.benchmark.check import check_ops, find_errors
 from hyena_vision.benchmark.contenders import CPU_CONTENDERS, Setting, plain_fft, sdpa
 from hyena_vision.benchmark.measure import SpeedRow
 from hyena_vision.benchmark.ops import CONTENDERS, make_call
 from hyena_vision.benchmark.tables import read_csv
-from hyena_vision.benchmark.timing import time_interleaved
 from hyena_vision.ops import long_conv1d, long_conv2d
 from hyena_vision.testing import Problem, assert_within_tolerance
 from hyena_vision.training.errors import UserError
@@ -26,7 +24,7 @@ SMALL = dict(dim=8, heads=2, batch_size=2, memory=False)
 @pytest.fixture(autouse=True)
 def _short_readings(monkeypatch):
     """One call each: that more of them fill a reading is a matter of test_timing.py."""
-    monkeypatch.setattr(measure, "time_interleaved", partial(time_interleaved, least_seconds=0))
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0)
 
 
 @pytest.fixture
@@ -168,8 +166,10 @@ def test_backward_reaches_parameters_of_the_filter(monkeypatch):
     assert (2, 5, 5, 24) in shapes and len(shapes) > 5
 
 
-def test_peer_that_is_not_installed_is_a_row_if_it_was_asked_for(register, capsys):
+def test_peer_that_is_not_installed_is_a_row_if_it_was_asked_for(register, monkeypatch, capsys):
     register("subquadratic_ops", reason=lambda setting: "package no_such_package is not installed")
+    names = "sdpa", "rfft2", "long_conv1d", "subquadratic_ops"
+    monkeypatch.setattr(ops, "CONTENDERS", {name: CONTENDERS[name] for name in names})
     argv = "ops --device cpu --grids 4 --dim 8 --heads 2 --rounds 1 --no-memory".split()
     main([*argv, "--only", "rfft2", "subquadratic_ops"])
     assert "package no_such_package is not installed" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def test_a_stopped_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path, mo
     assert resumed.same_bits is True and resumed.loss_ratio == 1 and base.same_bits is None
     assert "stopped by SIGTERM" in (tmp_path / "logs" / "folder-resume.txt").read_text()
     assert rows["folder", "float16"].status == "float16 needs a GPU" and rows["folder", "float16"].train_loss is None
-    assert "| folder | resume |" in (tmp_path / "runs.md").read_text() and (tmp_path / "runs.png").exists()
+    assert "| folder | resume  |" in (tmp_path / "runs.md").read_text() and (tmp_path / "runs.png").exists()
 
     # Equal in the last epoch is not enough
     path = tmp_path / "folder-resume" / "summary.csv"

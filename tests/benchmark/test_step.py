@@ -13,7 +13,7 @@ VIT, HYENA = "vit_tiny_patch16_224", "hyena2d_vit_tiny"
 
 def test_vit_has_position_embeddings_of_the_size_and_fused_attention():
     vit = on_meta(VIT, 64)
-    assert vit.pos_embed.shape == (1, 17, 192) and vit.dynamic_img_size
+    assert vit.pos_embed.shape == (1, 17, 192)
     assert all(block.attn.fused_attn for block in vit.blocks)
 
 
@@ -38,6 +38,33 @@ def test_training_step_learns_and_inference_does_not():
     infer = make_step(VIT, 32, 2, "infer", "float32", "no", "cpu")
     assert infer().shape == (2, 1000) and not infer().requires_grad
     assert torch.equal(infer(), infer())
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_a_compiled_step_has_compiled_once_it_is_made(mode, monkeypatch):
+    events = []
+
+    def compile(model, mode, dynamic):
+        model.register_forward_pre_hook(lambda *args: events.append("called"))
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile)
+    step = make_step(HYENA, 32, 1, mode, "float32", "default", "cpu")
+    assert events == ["called"]
+    step()
+    assert events == ["called"] * 2
+
+
+def test_what_is_kept_is_made_before_a_graph_is_captured(monkeypatch):
+    before = []
+
+    def compile(model, mode, dynamic):
+        before.append([len(block.mixer.kept.entries) for block in model.blocks])
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile)
+    make_step(HYENA, 32, 1, "infer", "float32", "default", "cpu", reparam=True)
+    assert before == [[1] * 12]
 
 
 def test_dtype_is_that_of_autocast():

@@ -1,12 +1,13 @@
 """Rows as CSV, text and figures."""
 
 import sys
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from hyena_vision.benchmark import figures, models, tables
+from hyena_vision.benchmark import figures, measure, models, tables
 from hyena_vision.benchmark.__main__ import main
 from hyena_vision.benchmark.measure import SpeedRow
 from hyena_vision.training.errors import UserError
@@ -30,29 +31,24 @@ def test_csv_gives_back_the_rows(tmp_path):
     assert tables.read_csv(tmp_path / "new" / "models.csv", SpeedRow) == rows
 
 
-def test_table_is_aligned_and_says_once_what_all_rows_share():
-    machine, shared, header, rule, *lines = tables.table(ROWS).splitlines()
-    assert machine == "A CPU"
-    assert shared == "batch_size 8, mode infer, dtype float32, compile no, reparam False, device cpu, base vit"
-    assert [name.strip() for name in header.split("|")[1:5]] == ["name", "size", "tokens", "images per s"]
+def test_printed_table_is_aligned_and_what_all_rows_share_is_said_once(capsys):
+    measure.record(lambda: iter(ROWS), Namespace(run=None, output=None), "models")
+    shared, header, rule, *lines = capsys.readouterr().out.splitlines()
+    assert shared == "mode infer, dtype float32, device cpu, base vit, compile no, reparam False, machine A CPU"
+    assert "copy share" not in header and "dtype" not in header
+    assert [name.strip() for name in header.split("|")[1:4]] == ["name", "size", "tokens"]
     assert {len(line) for line in (header, rule, *lines)} == {len(header)}
     end = header.index("images per s") + len("images per s")
     assert [line[:end].split()[-1] for line in lines] == ["20.5", "41", "n/a", "10.25"]
     assert "| out of memory |" in lines[2]
 
 
-def test_table_of_one_row_has_all_columns_that_it_fills():
-    machine, header, _, line = tables.table([ROW]).splitlines()
-    assert machine == "A CPU"
-    assert header.split()[1] == "name" and "dtype" in header and "float32" in line and "copy share" not in header
-
-
 def test_markdown_table():
     assert tables.markdown_table(ROWS[:2], ["name", "size", "images_per_s"]).splitlines() == [
-        "| name | size | images per s |",
-        "| --- | ---: | ---: |",
-        "| vit | 224 | 20.5 |",
-        "| hyena | 224 | 41 |",
+        "| name  | size | images per s |",
+        "| ---   | ---: |         ---: |",
+        "| vit   |  224 |         20.5 |",
+        "| hyena |  224 |           41 |",
     ]
 
 

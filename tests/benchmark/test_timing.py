@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hyena_vision.benchmark import timing
 from hyena_vision.benchmark.timing import (
     OK,
     OUT_OF_MEMORY,
@@ -16,6 +17,11 @@ from hyena_vision.training.errors import UserError
 @pytest.fixture
 def calls() -> list[str]:
     return []
+
+
+@pytest.fixture(autouse=True)
+def _short_readings(monkeypatch):
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0)
 
 
 @pytest.fixture
@@ -34,14 +40,15 @@ def contender(calls):
 
 
 def test_contenders_take_turns_after_two_warm_up_calls_of_each(calls, contender):
-    timings = time_interleaved({name: contender(name) for name in "abc"}, 3, least_seconds=0)
+    timings = time_interleaved({name: contender(name) for name in "abc"}, 3)
     assert "".join(calls) == "aabbcc" + "abc" * 3
     assert all(len(timing.seconds) == 3 and min(timing.seconds) > 0 for timing in timings.values())
     assert {timing.status for timing in timings.values()} == {OK}
 
 
-def test_short_calls_are_repeated_to_fill_a_reading(calls, contender):
-    time_interleaved({"a": contender("a")}, 2, least_seconds=0.001)
+def test_short_calls_are_repeated_to_fill_a_reading(calls, contender, monkeypatch):
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.001)
+    time_interleaved({"a": contender("a")}, 2)
     repeats, rest = divmod(len(calls) - 2, 2)
     assert repeats > 1 and rest == 0
 
@@ -53,7 +60,7 @@ def test_a_contender_without_memory_is_dropped_and_the_others_go_on(calls, conte
         "big": contender("big", torch.OutOfMemoryError("CUDA out of memory"), at),
         "b": contender("b"),
     }
-    timings = time_interleaved(contenders, 3, least_seconds=0)
+    timings = time_interleaved(contenders, 3)
     assert timings["big"] == Timing((), OUT_OF_MEMORY)
     assert calls.count("big") == at and calls.count("a") == calls.count("b") == 5
     assert [len(timings[name].seconds) for name in "ab"] == [3, 3]
@@ -66,15 +73,15 @@ def test_the_cpu_allocators_error_is_out_of_memory():
 
 def test_a_contender_that_fails_is_said_and_the_others_go_on(contender):
     contenders = {"a": contender("a", RuntimeError("shapes\ndiffer"), at=3), "b": contender("b")}
-    timings = time_interleaved(contenders, 1, least_seconds=0)
+    timings = time_interleaved(contenders, 1)
     assert timings["a"] == Timing((), "failed: RuntimeError: shapes differ") and timings["b"].status == OK
     with pytest.raises(UserError):
-        time_interleaved({"a": contender("a", UserError("no such model"), at=5)}, 1, least_seconds=0)
+        time_interleaved({"a": contender("a", UserError("no such model"), at=5)}, 1)
 
 
 def test_a_first_call_over_the_limit_is_the_only_one(calls, contender):
-    timings = time_interleaved({"a": contender("a"), "b": contender("b")}, 3, time_limit=0, untimed_calls=1)
-    assert "".join(calls) == "aabb"
+    timings = time_interleaved({"a": contender("a"), "b": contender("b")}, 3, time_limit=0)
+    assert "".join(calls) == "ab"
     assert all(timing.status == SINGLE_READING and len(timing.seconds) == 1 for timing in timings.values())
 
 
@@ -87,7 +94,8 @@ def test_quartiles():
 def test_ratios_are_those_of_each_round():
     base = Timing((2.0, 20.0, 6.0))
     assert speed_ratios(Timing((1.0, 4.0, 2.0)), base) == [2, 5, 3]
-    assert speed_ratios(Timing((3.0,), SINGLE_READING), base) == [2]
+    assert speed_ratios(Timing((2.0,), SINGLE_READING), base) == [1, 10, 3]
+    assert speed_ratios(base, Timing((2.0,), SINGLE_READING)) == [1, 0.1, 1 / 3]
     assert speed_ratios(base, Timing((), OUT_OF_MEMORY)) == []
     assert speed_ratios(Timing((), OUT_OF_MEMORY), base) == []
 

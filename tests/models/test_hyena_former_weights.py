@@ -44,7 +44,8 @@ def test_parameters_and_logits_are_those_of_the_original(name):
     x = images(1, *model.default_cfg["input_size"])
     logits = model(x)[0, :6]
     assert relative_error(logits, torch.tensor(expected)) < 1e-4
-    assert relative_error(original(x)[0, :6], torch.tensor(expected)) < 1e-4
+    if "s18" in name:  # their code is the same for large ones
+        assert relative_error(original(x)[0, :6], torch.tensor(expected)) < 1e-4
 
 
 @pytest.mark.usefixtures("no_numbers")

@@ -48,6 +48,7 @@ def test_all_promised_models_are_registered():
     assert set(NAMES) == plain | hybrids | {f"hyena2d_vit_{size}_fpn" for size in sizes[:3]}
 
 
+@pytest.mark.usefixtures("no_numbers")
 @pytest.mark.parametrize("name", [n for n in NAMES if "iso" not in n])
 def test_parameter_count_is_that_of_the_vit(name):
     size = name.split("_vit_")[1].split("_")[0]
@@ -182,6 +183,7 @@ def test_weights_begin_as_in_vit(name):
     assert not ours.patch_embed.proj.bias.any()
 
 
+@pytest.mark.usefixtures("no_numbers")
 @pytest.mark.parametrize("name", NAMES)
 def test_base_grid_is_that_of_the_default_input(name):
     model = on_meta(name)

@@ -139,8 +139,9 @@ def compile_kernel(kernel, given, target, turns, **options):
     return report | ({"instructions": compiled.metadata.num_warps * executed(assembly, turns)} if turns else {})
 
 
-def main(architecture, dtype, *sizes, short_filters=True, instructions=True):
+def main(target, sizes=(), short_filters=True, instructions=True):
     """Print one line of JSON per kernel and size; kernels that work on parts of a tile come with the first one only."""
+    architecture, dtype = target
     target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     exact, parts = dtype == "fp32", set()
     for size in [tuple(map(int, size.split("x"))) for size in sizes] or SIZES:
@@ -173,4 +174,4 @@ def main(architecture, dtype, *sizes, short_filters=True, instructions=True):
 
 if __name__ == "__main__":
     assert "TRITON_INTERPRET" not in os.environ
-    main(*sys.argv[1:])
+    main(sys.argv[1:3], sys.argv[3:])

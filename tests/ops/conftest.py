@@ -1,12 +1,14 @@
+"""Nothing of torch is imported before `pytest_configure` of the folder above has said how."""
+
 import shlex
 
 import pytest
 
-from hyena_vision.ops.cpp import library as cpp_library
-
 
 def load_anew(monkeypatch, **environment):
     """Make and load the library as in a new process with an environment; gives it, or why there is none."""
+    from hyena_vision.ops.cpp import library as cpp_library
+
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     return cpp_library.load.__wrapped__()
@@ -15,6 +17,8 @@ def load_anew(monkeypatch, **environment):
 @pytest.fixture(scope="session")
 def compiler(tmp_path_factory) -> str:
     """A command that takes no time: it gives what the machine's compiler made once, as quickly as it can."""
+    from hyena_vision.ops.cpp import library as cpp_library
+
     folder = tmp_path_factory.mktemp("compiler")
     with pytest.MonkeyPatch.context() as patch:
         quick = ["-O0" if flag == "-O3" else flag for flag in cpp_library._FLAGS]

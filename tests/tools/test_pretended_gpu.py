@@ -1,14 +1,12 @@
 """What torch.compile makes of mixers on a GPU, where there need not be one."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from forks import run_for_a_gpu
 
 pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
@@ -20,12 +18,9 @@ pytestmark = [
 
 
 @pytest.mark.slow
-def test_mixers_compile_to_one_graph_of_fused_kernels():
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    program = Path(__file__).with_name("pretended_gpu.py")
-    run = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    operators = [json.loads(line) for line in run.stdout.splitlines()]
+def test_mixers_compile_to_one_graph_of_fused_kernels(tmp_path):
+    lines = run_for_a_gpu(Path(__file__).with_name("pretended_gpu.py"), [()], tmp_path)
+    operators = [json.loads(line) for line in lines]
     assert [[name for name, _ in graph] for graph in operators] == [
         ["hyena_vision.gated_short_filter.default", "hyena_vision.long_conv.default"]
     ] * 4

@@ -61,6 +61,7 @@ def error(capsys):
     return error
 
 
+@pytest.mark.usefixtures("no_numbers")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_config_parses_and_builds_its_model(path):
     own, without = [], {}
