@@ -13,7 +13,6 @@ from hyena_vision.training.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 PANELS = {"images_per_s": "images/s", "ratio": "speed / {base}, same rounds", "peak_mb": "peak memory (MB)"}
 
 

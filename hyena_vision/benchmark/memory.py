@@ -1,7 +1,6 @@
 """Peak memory of a contender, weights and inputs included.
 
-On CUDA the caching allocator counts it, on a CPU it is the resident memory of a fresh process in which nothing else has
-run.
+On CUDA the caching allocator counts it; on a CPU it is the resident memory of a fresh process that runs nothing else.
 """
 
 import signal

@@ -4,27 +4,24 @@ A row is an instance of a frozen dataclass of numbers, strings and None.
 """
 
 import csv
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from hyena_vision.training.checkpoint_files import replace_file
+
 Row = TypeVar("Row")
 
 
 def write_csv(rows: Sequence[Any], folder: str, name: str) -> None:
-    """Write rows to the file `name` of a folder, which is made if it is missing; None is an empty cell.
-
-    At any moment the file holds the old rows or the new.
-    """
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / f"{name}.tmp", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(rows[0])])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-    os.replace(path / f"{name}.tmp", path / name)
+    """Write rows to the file `name` of a folder, which is made if it is missing; None is an empty cell."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    writer = csv.DictWriter(text := io.StringIO(), [field.name for field in fields(rows[0])])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    replace_file(str(Path(folder) / name), text.getvalue().encode())  # a kill leaves the old rows or the new
 
 
 def read_csv(path: str, row_type: type[Row]) -> list[Row]:

@@ -7,6 +7,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NoReturn
 
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
@@ -102,6 +103,9 @@ class Arguments(argparse.Namespace):
         """Take copies of the values."""
         for name, value in copy.deepcopy(values).items():
             object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple:
+        return partial(type(self), **vars(self)), ()  # pickle fills the attributes in, which are copies here
 
     def __getattribute__(self, name: str) -> Any:
         value = object.__getattribute__(self, name)

@@ -1,10 +1,11 @@
 import json
+import pickle
 import re
 from pathlib import Path
 
 import pytest
 
-from hyena_vision.training.arguments import LEFT_OUT, RENAMED, RETIRED, create_parser
+from hyena_vision.training.arguments import LEFT_OUT, RENAMED, RETIRED, Arguments, create_parser
 
 TIMM = json.loads((Path(__file__).parent / "data" / "timm_flags.json").read_text())["flags"]
 DOCS = (Path(__file__).parents[2] / "docs" / "training_flags.md").read_text()
@@ -167,3 +168,11 @@ def test_first_screen_of_help_is_what_a_beginner_needs(prog):
     for flag in ("--data-dir", "--model", "--pretrained", "--epochs", "--batch-size", "--resume", "--eval"):
         assert flag in first
     assert "finetune.yaml" in first
+
+
+def test_can_be_pickled_as_other_processes_need_it():
+    args = Arguments(model_kwargs={"depth": 2}, seed=1)
+    again = pickle.loads(pickle.dumps(args))
+    assert vars(again) == vars(args) and again.model_kwargs == {"depth": 2}
+    with pytest.raises(AttributeError):
+        again.seed = 2
