@@ -95,7 +95,7 @@ CONTENDERS = "attention: vit_tiny_patch16_224 patch_size=$(1) embed_dim=64 depth
 	"hybrid: $(HYENA) attn_blocks=[1,3] num_heads=4"
 ACCURACY = OMP_NUM_THREADS=1 $(BIN)/python -m hyena_vision.benchmark accuracy --lrs 2e-3 6e-3 2e-2 --seeds 3 --jobs 2
 bench-accuracy: $(VENV)/.train
-	$(ACCURACY) --task hyena/spatial_recall --recipe configs/accuracy_spatial_recall.yaml --img-sizes 32 64 \
+	$(ACCURACY) --task hyena/spatial_recall --recipe configs/spatial_recall.yaml --img-sizes 32 64 \
 		--models $(call CONTENDERS,4) --output output/accuracy/spatial_recall
 
 # Kept in step with the lower bounds in pyproject.toml.

@@ -76,7 +76,7 @@ def test_shipped_config_parses_and_builds_its_model(path):
     size = data_config(args, model)["input_size"]
     assert model.num_classes == args.num_classes
     assert size == (args.in_chans or 3, args.img_size, args.img_size)
-    assert model(torch.zeros(2, *size, device="meta")).shape == (2, args.num_classes)
+    assert model(torch.zeros(2, *size, device="meta")).shape[:2] == (2, args.num_classes)
 
 
 def test_all_shipped_configs_are_tested():
