@@ -134,6 +134,7 @@ WRONG = {
     "converted": ([*PICTURES, "--convert", "hyena2d"], ["--convert", "for classes", "hyena2d"]),
     "pictures for classes": (DENSE, ["--model", "hyena_dense predicts pictures", "hyena/spatial_recall"]),
     "no name": ([*PICTURES, "--model", "hf-hub:owner/name"], ["--model", "got hf-hub:owner/name"]),
+    "metric of classes": ([*PICTURES, "--eval-metric", "top5"], ["--eval-metric", "the loss", "got top5"]),
     "mirrored": ([*PICTURES, "--tta", "2"], ["--tta", "got 2"]),
     "grey": (["--dataset", "hyena/spatial_recall:color=true"], ["expected images of 3 channels (RGB), got L"]),
     "repeats": (["--epoch-repeats", "2"], ["--epoch-repeats", "got 2"]),

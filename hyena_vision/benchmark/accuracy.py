@@ -77,6 +77,11 @@ class Validation:
     loss: float
 
     @property
+    def metric(self) -> str:
+        """What `value` is."""
+        return "mse" if self.top1 is None else "top1"
+
+    @property
     def value(self) -> float:
         """Accuracy in per cent, or the error of pictures."""
         return self.loss if self.top1 is None else self.top1
@@ -138,12 +143,7 @@ def add_command(commands: Any) -> None:
         "accuracy", help="accuracy against speed and memory, trained here", description=__doc__
     )
     add = parser.add_argument
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--task", metavar="NAME", help="a data set of the trainer, such as hyena/far_digits")
-    source.add_argument("--data-dir", metavar="DIR", help="folder of images")
-    add("--recipe", required=True, metavar="FILE", help="YAML file of flags for all runs")
-    text = 'of timm, with arguments and what to call it: "WORD: NAME depth=4"'
-    add("--models", nargs="+", required=True, metavar="NAME", help=text)
+    add_training_arguments(parser)
     add("--img-sizes", type=positive_int, nargs="+", required=True, metavar="N", help="sides, in pixels")
     add("--seeds", type=positive_int, default=3, metavar="N", help="runs of each model at each size")
     text = "rates to try (default: the recipe's)"
@@ -151,8 +151,19 @@ def add_command(commands: Any) -> None:
     add("--jobs", type=positive_int, default=1, metavar="N", help="runs that are trained at a time")
     add("-b", "--batch-size", type=positive_int, default=1, metavar="N", help="images per call when models are timed")
     add_measurement_arguments(parser)
-    add("--args", nargs=argparse.REMAINDER, default=[], help="what follows goes to all runs")
     parser.set_defaults(run=run)
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what to train, on what and how: the arguments of `accuracy`, `transfer` and `stability`."""
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--task", metavar="NAME", help="a data set of the trainer, such as hyena/far_digits")
+    source.add_argument("--data-dir", metavar="DIR", help="folder of images")
+    add("--recipe", required=True, metavar="FILE", help="YAML file of flags for all runs")
+    text = 'of timm, with arguments and what to call it: "WORD: NAME depth=4"'
+    add("--models", nargs="+", required=True, metavar="NAME", help=text)
+    add("--args", nargs=argparse.REMAINDER, default=[], help="what follows goes to all runs")
 
 
 def run(args: argparse.Namespace) -> list[AccuracyRow]:
@@ -239,11 +250,30 @@ def _read_yaml(path: str | Path) -> Any:
         raise UserError(f"cannot read {path}: {one_line(error)}") from error
 
 
-class Record:
-    """What was trained: trials.csv, and recipe.yaml, which says by what.
+class Trials:
+    """What was validated: trials.csv of a folder. Threads may add to it.
 
     Args:
-        output: Folder of both and of the runs.
+        output: The folder.
+    """
+
+    def __init__(self, output: Path):
+        """Read what is there."""
+        self.output, self.lock, path = output, threading.Lock(), output / "trials.csv"
+        self.trials: list[Validation] = read_csv(str(path), Validation) if path.exists() else []
+
+    def add(self, validations: Sequence[Validation]) -> None:
+        """Write validations down."""
+        with self.lock:
+            self.trials += validations
+            write_csv(self.trials, str(self.output), "trials.csv")
+
+
+class Record(Trials):
+    """What was trained, and how much of it is done.
+
+    Args:
+        output: Folder of trials.csv, of the runs, and of recipe.yaml, which says by what they were trained.
         args: Of the sub-command.
 
     Raises:
@@ -252,11 +282,9 @@ class Record:
 
     def __init__(self, output: Path, args: argparse.Namespace):
         """Read what is there."""
-        self.output, self.lock, self.lrs = output, threading.Lock(), args.lrs
-        self.trials: list[Validation] = []
         keep_settings(output, args)
-        if (output / "trials.csv").exists():
-            self.trials = read_csv(str(output / "trials.csv"), Validation)
+        super().__init__(output)
+        self.lrs = args.lrs
         total = sum(args.img_sizes) * len(args.models) * (len(args.lrs) + args.seeds - 1)
         self.total, self.done, self.left_out, self.start = total, 0, 0, time.monotonic()
 
@@ -264,12 +292,6 @@ class Record:
         """Return the validations of a run, in order; none if it has not been trained."""
         key = model, size, lr, seed
         return [each for each in self.trials if (each.model, each.size, each.lr, each.seed) == key]
-
-    def add(self, validations: Sequence[Validation]) -> None:
-        """Write down a run."""
-        with self.lock:
-            self.trials += validations
-            write_csv(self.trials, str(self.output), "trials.csv")
 
     def count(self, name: str, size: int, trained: bool) -> None:
         """Count a run, and say how long the rest will take, if runs take time by the side of their images."""
@@ -438,7 +460,7 @@ def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[Acc
             infer.name,
             size,
             lr,
-            "mse" if last[0].top1 is None else "top1",
+            last[0].metric,
             statistics.mean(values),
             statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else 0.0,
             len(values),

@@ -21,7 +21,7 @@ import torch
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
-from hyena_vision.benchmark.accuracy import flags, named
+from hyena_vision.benchmark.accuracy import add_training_arguments, flags, named
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.program import DTYPES
@@ -110,12 +110,7 @@ def add_command(commands: Any) -> None:
     """Add the sub-command `stability`."""
     parser = commands.add_parser("stability", help="steps with rounded signals and outliers", description=__doc__)
     add = parser.add_argument
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--task", metavar="NAME", help="a data set of the trainer, such as hyena/far_digits")
-    source.add_argument("--data-dir", metavar="DIR", help="folder of images")
-    add("--recipe", required=True, metavar="FILE", help="YAML file of flags")
-    text = 'of timm, with arguments and what to call it: "WORD: NAME depth=4"'
-    add("--models", nargs="+", required=True, metavar="NAME", help=text)
+    add_training_arguments(parser)
     add("--img-size", type=positive_int, required=True, metavar="N", help="side of the images, in pixels")
     add("--steps", type=positive_int, default=1000, metavar="N", help="updates")
     add("--roundings", nargs="+", choices=DTYPES, default=[*DTYPES], metavar="DTYPE", help="of signals")
@@ -123,7 +118,6 @@ def add_command(commands: Any) -> None:
     add("--outlier-scale", type=positive_float, default=100.0, metavar="X", help="factor of their pixels")
     add("--device", default="cpu", help="to train on")
     add("--output", required=True, metavar="DIR", help="folder for table and figure")
-    add("--args", nargs=argparse.REMAINDER, default=[], help="what follows are flags of the training program")
     parser.set_defaults(run=run)
 
 
@@ -163,7 +157,7 @@ def run(args: argparse.Namespace) -> list[StabilityRow]:
 
 def train(args: argparse.Namespace, model: str, rounding: str) -> Iterator[Step]:
     """Make the steps of one model under one rounding, and say what each was."""
-    own = resolve(parse_args(flags(argparse.Namespace(**vars(args)), model, args.img_size)))
+    own = resolve(parse_args(flags(args, model, args.img_size)))
     seed_generators(own.seed)
     datasets = create_datasets(own)
     own = fit_head(own, NOTHING_KNOWN, datasets.class_to_idx)

@@ -66,7 +66,7 @@ def make_step(
         model = create_model(name, img_size).train(mode == "train")
         images, targets = torch.randn(batch_size, 3, img_size, img_size), torch.arange(batch_size) % model.num_classes
     autocast = torch.autocast(images.device.type, DTYPES[dtype], enabled=dtype != "float32")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4) if mode == "train" else None  # it would hold weights
 
     @torch.inference_mode()
     def infer() -> Tensor:

@@ -10,46 +10,34 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyena_vision.benchmark.accuracy import LABELS, flags, folder_name, keep_settings, named, validated
+from hyena_vision.benchmark.accuracy import (
+    LABELS,
+    Trials,
+    Validation,
+    add_training_arguments,
+    flags,
+    folder_name,
+    keep_settings,
+    named,
+    validated,
+)
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.processes import last_line
 from hyena_vision.benchmark.study import is_finished, train_run
-from hyena_vision.benchmark.tables import markdown_table, read_csv, write_csv
+from hyena_vision.benchmark.tables import markdown_table, write_csv
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 from hyena_vision.training.report import read_results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A validation at one size.
-
-    Attributes:
-        model: What it is called.
-        seed: Of its training.
-        size: Side of the images, in pixels.
-        updates: At that size; 0 for a model as it came from another.
-        top1: In per cent; None where the targets are pictures.
-        loss: On the images to validate on; of pictures the mean squared error.
-    """
-
-    model: str
-    seed: int
-    size: int
-    updates: int
-    top1: float | None
-    loss: float
 
 
 @dataclass(frozen=True)
@@ -81,12 +69,7 @@ def add_command(commands: Any) -> None:
     """Add the sub-command `transfer`."""
     parser = commands.add_parser("transfer", help="train at one image size, validate at others", description=__doc__)
     add = parser.add_argument
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--task", metavar="NAME", help="a data set of the trainer, such as hyena/far_digits")
-    source.add_argument("--data-dir", metavar="DIR", help="folder of images")
-    add("--recipe", required=True, metavar="FILE", help="YAML file of flags for all runs")
-    text = 'of timm, with arguments and what to call it: "WORD: NAME depth=4"'
-    add("--models", nargs="+", required=True, metavar="NAME", help=text)
+    add_training_arguments(parser)
     add("--train-size", type=positive_int, required=True, metavar="N", help="side of the images to train with, pixels")
     add("--img-sizes", type=positive_int, nargs="+", required=True, metavar="N", help="other sides, in pixels")
     add("--seeds", type=positive_int, default=3, metavar="N", help="runs of each model")
@@ -95,7 +78,6 @@ def add_command(commands: Any) -> None:
     add("--jobs", type=positive_int, default=1, metavar="N", help="models that are trained at a time")
     add("--device", default="cpu", help="to train on")
     add("--output", required=True, metavar="DIR", help="folder for runs, table and figure")
-    add("--args", nargs=argparse.REMAINDER, default=[], help="what follows goes to all runs")
     parser.set_defaults(run=run)
 
 
@@ -116,7 +98,7 @@ def run(args: argparse.Namespace) -> list[TransferRow]:
     sizes = [size for size in args.img_sizes if size != args.train_size]
     args = argparse.Namespace(**{**vars(args), "models": named(args.models), "img_sizes": sizes})
     keep_settings(Path(args.output), args, train_size=args.train_size, more=args.more)
-    record = Record(Path(args.output))
+    record = Trials(Path(args.output))
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = [(model, seed) for seed in range(args.seeds) for model in args.models]
         for _ in pool.map(lambda each: train_and_validate(args, record, *each), runs):
@@ -131,58 +113,41 @@ def run(args: argparse.Namespace) -> list[TransferRow]:
     return rows
 
 
-class Record:
-    """What was validated: trials.csv of a folder.
-
-    Args:
-        output: The folder.
-    """
-
-    def __init__(self, output: Path):
-        """Read what is there."""
-        self.output, self.lock, path = output, threading.Lock(), output / "trials.csv"
-        self.trials: list[Trial] = read_csv(str(path), Trial) if path.exists() else []
-
-    def has(self, model: str, seed: int, size: int, trained: bool) -> bool:
-        """Whether a model was validated at a size, after training there or before."""
-        return any((t.model, t.seed, t.size, t.updates > 0) == (model, seed, size, trained) for t in self.trials)
-
-    def add(self, trial: Trial) -> None:
-        """Write down a validation."""
-        with self.lock:
-            self.trials.append(trial)
-            write_csv(self.trials, str(self.output), "trials.csv")
-            print(f"{trial.model}, seed {trial.seed}, {trial.size} px after {trial.updates} updates: done", flush=True)
-
-
-def train_and_validate(args: argparse.Namespace, record: Record, model: str, seed: int) -> None:
+def train_and_validate(args: argparse.Namespace, record: Trials, model: str, seed: int) -> None:
     """Train one model with one seed, and validate it at all sizes."""
     own = [*flags(args, model, args.train_size), "--seed", str(seed)]
     folder = record.output / "runs" / f"{folder_name(model)}-seed{seed}"
 
+    def is_known(size: int, trained: bool) -> bool:
+        own = [trial for trial in record.trials if (trial.model, trial.seed, trial.size) == (model, seed, size)]
+        return any((trial.updates > 0) == trained for trial in own)
+
+    def add(size: int, updates: int, top1: float | None, loss: float) -> None:
+        record.add([Validation(model, size, None, seed, updates, top1, loss)])
+        print(f"{model}, seed {seed}, {size} px after {updates} updates: done", flush=True)
+
     def train(folder: Path, size: int, more: Sequence[str] = ()) -> None:
-        if record.has(model, seed, size, trained=True):
+        if is_known(size, trained=True):
             return
         if not is_finished(folder):
             train_run(folder, [*own, *more])
-        last, updates = validated(folder)[-1], read_results(str(folder))["updates_per_epoch"]
-        count = round(updates * (last["epoch"] + 1))
-        record.add(Trial(model, seed, size, count, last.get("eval_top1"), last["eval_loss"]))
+        last, each = validated(folder)[-1], read_results(str(folder))["updates_per_epoch"]
+        add(size, round(each * (last["epoch"] + 1)), last.get("eval_top1"), last["eval_loss"])
 
-    missing = [size for size in args.img_sizes if not record.has(model, seed, size, trained=False)]
-    missing += [size for size in args.img_sizes if args.more and not record.has(model, seed, size, trained=True)]
-    if not missing and record.has(model, seed, args.train_size, trained=True):
+    missing = [size for size in args.img_sizes if not is_known(size, trained=False)]
+    missing += [size for size in args.img_sizes if args.more and not is_known(size, trained=True)]
+    if not missing and is_known(args.train_size, trained=True):
         return
     if not is_finished(folder):  # others begin with its weights
         train_run(folder, own)
     train(folder, args.train_size)
-    best = folder / "last.pth.tar"
+    last = str(folder / "last.pth.tar")
     for size in args.img_sizes:
-        if not record.has(model, seed, size, trained=False):
-            result = evaluate([*("--eval", str(best), "--img-size", str(size), "--device", args.device), *args.args])
-            record.add(Trial(model, seed, size, 0, result.get("top1"), result["loss"]))
+        if not is_known(size, trained=False):
+            result = evaluate(["--eval", last, "--img-size", str(size), "--device", args.device, *args.args])
+            add(size, 0, result.get("top1"), result["loss"])
         if args.more:
-            begin = ["--img-size", str(size), "--initial-checkpoint", str(best), *args.more.split()]
+            begin = ["--img-size", str(size), "--initial-checkpoint", last, *args.more.split()]
             train(folder.with_name(f"{folder.name}-{size}"), size, begin)
 
 
@@ -202,7 +167,7 @@ def evaluate(words: Sequence[str]) -> dict[str, Any]:
     return json.loads(done.stdout.rpartition("--result")[2])
 
 
-def summarize(args: argparse.Namespace, trials: Sequence[Trial]) -> list[TransferRow]:
+def summarize(args: argparse.Namespace, trials: Sequence[Validation]) -> list[TransferRow]:
     """Return the means over seeds: by model, size and number of updates."""
     rows = []
     for model in args.models:
@@ -211,8 +176,7 @@ def summarize(args: argparse.Namespace, trials: Sequence[Trial]) -> list[Transfe
             own = [trial for trial in of_seeds if (trial.model, trial.size) == (model, size)]
             for updates in sorted({trial.updates for trial in own}):
                 last = [trial for trial in own if trial.updates == updates]
-                values = [trial.loss if trial.top1 is None else trial.top1 for trial in last]
-                metric = "mse" if last[0].top1 is None else "top1"
+                values, metric = [trial.value for trial in last], last[0].metric
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 mean = statistics.mean(values)
                 rows.append(TransferRow(model, args.train_size, size, updates, metric, mean, spread, len(values)))
@@ -234,13 +198,9 @@ def plot(rows: Sequence[TransferRow]) -> "Figure":
     axes = figure.subplots()
     for index, model in enumerate(dict.fromkeys(row.model for row in rows)):
         own = [row for row in rows if row.model == model]
-        for style, line in (
-            ("-", [row for row in own if row.updates == 0 or row.size == row.trained_at]),
-            (
-                "--",
-                [row for row in own if row.updates > 0],
-            ),
-        ):
+        came, trained = [row for row in own if row.updates == 0], [row for row in own if row.updates > 0]
+        begin = [row for row in trained if row.size == row.trained_at]
+        for style, line in ("-", sorted(begin + came, key=lambda row: row.size)), ("--", trained):
             at, values, spreads = zip(*((row.size, row.value, row.spread) for row in line), strict=True)
             label = model if style == "-" else None
             axes.errorbar(at, values, spreads, linestyle=style, marker="o", capsize=3, color=f"C{index}", label=label)

@@ -103,7 +103,7 @@ def hyena_dense(
             "hf-hub:") or `pretrained_cfg_overlay` holds them as `state_dict`, else the backbone's.
         backbone: Name of the registered model.
         num_classes: Channels of the output.
-        **kwargs: For that.
+        **kwargs: For the backbone.
 
     Returns:
         The model.

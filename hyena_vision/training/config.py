@@ -340,6 +340,8 @@ def _check_pictures(args: argparse.Namespace, stop: Callable[[str, str], NoRetur
     for name in [] if args.eval else names:
         if given := getattr(args, name.replace("-", "_")):
             stop(name, f"is for classes, got {given} with {args.dataset}, whose targets are pictures")
+    if args.eval_metric == "top5":
+        stop("eval-metric", f"{args.dataset} has pictures for targets, whose metric is the loss, got top5")
     if args.tta > 1:
         stop("tta", f"expected none with {args.dataset}, whose targets a mirror image does not have, got {args.tta}")
     if args.eval and args.output:

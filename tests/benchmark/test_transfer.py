@@ -16,6 +16,7 @@ from trainer import summary
 from hyena_vision import train
 from hyena_vision.benchmark import transfer
 from hyena_vision.benchmark.__main__ import main
+from hyena_vision.benchmark.accuracy import Validation
 
 MODELS = ["hyena: hyena2d_iso_tiny patch_size=8 base_grid={size/8} embed_dim=16 depth=1 filter_dim=8"]
 MODELS += ["attention: vit_tiny_patch16_224 patch_size=8 embed_dim=16 depth=1 num_heads=2"]
@@ -86,6 +87,6 @@ def test_trained_at_one_size_and_validated_at_others(started, tmp_path, capsys):
 
 
 def test_seeds_of_other_calls_are_left_out():
-    trials = [transfer.Trial("m", seed, 32, updates, None, float(seed)) for seed, updates in ((0, 4), (1, 6))]
+    trials = [Validation("m", 32, None, seed, updates, None, float(seed)) for seed, updates in ((0, 4), (1, 6))]
     args = SimpleNamespace(models=["m"], train_size=32, img_sizes=[], seeds=1)
     assert transfer.summarize(args, trials) == [transfer.TransferRow("m", 32, 32, 4, "mse", 0.0, 0.0, 1)]
