@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy
 import pytest
-import timm
 import torch
-from trainer import QUICK, arguments, expect_error, summary
+from trainer import QUICK, arguments, expect_error, load_exported, summary
 
 from hyena_vision import pretrained
 from hyena_vision import train as train_imagenet
@@ -70,7 +69,7 @@ def test_settings_that_need_the_size_of_the_model():
 
 def spatial_recall_error(folder, size=32):
     """Mean squared error of a run's model over the images that it was validated on, from its exported weights."""
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model = load_exported(folder)
     dataset = create_dataset("hyena/spatial_recall", split="validation", img_size=size, num_samples=6)
     pairs = [(torch.from_numpy(numpy.array(image)), target) for image, target in dataset]
     images = (torch.stack([image for image, _ in pairs])[:, None] / 255 - 0.5) / 0.5

@@ -65,7 +65,7 @@ def test_weights_of_the_backbone_of_a_dense_model_are_counted(tmp_path, capsys, 
     train_imagenet.main([*argv, "--pretrained-path", str(path)])
     assert f"18 of 20 tensors of {VIT[1]} are in" in caplog.text
     torch.save({"norm.weight": torch.ones(16)}, path)
-    expect_error(capsys, [*argv, "--pretrained-path", str(path)], 1, str(path), "1 of 20 tensors", "similar model")
+    expect_error(capsys, [*argv, "--pretrained-path", str(path)], 1, str(path), "20 tensors")
 
 
 def test_weights_of_another_model_are_refused_and_counted(images, tmp_path, capsys):

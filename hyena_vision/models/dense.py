@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import timm
 import torch.nn.functional as F
+from timm.layers import NormMlpClassifierHead
 from timm.models import build_model_with_cfg, group_parameters, register_model
 from torch import Tensor, nn
 
@@ -41,6 +42,8 @@ class DensePredictor(nn.Module):
         if hasattr(backbone, "in_chans"):  # what timm writes into the config of a saved model
             self.in_chans = backbone.in_chans
         self.backbone.prune_intermediate_layers(1, prune_head=True)
+        if isinstance(getattr(backbone, "head", None), NormMlpClassifierHead):  # older timm leaves its norm there
+            self.backbone.head = nn.Identity()
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -94,7 +97,7 @@ def _prefixed(names: Any) -> Any:
 
 @register_model
 def hyena_dense(
-    pretrained: bool = False, backbone: str = "hyena2d_vit_small", num_classes: int = 3, **kwargs: Any
+    pretrained: bool = False, backbone: str = "hyena2d_vit_small", num_classes: int | None = None, **kwargs: Any
 ) -> nn.Module:
     """A `DensePredictor` over a model of timm; what the config of a saved one names.
 
@@ -102,7 +105,7 @@ def hyena_dense(
         pretrained: Whether weights are loaded: those of the whole model where there is a config of one ("local-dir:",
             "hf-hub:") or `pretrained_cfg_overlay` holds them as `state_dict`, else the backbone's.
         backbone: Name of the registered model.
-        num_classes: Channels of the output.
+        num_classes: Channels of the output; None for those of the config of a saved model, else 3.
         **kwargs: For the backbone.
 
     Returns:
@@ -117,7 +120,7 @@ def hyena_dense(
         if found is None:
             raise ValueError(f"backbone must be the name of a model of timm, got {backbone!r}")
         own = {"architecture": ARCHITECTURE, "first_conv": _prefixed(found.first_conv), "classifier": "head"}
-        config = {**found.to_dict(), "num_classes": num_classes, **(overlay or {}), **own}
+        config = {**found.to_dict(), "num_classes": num_classes or 3, **(overlay or {}), **own}
         whole = any(name.startswith("backbone.") for name in (overlay or {}).get("state_dict", ()))
         if pretrained and not whole:
             own_kwargs = dict(pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=kwargs.get("cache_dir"))
@@ -126,5 +129,6 @@ def hyena_dense(
     def build(num_classes: int, **model_kwargs: Any) -> nn.Module:
         return DensePredictor(timm.create_model(backbone, **own_kwargs, **model_kwargs), num_classes)
 
-    options = dict(pretrained_cfg=config, num_classes=num_classes, **kwargs)
-    return build_model_with_cfg(build, ARCHITECTURE, pretrained, **options)
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes
+    return build_model_with_cfg(build, ARCHITECTURE, pretrained, pretrained_cfg=config, **kwargs)

@@ -9,9 +9,8 @@ from contextlib import redirect_stdout
 from types import SimpleNamespace
 
 import pytest
-import timm
 import yaml
-from trainer import summary
+from trainer import load_exported, summary
 
 from hyena_vision import train
 from hyena_vision.benchmark import transfer
@@ -70,9 +69,7 @@ def test_trained_at_one_size_and_validated_at_others(started, tmp_path, capsys):
     assert float(alone["loss"]) == pytest.approx(result["loss"], rel=1e-6)
     (after,) = (t for t in trials if (t["model"], t["seed"], t["size"], t["updates"]) == ("hyena", "1", "48", "2"))
     assert after["loss"] == summary(output / "runs/hyena-seed1-48")[-1]["eval_loss"]
-    before, trained = (
-        timm.create_model(f"local-dir:{output}/runs/hyena-seed0{end}", pretrained=True).backbone for end in ("", "-48")
-    )
+    before, trained = (load_exported(f"{output}/runs/hyena-seed0{end}").backbone for end in ("", "-48"))
     change = trained.patch_embed.proj.weight - before.patch_embed.proj.weight
     assert 0 < change.abs().max() < 2 * 1e-3 + 1e-6  # two updates from those weights, with the rate of --more
 
