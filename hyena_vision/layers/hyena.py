@@ -6,7 +6,8 @@ convolution, and then alternates gates with long convolutions whose kernels are 
 $$v \leftarrow h_i * (v \odot \sigma(x_i)) + d_i\,(v \odot \sigma(x_i)), \quad i = N-1, ..., 1; \qquad
 y = W_o\,(v \odot \sigma_o(x_0))$$
 
-This is the recurrence of the released code: order 2 has two gates and one long convolution.
+This is the recurrence of the released code: order 2 has two gates and one long convolution. Products of gates can grow
+without end in training, so by default what $W_o$ projects is bounded (`Softcap`).
 """
 
 import math
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from hyena_vision.layers.implicit_filter import FILTER_TYPES, ImplicitFilter, ImplicitFilter1d, ImplicitFilter2d
 from hyena_vision.layers.kept_kernels import KeptKernels, key_of
+from hyena_vision.layers.softcap import Softcap
 from hyena_vision.layers.untouched import fast_weights, saves_plainly, untouched_weights
 from hyena_vision.ops import (
     PreparedKernel,
@@ -94,6 +96,7 @@ class _Hyena(nn.Module):
         gate_norm: bool = False,
         out_norm: bool = False,
         norm_layer: str | Callable[..., nn.Module] = "rmsnorm",
+        softcap: float | None = 10.0,
         proj_drop: float = 0.0,
         film: bool = False,
         filter_dim: int = 64,
@@ -133,6 +136,8 @@ class _Hyena(nn.Module):
             gate_norm: Whether the input of each long convolution is normalised over channels.
             out_norm: Whether the input of the output projection is normalised over channels.
             norm_layer: Those norms, a timm name or a class.
+            softcap: Bound on the root mean square over channels of what enters the output projection, see `Softcap`;
+                None for none. It keeps training in float16 finite. With `out_norm` it has no effect.
             proj_drop: Dropout rate after the output projection.
             film: Whether the mean token scales and shifts the filter's hidden layers, so that each sample has a filter.
             filter_dim: Width of the filter's network; this and what follows is as for `ImplicitFilter`.
@@ -224,7 +229,7 @@ class _Hyena(nn.Module):
         self.reparameterized = False
         self.kept = KeptKernels()
         self.skip = nn.Parameter(torch.empty(order - 1, dim, **dd))
-        self.out_norm = make_norm() if out_norm else nn.Identity()
+        self.out_norm = make_norm() if out_norm else nn.Identity() if softcap is None else Softcap(softcap)
         self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_parameters()

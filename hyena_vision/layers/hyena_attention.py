@@ -41,6 +41,7 @@ class HyenaAttention(_Hyena):
         rotate_half: bool = False,
         attn_drop: float = 0.0,
         norm_layer: str | Callable[..., nn.Module] | None = None,
+        softcap: float | None = None,
         base_grid: int | Sequence[int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -60,6 +61,7 @@ class HyenaAttention(_Hyena):
             rotate_half: Layout of rotary positions, as in timm.
             attn_drop: Dropout rate of the prefix tokens' attention.
             norm_layer: Those norms, a timm name or a class; None for RMSNorm.
+            softcap: As for `Hyena2d`, but none by default: attention has no bound, and a layer is taught to do as it.
             base_grid: As for `Hyena2d`; None for `grid_size`.
             device: Device of the parameters.
             dtype: Dtype of the parameters.
@@ -78,7 +80,7 @@ class HyenaAttention(_Hyena):
         base = grid_size if base_grid is None else base_grid
         if base is None:
             raise ValueError("base_grid must be given where grid_size is None, got None")
-        super().__init__(dim, norm_layer=norm_layer, base_grid=to_2tuple(base), **mixer_kwargs, **dd)
+        super().__init__(dim, norm_layer=norm_layer, softcap=softcap, base_grid=to_2tuple(base), **mixer_kwargs, **dd)
         self.num_heads = num_heads
         self.num_prefix_tokens = num_prefix_tokens
         self.set_grid_size(grid_size)
