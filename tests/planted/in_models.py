@@ -11,6 +11,7 @@ from planted.fault import (
     MLP,
     REPLACE,
     REPLACED,
+    SOFTCAP,
     UNTOUCHED,
     VIT,
     VIT_FPN,
@@ -68,6 +69,28 @@ FAULTS = [
         "(2 if self.causal else 1) * math.pi",
         "(1 if self.causal else 2) * math.pi",
         ("layers/test_implicit_filter.py",),
+    ),
+    # ---- layers: the bound on tokens
+    Fault(
+        "softcap: mixers have none",
+        MIXER,
+        "nn.Identity() if softcap is None else Softcap(softcap)",
+        "nn.Identity()",
+        ("layers/test_softcap.py",),
+    ),
+    Fault(
+        "softcap: the sum over channels, not their mean",
+        SOFTCAP,
+        "(size / self.cap).square() / x.shape[-1]",
+        "(size / self.cap).square()",
+        ("layers/test_softcap.py",),
+    ),
+    Fault(
+        "softcap: squares in float16",
+        SOFTCAP,
+        "dtype=torch.promote_types(x.dtype, torch.float32)",
+        "dtype=x.dtype",
+        ("layers/test_softcap.py",),
     ),
     # ---- layers: kept kernels and fast paths
     Fault(
