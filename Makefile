@@ -114,7 +114,8 @@ bench-accuracy: $(VENV)/.train
 	$(BENCHMARK) accuracy $(RECALL) --lrs 6e-3 --img-sizes 32 --models $(VARIANTS) --output $(EVIDENCE)/ablations
 	$(BENCHMARK) transfer --task sklearn/digits --recipe configs/digits.yaml --train-size 64 --img-sizes 96 128 --jobs 2 \
 		--models "$(ATTENTION)=8" "$(CONVOLUTIONS)" "2D relative: $(HYENA8)" "2D absolute: $(HYENA8) coords=absolute" \
-		"2D relative, short filter 1: $(HYENA8) short_kernel_size=1" "1D relative: $(HYENA8) mixer_layer=hyena1d" \
+		"2D relative, short filter 1: $(HYENA8) short_kernel_size=1" \
+		"2D relative, dilated: $(HYENA8) short_dilation={at/64}" "1D relative: $(HYENA8) mixer_layer=hyena1d" \
 		"HyenaPixel relative: $(HYENAPIXEL)" "HyenaPixel absolute: $(HYENAPIXEL) coords=absolute" \
 		--more "--epochs 1 --warmup-epochs 0 --lr 3e-4" --output $(EVIDENCE)/transfer --args --epochs 10 --warmup-epochs 1
 	$(BENCHMARK) stability --task hyena/far_digits --recipe configs/stability.yaml --img-size 256 \

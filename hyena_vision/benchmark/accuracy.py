@@ -4,7 +4,8 @@ Works on any data that the trainer reads. With several learning rates each model
 trained with the first seed, and the one with the best last validation is taken for the other seeds. A model is a name
 of timm and, in the same quotes, its arguments: "hyena2d_vit_tiny depth=4". A word with a colon before them is what
 tables call it: "shallow: hyena2d_vit_tiny depth=4". "{size/8}" is the side of the images over 8, as for base_grid of
-patches of 8.
+patches of 8; where a model is validated at other sizes (`transfer`) it stays that of training, and "{at/8}" is of the
+images at hand.
 
 A call that was ended goes on where it was when it is repeated. trials.csv is the record: what stands there is not
 trained again, even where the folders of its runs are gone.
@@ -358,11 +359,17 @@ def validated(folder: Path) -> list[dict[str, float]]:
 
 def flags(args: argparse.Namespace, model: str, size: int) -> list[str]:
     """Return the flags of the training program for a model at one size."""
-    name, *own = re.sub(r"\{size/(\d+)\}", lambda found: str(size // int(found[1])), args.models[model]).split()
+    name, *own = spelled(args.models[model], size, size)
     words = ["-c", args.recipe, "--model", name, "--img-size", str(size), "--device", args.device]
     words += ["--dataset", args.task] if args.task else ["--data-dir", args.data_dir]
     words += ["--model-kwargs", *own] if own else []
     return [*words, *args.args]
+
+
+def spelled(text: str, size: int, at: int) -> list[str]:
+    """Return name and arguments of a model that is trained at one size, for images of another."""
+    sides = {"size": size, "at": at}
+    return re.sub(r"\{(size|at)/(\d+)\}", lambda found: str(sides[found[1]] // int(found[2])), text).split()
 
 
 def resolve_models(args: argparse.Namespace, size: int) -> dict[str, Arguments]:

@@ -25,6 +25,7 @@ from hyena_vision.benchmark.accuracy import (
     folder_name,
     keep_settings,
     named,
+    spelled,
     validated,
 )
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
@@ -143,11 +144,13 @@ def train_and_validate(args: argparse.Namespace, record: Trials, model: str, see
     train(folder, args.train_size)
     last = str(folder / "last.pth.tar")
     for size in args.img_sizes:
+        kwargs = spelled(args.models[model], args.train_size, size)[1:]
+        there = ["--img-size", str(size), *(["--model-kwargs", *kwargs] if kwargs else [])]
         if not is_known(size, trained=False):
-            result = evaluate(["--eval", last, "--img-size", str(size), "--device", args.device, *args.args])
+            result = evaluate(["--eval", last, *there, "--device", args.device, *args.args])
             add(size, 0, result.get("top1"), result["loss"])
         if args.more:
-            begin = ["--img-size", str(size), "--initial-checkpoint", last, *args.more.split()]
+            begin = [*there, "--initial-checkpoint", last, *args.more.split()]
             train(folder.with_name(f"{folder.name}-{size}"), size, begin)
 
 

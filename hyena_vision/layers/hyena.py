@@ -87,6 +87,7 @@ class _Hyena(nn.Module):
         padding: str = "linear",
         order: int = 2,
         short_kernel_size: int = 3,
+        short_dilation: int | tuple[int, int] = 1,
         qkv_bias: bool = True,
         short_bias: bool = True,
         proj_bias: bool = True,
@@ -126,6 +127,8 @@ class _Hyena(nn.Module):
             padding: For `Hyena2d`: "linear" (zeros outside the image) or "circular", for the long convolutions.
             order: Number of gates N >= 2; there are N - 1 long convolutions.
             short_kernel_size: Taps of the short filter >= 1, odd unless causal.
+            short_dilation: For `Hyena2d`: distance of its taps in tokens, or distances (rows, columns). On a grid k times
+                larger than that of training, k keeps them where they were in the image. It is not in the state dict.
             qkv_bias: Whether the input projection has a bias.
             short_bias: Whether the short filter has a bias.
             proj_bias: Whether the output projection has a bias.
@@ -164,7 +167,7 @@ class _Hyena(nn.Module):
 
         Raises:
             ValueError: An argument is out of its range.
-            TypeError: `causal` for an image, or `padding` for a sequence.
+            TypeError: `causal` for an image, or `padding` or `short_dilation` for a sequence.
         """
         super().__init__()
         if causal and self.rank == 2:
@@ -173,6 +176,11 @@ class _Hyena(nn.Module):
             raise ValueError(f"padding must be 'linear' or 'circular', got {padding!r}")
         if padding != "linear" and self.rank == 1:
             raise TypeError(f"padding is for Hyena2d, got padding={padding!r}")
+        dilation = to_2tuple(short_dilation)
+        if dilation != (1, 1) and self.rank == 1:
+            raise TypeError(f"short_dilation is for Hyena2d, got short_dilation={short_dilation!r}")
+        if len(dilation) != 2 or not all(isinstance(n, int) and n >= 1 for n in dilation):
+            raise ValueError(f"short_dilation must be one or two integers of at least 1, got {short_dilation!r}")
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
         if order < 2:
@@ -188,11 +196,13 @@ class _Hyena(nn.Module):
         self.backend = backend
         width = (order + 1) * dim
         self.qkv = nn.Linear(dim, width, bias=qkv_bias, **dd)
+        reach = short_kernel_size - 1 if causal else short_kernel_size // 2
         self.short_filter = (nn.Conv1d if self.rank == 1 else nn.Conv2d)(
             width,
             width,
             short_kernel_size,
-            padding=short_kernel_size - 1 if causal else short_kernel_size // 2,
+            padding=tuple(n * reach for n in dilation[: self.rank]),
+            dilation=dilation[: self.rank],
             groups=width,
             bias=short_bias,
             **dd,
@@ -497,7 +507,7 @@ def _is_identity(module: nn.Module) -> bool:
 class Hyena1d(_Hyena):
     """Hyena over the tokens of an image in raster order.
 
-    Its arguments are listed under `__init__`; all but `padding` are for it.
+    Its arguments are listed under `__init__`; all but `padding` and `short_dilation` are for it.
 
     Shape:
         (B, H, W, C) -> (B, H, W, C), any H and W.

@@ -17,7 +17,8 @@ from hyena_vision.benchmark import transfer
 from hyena_vision.benchmark.__main__ import main
 from hyena_vision.benchmark.accuracy import Validation
 
-MODELS = ["hyena: hyena2d_iso_tiny patch_size=8 base_grid={size/8} embed_dim=16 depth=1 filter_dim=8"]
+HYENA = "hyena2d_iso_tiny patch_size=8 base_grid={size/8} embed_dim=16 depth=1 filter_dim=8"
+MODELS = [f"hyena: {HYENA}"]
 MODELS += ["attention: vit_tiny_patch16_224 patch_size=8 embed_dim=16 depth=1 num_heads=2"]
 RECIPE = dict(opt="adamw", lr=1e-2, warmup_epochs=0, epochs=2, mean=[0.5], std=[0.5], workers=0, batch_size=8)
 RECIPE |= dict(no_aug=True, crop_pct=1.0, in_chans=1, train_num_samples=16, val_num_samples=8)
@@ -87,3 +88,20 @@ def test_seeds_of_other_calls_are_left_out():
     trials = [Validation("m", 32, None, seed, updates, None, float(seed)) for seed, updates in ((0, 4), (1, 6))]
     args = SimpleNamespace(models=["m"], train_size=32, img_sizes=[], seeds=1)
     assert transfer.summarize(args, trials) == [transfer.TransferRow("m", 32, 32, 4, "mse", 0.0, 0.0, 1)]
+
+
+def test_arguments_that_are_of_the_images_at_hand(started, tmp_path, monkeypatch):
+    """The filter keeps its grid; the short filter has the distance that is given for the size."""
+    made = {}
+
+    def create(args, create=train.create_model):
+        mixer = (model := create(args)).backbone.blocks[0].mixer
+        made[args.img_size, bool(args.eval)] = mixer.short_filter.dilation, mixer.filter.base_size
+        return model
+
+    monkeypatch.setattr(train, "create_model", create)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "epochs": 1}))
+    argv = ["transfer", "--task", "hyena/spatial_recall", "--recipe", str(tmp_path / "recipe.yaml"), "--train-size"]
+    argv += ["32", "--img-sizes", "64", "--seeds", "1", "--more", "--epochs 1", "--output", str(tmp_path / "output")]
+    main([*argv, "--models", HYENA + " short_dilation={at/32}"])
+    assert made == {(32, False): ((1, 1), (4, 4)), (64, True): ((2, 2), (4, 4)), (64, False): ((2, 2), (4, 4))}

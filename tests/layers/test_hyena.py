@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import pytest
@@ -58,6 +59,28 @@ def test_projections_begin_at_unit_scale():
     torch.testing.assert_close(mixer.qkv.weight.std(), torch.tensor(0.125), rtol=0.05, atol=0)
     torch.testing.assert_close(mixer.proj.weight.std(), torch.tensor(0.02), rtol=0.05, atol=0)
     assert not mixer.qkv.bias.any() and not mixer.proj.bias.any()
+
+
+def test_dilated_short_filter_sees_the_same_of_an_image_that_is_drawn_larger():
+    mixer, dilated = Hyena2d(6, filter_dim=8, base_grid=4), Hyena2d(6, filter_dim=8, base_grid=4, short_dilation=(2, 3))
+    dilated.load_state_dict(mixer.state_dict())
+    x = torch.randn(2, 18, 4, 5)
+    small, large = mixer.short_filter(x), dilated.short_filter(x.repeat_interleave(2, 2).repeat_interleave(3, 3))
+    torch.testing.assert_close(large, small.repeat_interleave(2, 2).repeat_interleave(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dilation", "error", "text"),
+    [
+        (Hyena1d, 2, TypeError, "short_dilation is for Hyena2d, got short_dilation=2"),
+        (Hyena2d, 0, ValueError, "one or two integers of at least 1, got 0"),
+        (Hyena2d, (1, 2, 3), ValueError, "one or two integers of at least 1, got (1, 2, 3)"),
+        (Hyena2d, 1.5, ValueError, "one or two integers of at least 1, got 1.5"),
+    ],
+)
+def test_other_dilations_are_refused(kind, dilation, error, text):
+    with pytest.raises(error, match=re.escape(text)):
+        kind(6, short_dilation=dilation)
 
 
 @pytest.mark.parametrize("name", ["1d", "2d", "2d-circular"])
