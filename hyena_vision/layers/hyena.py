@@ -127,8 +127,9 @@ class _Hyena(nn.Module):
             padding: For `Hyena2d`: "linear" (zeros outside the image) or "circular", for the long convolutions.
             order: Number of gates N >= 2; there are N - 1 long convolutions.
             short_kernel_size: Taps of the short filter >= 1, odd unless causal.
-            short_dilation: For `Hyena2d`: distance of its taps in tokens, or distances (rows, columns). On a grid k times
-                larger than that of training, k keeps them where they were in the image. It is not in the state dict.
+            short_dilation: For `Hyena2d`: distance between its taps in tokens, or two for rows and columns. On a grid k
+                times larger than that of training, k keeps them where they were in the image. It is not in the state
+                dict.
             qkv_bias: Whether the input projection has a bias.
             short_bias: Whether the short filter has a bias.
             proj_bias: Whether the output projection has a bias.
