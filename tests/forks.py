@@ -60,13 +60,14 @@ def run_for_a_gpu(program: Path, calls: list[tuple], folder: Path, **environment
 
 
 def _call_for_a_gpu(program: Path, calls: list[tuple], folder: Path, environment: dict[str, str]) -> None:
-    from hyena_vision.ops import table
+    from hyena_vision.ops import register
 
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.update(environment)
-    table.INTERPRETED = False
-    for name in [*sys.modules]:  # what was imported in Python as an interpreter is imported again
-        if name.startswith(("triton", "hyena_vision.ops.triton")) and not name.startswith("triton._C"):
+    # What was imported with Triton as an interpreter is imported again, and its operators are registered again
+    del register._LIBRARY
+    for name in [*sys.modules]:
+        if name.startswith(("triton", "hyena_vision")) and not name.startswith("triton._C"):
             del sys.modules[name]
     try:
         with open(folder / "out", "w") as out, contextlib.redirect_stdout(out):
