@@ -98,7 +98,7 @@ CONTENDERS = "$(ATTENTION)=4" "1D causal: $(HYENA) mixer_layer=hyena1d causal=Tr
 	"2D: $(HYENA)" "hybrid: $(HYENA) attn_blocks=[1,3] num_heads=4"
 IN_VIT = hyena_replaced base=vit_tiny_patch16_224 replace=[{"mixer":"hyena2d","blocks":"all","filter_dim":32,"base_grid":{size/4}}] \
 	patch_size=4 embed_dim=64 depth=4 num_heads=1 class_token=False global_pool=avg
-VARIANTS = "2D: $(HYENA)" "no softcap: $(HYENA) softcap=None" "softcap 1: $(HYENA) softcap=1.0" \
+VARIANTS = "2D: $(HYENA)" "no softcap: $(HYENA) softcap=0" "softcap 1: $(HYENA) softcap=1.0" \
 	"order 3: $(HYENA) order=3" "gates SiLU: $(HYENA) gate_act=silu" \
 	"gates SiLU and sigmoid: $(HYENA) gate_act=silu out_gate_act=sigmoid" "norm of values: $(HYENA) value_norm=True" \
 	"norm of gates: $(HYENA) gate_norm=True" "norm of output: $(HYENA) out_norm=True" "no window: $(HYENA) window=none" \

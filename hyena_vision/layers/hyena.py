@@ -97,7 +97,7 @@ class _Hyena(nn.Module):
         gate_norm: bool = False,
         out_norm: bool = False,
         norm_layer: str | Callable[..., nn.Module] = "rmsnorm",
-        softcap: float | None = 10.0,
+        softcap: float = 10.0,
         proj_drop: float = 0.0,
         film: bool = False,
         filter_dim: int = 64,
@@ -140,8 +140,8 @@ class _Hyena(nn.Module):
             gate_norm: Whether the input of each long convolution is normalised over channels.
             out_norm: Whether the input of the output projection is normalised over channels.
             norm_layer: Those norms, a timm name or a class.
-            softcap: Bound on the root mean square over channels of what enters the output projection, see `Softcap`;
-                None for none. It keeps training in float16 finite. With `out_norm` it has no effect.
+            softcap: Bound on the root mean square over channels of what enters the output projection, see `Softcap`; 0
+                for none. It keeps training in float16 finite. With `out_norm` it has no effect.
             proj_drop: Dropout rate after the output projection.
             film: Whether the mean token scales and shifts the filter's hidden layers, so that each sample has a filter.
             filter_dim: Width of the filter's network; this and what follows is as for `ImplicitFilter`.
@@ -240,7 +240,7 @@ class _Hyena(nn.Module):
         self.reparameterized = False
         self.kept = KeptKernels()
         self.skip = nn.Parameter(torch.empty(order - 1, dim, **dd))
-        self.out_norm = make_norm() if out_norm else nn.Identity() if softcap is None else Softcap(softcap)
+        self.out_norm = make_norm() if out_norm else nn.Identity() if softcap == 0 else Softcap(softcap)
         self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_parameters()

@@ -41,7 +41,7 @@ class HyenaAttention(_Hyena):
         rotate_half: bool = False,
         attn_drop: float = 0.0,
         norm_layer: str | Callable[..., nn.Module] | None = None,
-        softcap: float | None = None,
+        softcap: float = 0.0,
         base_grid: int | Sequence[int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -451,7 +451,7 @@ def _mixer(
         gate_norm=norm,
         out_norm=norm,
         norm_layer=partial(nn.LayerNorm, eps=1e-5, bias=False),
-        softcap=None,
+        softcap=0.0,
         base_grid=base,
         learn_features=True,
         filter_dim=2 * emb_dim,

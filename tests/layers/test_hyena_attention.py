@@ -29,7 +29,7 @@ def tokens(count=PREFIX + 15, batch=2):
 @pytest.mark.parametrize(("kind", "plain"), [(HyenaAttention1d, Hyena1d), (HyenaAttention2d, Hyena2d)])
 def test_without_prefix_tokens_it_is_the_mixer(kind, plain):
     layer = kind(DIM, grid_size=GRID, filter_dim=8, base_grid=4, dtype=torch.float64)
-    mixer = plain(DIM, filter_dim=8, base_grid=4, softcap=None, dtype=torch.float64)
+    mixer = plain(DIM, filter_dim=8, base_grid=4, softcap=0.0, dtype=torch.float64)
     mixer.load_state_dict(layer.state_dict())
     x = tokens(15)
     assert torch.equal(layer(x), mixer(x.unflatten(1, GRID)).flatten(1, 2))

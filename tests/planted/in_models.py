@@ -74,7 +74,7 @@ FAULTS = [
     Fault(
         "softcap: mixers have none",
         MIXER,
-        "nn.Identity() if softcap is None else Softcap(softcap)",
+        "nn.Identity() if softcap == 0 else Softcap(softcap)",
         "nn.Identity()",
         ("layers/test_softcap.py",),
     ),

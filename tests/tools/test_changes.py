@@ -110,7 +110,7 @@ def test_one_element_of_each_weight_and_buffer(family, reparameterized):
 def test_checkpoints_of_before_give_their_numbers(name, request):
     """Frequencies of filters were a list of parameters, `omega.0`, before they were modules; tokens had no bound."""
     saved = torch.load(request.path.with_name("data") / f"{name}.pt")
-    kwargs = {**saved["kwargs"], "softcap": None}
+    kwargs = {**saved["kwargs"], "softcap": 0.0}
     state = {key: t.float() if t.is_floating_point() else t for key, t in saved["state_dict"].items()}
     assert any("filter.omega.0" in key for key in state)
     given = dict(state)
