@@ -56,6 +56,22 @@ def test_all_weights_of_a_run_at_another_size(run, tmp_path, name):
         run("again", *vit, *FROZEN, "--img-size", "16", "--initial-checkpoint", f"{folder}/{name}")
 
 
+@pytest.mark.parametrize("name", ["last.pth.tar", "model.safetensors"])
+def test_short_filters_that_count_tokens_are_no_surprise(run, trained, images, caplog, name):
+    """Of larger images; weights of a run and of an exported model, to be validated and to begin with."""
+    given, larger = ["--data-dir", str(images)], ["--img-size", "32"]
+    said = "weights of (16, 16), and short filters count tokens: short_dilation=2 among --model-kwargs"
+    argv = ["--eval", f"{trained}/{name}", *given, "--device", "cpu"]
+    dilated = [*MODEL[2:], "short_dilation=2"]
+    for more, expected in (([], 0), (larger, 1), ([*larger, *dilated], 0)):
+        caplog.clear()
+        train_imagenet.main([*argv, *more])
+        assert caplog.text.count(said) == expected, more
+    caplog.clear()
+    run("begun", *MODEL[:3], *MODEL[4:], *FROZEN, *larger, "--initial-checkpoint", f"{trained}/{name}")
+    assert caplog.text.count(said) == 1
+
+
 def test_weights_of_the_backbone_of_a_dense_model_are_counted(tmp_path, capsys, caplog):
     argv = ["--dataset", "hyena/spatial_recall", "--in-chans", "1", "--no-aug", "--crop-pct", "1", "--img-size", "32"]
     argv += ["--train-num-samples", "8", "--val-num-samples", "4", "-j", "0", "-b", "4", "--warmup-epochs", "0"]

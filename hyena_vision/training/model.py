@@ -14,6 +14,7 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from torch import nn
 
 from hyena_vision.data import target_channels
+from hyena_vision.layers import Hyena2d
 from hyena_vision.models import DensePredictor, replace_attention
 from hyena_vision.models.replace import fit_weights
 from hyena_vision.training.arguments import Arguments, literal, nearest
@@ -63,9 +64,14 @@ def create_model(args: Arguments) -> torch.nn.Module:
         for name, value in model.state_dict().items():  # positions that fit are not to be resampled there and back
             if value.shape != shapes.get(name) and value.shape == getattr(weights.get(name), "shape", None):
                 value.copy_(weights[name])
+    before, size = _trained_size(args, model), data_config(args, model)["input_size"]
+    if before and (advice := _dilation_for(model, before[1:], size[1:])):
+        _logger.info(
+            f"Images are of {size[1:]} pixels and the weights of {before[1:]}, and short filters count tokens: "
+            f"{advice} among --model-kwargs keeps them where they were in the image."
+        )
     if args.initial_checkpoint:
         of_a_run = " Its optimizer is not used: --resume would go on with that run."
-        before, size = _trained_size(args, model), data_config(args, model)["input_size"]
         other = before not in (None, size)
         if other:
             _resize(args, model, input_size=before)
@@ -88,18 +94,31 @@ def create_model(args: Arguments) -> torch.nn.Module:
 
 
 def _trained_size(args: Arguments, model: nn.Module) -> tuple[int, int, int] | None:
-    """Return the input size (C, H, W) that `--initial-checkpoint` was trained with, or None where it does not tell."""
+    """Return the input size (C, H, W) that given weights of a run were trained with, or None where they do not tell."""
     path = args.initial_checkpoint
-    if path.endswith(".safetensors"):
+    if args.eval:
+        saved = args.trained
+    elif path.endswith(".safetensors"):
         config = os.path.join(os.path.dirname(path), "config.json")
-        size = read_exported(config)[2].get("input_size") if os.path.isfile(config) else None
-        return size and tuple(size)
-    saved = read_checkpoint(path).get("args")
-    if not isinstance(saved, dict):
+        saved = read_exported(config)[2] if os.path.isfile(config) else {}
+    else:
+        saved = read_checkpoint(path).get("args") if path else {}
+    if not saved or not isinstance(saved, dict):
         return None
+    if saved.get("input_size") or path.endswith(".safetensors"):
+        return tuple(saved.get("input_size", ())) or None
     names = {"img_size": None, "input_size": None, "model_kwargs": {}}
     own = {name: saved.get(name) or default for name, default in names.items()}
     return data_config(Arguments(**{**vars(args), **own}), model)["input_size"]
+
+
+def _dilation_for(model: nn.Module, before: tuple[int, ...], now: tuple[int, ...]) -> str:
+    """Return the argument with which short filters reach as far in larger images; nothing where that is as it is."""
+    taps = [layer.short_filter for layer in model.modules() if isinstance(layer, Hyena2d)]
+    dilation = tuple(max(round(n / then), 1) for n, then in zip(now, before, strict=True))
+    if dilation == (1, 1) or not any(conv.dilation == (1, 1) != conv.kernel_size for conv in taps):
+        return ""
+    return f"short_dilation={dilation[0] if len(set(dilation)) == 1 else dilation}"
 
 
 def create_teacher(args: Arguments, num_classes: int | None) -> nn.Module:
