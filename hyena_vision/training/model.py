@@ -3,14 +3,14 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm, to_2tuple
 from torch import nn
 
 from hyena_vision.data import target_channels
@@ -77,7 +77,8 @@ def create_model(args: Arguments) -> torch.nn.Module:
             _resize(args, model, input_size=before)
         load_weights(model, args.initial_checkpoint, " (--pretrained-path adapts head and channels)", of_a_run)
         if other:
-            _resize(args, model, input_size=size)
+            own = args.model_kwargs.get("img_size")  # which stays that of the model
+            _resize(args, model, img_size=own, input_size=None if own else size)
     with torch.no_grad():
         for layer in [] if args.eval else _last_layers(model):
             if args.head_init_scale is not None:
@@ -429,11 +430,11 @@ def in_chans(args: Arguments) -> int:
     return args.in_chans or (args.input_size[0] if args.input_size else args.model_kwargs.get("in_chans", 3))
 
 
-def _resize(args: Arguments, model: nn.Module, img_size: int | None = None, input_size=None) -> None:
+def _resize(args: Arguments, model: nn.Module, img_size: int | Sequence[int] | None = None, input_size=None) -> None:
     """Tell a model that wants to know it the size of its images."""
     if not (img_size or input_size) or not hasattr(model, "set_input_size"):
         return
-    size = tuple(input_size[1:]) if input_size else (img_size, img_size)
+    size = tuple(input_size[1:]) if input_size else tuple(to_2tuple(img_size))
     try:
         model.set_input_size(img_size=size)
     except (ValueError, AssertionError) as error:
