@@ -92,6 +92,7 @@ bench: $(VENV)/.train
 EVIDENCE ?= output/evidence
 BENCHMARK = OMP_NUM_THREADS=1 $(BIN)/python -m hyena_vision.benchmark
 RECALL = --task hyena/spatial_recall --recipe configs/spatial_recall.yaml --jobs 2
+FIXED = $(subst spatial_recall ,spatial_recall:fixed=true ,$(RECALL))
 ATTENTION = attention: vit_tiny_patch16_224 embed_dim=64 depth=4 num_heads=4 class_token=False global_pool=avg patch_size
 HYENA = hyena2d_iso_tiny patch_size=4 base_grid={size/4}
 CONTENDERS = "$(ATTENTION)=4" "1D causal: $(HYENA) mixer_layer=hyena1d causal=True" "1D: $(HYENA) mixer_layer=hyena1d" \
@@ -112,6 +113,8 @@ CONVOLUTIONS = convolutions: convnext_atto patch_size=4 output_stride=8 depths=[
 bench-accuracy: $(VENV)/.train
 	$(BENCHMARK) accuracy $(RECALL) --lrs 2e-3 6e-3 2e-2 --img-sizes 32 64 --models $(CONTENDERS) --output $(EVIDENCE)/spatial_recall
 	$(BENCHMARK) accuracy $(RECALL) --lrs 6e-3 --img-sizes 32 --models $(VARIANTS) --output $(EVIDENCE)/ablations
+	$(BENCHMARK) accuracy $(FIXED) --lrs 6e-3 2e-2 --img-sizes 64 --models "$(ATTENTION)=8" "2D: $(HYENA8)" \
+		--output $(EVIDENCE)/spatial_recall_fixed
 	$(BENCHMARK) transfer --task sklearn/digits --recipe configs/digits.yaml --train-size 64 --img-sizes 96 128 --jobs 2 \
 		--models "$(ATTENTION)=8" "$(CONVOLUTIONS)" "2D relative: $(HYENA8)" "2D absolute: $(HYENA8) coords=absolute" \
 		"2D relative, short filter 1: $(HYENA8) short_kernel_size=1" \
