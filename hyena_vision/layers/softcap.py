@@ -41,8 +41,11 @@ class Softcap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Bound tokens (..., C)."""
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        return x * (1 + (size / self.cap).square() / x.shape[-1]).rsqrt().to(x.dtype)
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32 if half else None)
+        # One pass each over numbers of tokens: 1 + size^2 / (C s^2)
+        excess = torch.addcmul(size.new_ones(()), size, size, value=1 / (x.shape[-1] * self.cap**2))
+        return x * excess.rsqrt().to(x.dtype)
 
     def extra_repr(self) -> str:
         """Show the cap."""
