@@ -43,9 +43,9 @@ class Softcap(nn.Module):
         """Bound tokens (..., C)."""
         half = x.dtype in (torch.float16, torch.bfloat16)
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32 if half else None)
-        # One pass each over numbers of tokens: 1 + size^2 / (C s^2)
-        excess = torch.addcmul(size.new_ones(()), size, size, value=1 / (x.shape[-1] * self.cap**2))
-        return x * excess.rsqrt().to(x.dtype)
+        # 1 + mean(x^2) / s^2, in one call: there are few numbers, and each call costs more than they do
+        squared = torch.addcmul(size.new_ones(()), size, size, value=1 / (x.shape[-1] * self.cap**2))
+        return x * squared.rsqrt().to(x.dtype)
 
     def extra_repr(self) -> str:
         """Show the cap."""

@@ -115,9 +115,10 @@ def _trained_size(args: Arguments, model: nn.Module) -> tuple[int, int, int] | N
 
 def _dilation_for(model: nn.Module, before: tuple[int, ...], now: tuple[int, ...]) -> str:
     """Return the argument with which short filters reach as far in larger images; nothing where that is as it is."""
-    taps = [layer.short_filter for layer in model.modules() if isinstance(layer, Hyena2d)]
+    filters = [layer.short_filter for layer in model.modules() if isinstance(layer, Hyena2d)]
+    counts_tokens = any(conv.kernel_size != (1, 1) and conv.dilation == (1, 1) for conv in filters)
     dilation = tuple(max(round(n / then), 1) for n, then in zip(now, before, strict=True))
-    if dilation == (1, 1) or not any(conv.dilation == (1, 1) != conv.kernel_size for conv in taps):
+    if dilation == (1, 1) or not counts_tokens:
         return ""
     return f"short_dilation={dilation[0] if len(set(dilation)) == 1 else dilation}"
 
