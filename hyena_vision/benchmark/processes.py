@@ -3,9 +3,57 @@
 import os
 import signal
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hyena_vision.training.interrupt import EXIT_RESUME
+
+_running: set[subprocess.Popen] = set()
+
+
+def call(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a command as `subprocess.run` does; under `pass_sigterm_on` it ends when this process is asked to.
+
+    Args:
+        command: Program and arguments.
+        **options: Of `subprocess.Popen`.
+
+    Returns:
+        Its exit code, and what it said to pipes.
+    """
+    with subprocess.Popen(command, **options) as process:
+        _running.add(process)
+        try:
+            out, err = process.communicate()
+        finally:
+            _running.discard(process)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@contextmanager
+def pass_sigterm_on() -> Iterator[None]:
+    """Ask the programs of `call` to end when this process gets SIGTERM, which reaches it alone, and leave after them.
+
+    Trainers save what they have. The exit code is theirs: 75, which says that the same command goes on.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        for process in list(_running):
+            process.terminate()
+        raise SystemExit(EXIT_RESUME)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def end(pid: int, wait: Callable[[float], object], seconds: float) -> None:

@@ -21,7 +21,6 @@ import os
 import re
 import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +32,7 @@ import yaml
 
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
-from hyena_vision.benchmark.processes import last_line
+from hyena_vision.benchmark.processes import call, last_line
 from hyena_vision.benchmark.tables import markdown_table, write_csv
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
@@ -198,7 +197,7 @@ def train_run(folder: Path, flags: Sequence[str]) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the program, too, has closed the file
         except BlockingIOError:
             raise UserError(f"the run {folder} is trained by another process; wait for it, or end it") from None
-        code = subprocess.run(command, stdout=file, stderr=file).returncode
+        code = call(command, stdout=file, stderr=file).returncode
     if code:
         said = last_line(log.read_text(encoding="utf-8", errors="replace"))
         raise UserError(f"the run {folder} ended with code {code}, see {log}: {said}")

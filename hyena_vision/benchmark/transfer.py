@@ -30,7 +30,7 @@ from hyena_vision.benchmark.accuracy import (
 )
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
-from hyena_vision.benchmark.processes import last_line
+from hyena_vision.benchmark.processes import call, last_line
 from hyena_vision.benchmark.study import is_finished, train_run
 from hyena_vision.benchmark.tables import markdown_table, write_csv
 from hyena_vision.training.arguments import positive_int
@@ -164,7 +164,7 @@ def evaluate(words: Sequence[str]) -> dict[str, Any]:
         UserError: It fails.
     """
     command = [sys.executable, "-m", "hyena_vision.train", *words]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = call(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise UserError(f"{' '.join(words)} ended with code {done.returncode}: {last_line(done.stderr)}")
     return json.loads(done.stdout.rpartition("--result")[2])

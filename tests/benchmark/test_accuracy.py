@@ -38,7 +38,7 @@ def started(monkeypatch):
             return SimpleNamespace(returncode=stopped.code)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(study.subprocess, "run", run)
+    monkeypatch.setattr(study, "call", run)
     return names
 
 

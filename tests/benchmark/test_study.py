@@ -47,7 +47,7 @@ def started(monkeypatch):
             return SimpleNamespace(returncode=stopped.code)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(study.subprocess, "run", run)
+    monkeypatch.setattr(study, "call", run)
     return names
 
 
@@ -114,7 +114,7 @@ def test_a_program_that_outlives_the_benchmark_is_not_started_twice(tmp_path, mo
         programs.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, **options))
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(study.subprocess, "run", start)
+    monkeypatch.setattr(study, "call", start)
     study.train_run(tmp_path / "run", [])
     with pytest.raises(UserError, match="run is trained by another process"):
         study.train_run(tmp_path / "run", [])

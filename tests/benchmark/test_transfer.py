@@ -4,7 +4,6 @@ import csv
 import io
 import shutil
 import statistics
-import subprocess
 from contextlib import redirect_stdout
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ import yaml
 from trainer import load_exported, summary
 
 from hyena_vision import train
-from hyena_vision.benchmark import transfer
+from hyena_vision.benchmark import study, transfer
 from hyena_vision.benchmark.__main__ import main
 from hyena_vision.benchmark.accuracy import Validation
 
@@ -36,7 +35,8 @@ def started(monkeypatch):
             train.main(argv)
         return SimpleNamespace(returncode=0, stdout=said.getvalue())
 
-    monkeypatch.setattr(subprocess, "run", run)
+    for module in (study, transfer):
+        monkeypatch.setattr(module, "call", run)
     return names
 
 
