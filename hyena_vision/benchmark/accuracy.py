@@ -152,7 +152,7 @@ def add_command(commands: Any) -> None:
     add("--jobs", type=positive_int, default=1, metavar="N", help="runs that are trained at a time")
     add("-b", "--batch-size", type=positive_int, default=1, metavar="N", help="images per call when models are timed")
     add_measurement_arguments(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, dtype=None)  # that of the recipe
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -358,7 +358,14 @@ def validated(folder: Path) -> list[dict[str, float]]:
 
 
 def flags(args: argparse.Namespace, model: str, size: int) -> list[str]:
-    """Return the flags of the training program for a model at one size."""
+    """Return the flags of the training program for a model at one size.
+
+    Raises:
+        UserError: `--args` has flags that differ from model to model or from size to size.
+    """
+    for word in args.args:
+        if word.partition("=")[0] in ("--model", "--model-kwargs", "--img-size"):
+            raise UserError(f"argument --args: expected flags for all models and sizes, got {word}: see --models")
     name, *own = spelled(args.models[model], size, size)
     words = ["-c", args.recipe, "--model", name, "--img-size", str(size), "--device", args.device]
     words += ["--dataset", args.task] if args.task else ["--data-dir", args.data_dir]
@@ -451,10 +458,11 @@ def count_costs(args: Arguments) -> tuple[int, float | None]:
 def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[AccuracyRow]:
     """Time the models of one size in turn, and put their accuracy beside it."""
     models = resolve_models(args, size)
-    accumulated = next(iter(models.values())).grad_accum_steps
+    recipe = next(iter(models.values()))
+    dtype = args.dtype or (recipe.amp_dtype if recipe.amp else "float32")
     speeds: dict[str, list[SpeedRow]] = {}
-    for mode, batch_size, calls in ("infer", args.batch_size, 1), ("train", next(iter(models.values())).batch_size, 2):
-        columns = dict(mode=mode, batch_size=batch_size, device=args.device, dtype=args.dtype)
+    for mode, batch_size, calls in ("infer", args.batch_size, 1), ("train", recipe.batch_size, 2):
+        columns = dict(mode=mode, batch_size=batch_size, device=args.device, dtype=dtype)
         make, rounds = partial(make_step, models, columns), dict(rounds=args.rounds)
         names, base = dict.fromkeys(args.models), next(iter(args.models))
         speeds[mode] = measure(make, names, args.memory, rounds, calls, size=size, base=base, **columns)
@@ -462,7 +470,7 @@ def compare(args: argparse.Namespace, size: int, record: Record) -> Iterator[Acc
         lr = record.best_lr(infer.name, size)
         last = [record.run(infer.name, size, lr, seed)[-1] for seed in range(args.seeds)]
         values = [each.value for each in last]
-        images = max(each.updates for each in last) * step.batch_size * accumulated
+        images = max(each.updates for each in last) * step.batch_size * recipe.grad_accum_steps
         yield AccuracyRow(
             infer.name,
             size,

@@ -298,8 +298,22 @@ def _check(parser: Parser, args: argparse.Namespace) -> None:
     _check_files(args, stop)
     if not args.eval:
         _check_training(args, stop)
+        _say_what_no_aug_ends(args)
         _check_conversion(args, stop)
         _check_optimization(args, stop)
+
+
+def _say_what_no_aug_ends(args: argparse.Namespace) -> None:
+    """Warn of augmentations that were asked for together with --no-aug, which wins, as in timm."""
+    names = ["train-crop-mode", "scale", "ratio", "hflip", "vflip", "color-jitter", "color-jitter-prob"]
+    names += ["grayscale-prob", "gaussian-blur-prob", "aa", "reprob", "train-interpolation"]
+    defaults, lost = create_parser(), []  # those of this run's parser are the values of its file
+    for name in names if args.no_aug else []:
+        given = getattr(args, dest := name.replace("-", "_"))
+        if given and given != defaults.get_default(dest):
+            lost.append(f"--{name} {given}")
+    if lost:
+        _warn(f"--no-aug: no effect have {', '.join(lost)}.")
 
 
 def has_bfloat16_instructions() -> bool:

@@ -154,6 +154,23 @@ def test_models_that_are_called_alike_are_refused(models):
         accuracy.named(models)
 
 
+@pytest.mark.parametrize("given", [["--model-kwargs", "depth=1"], ["--img-size=64"], ["--epochs", "1", "--model", "x"]])
+def test_flags_of_one_model_or_size_are_refused_for_all(given, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(command(tmp_path, "--task", "sklearn/digits", "--img-sizes", "12", "--args", *given))
+    assert "argument --args: expected flags for all models and sizes, got --" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "bfloat16"), ("float32", "float32")])
+def test_models_are_timed_in_the_precision_of_the_recipe_or_as_asked(given, expected, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(accuracy, "measure", lambda *args, dtype, **columns: asked.append(dtype) or [])
+    (recipe := tmp_path / "recipe.yaml").write_text("{amp: true, amp_dtype: bfloat16, num_classes: 10, in_chans: 1}")
+    own = dict(models={"ours": MODELS[0]}, task="sklearn/digits", recipe=str(recipe), args=[], device="cpu")
+    args = SimpleNamespace(**own, dtype=given, batch_size=1, rounds=1, memory=False)
+    assert list(accuracy.compare(args, 12, None)) == [] and asked == [expected, expected]
+
+
 def test_models_are_timed_without_the_weights_that_runs_begin_with(tmp_path):
     torch.save({"other": torch.ones(1)}, weights := str(tmp_path / "weights.pth"))
     argv = ["--model", "resnet10t", "--device", "cpu", "--data-dir", "images"]

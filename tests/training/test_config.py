@@ -261,6 +261,16 @@ def test_retired_keys_that_cannot_be_honoured_are_a_warning(config, caplog):
     assert "amp_impl" in messages[0] and "'apex'" in messages[0] and "bn_tf" in messages[1] and "num_gpu" in messages[2]
 
 
+def test_augmentations_that_no_aug_ends_are_a_warning(config, caplog):
+    config("{no_aug: true, hflip: 0.5, vflip: 0.0}")  # the default, and none
+    assert not caplog.records
+    config("{aa: rand-m9, hflip: 0.3}")
+    assert not caplog.records
+    config("{no_aug: true, aa: rand-m9, hflip: 0.3, scale: [0.5, 1.0]}")
+    (record,) = caplog.records
+    assert record.getMessage() == "--no-aug: no effect have --scale [0.5, 1.0], --hflip 0.3, --aa rand-m9."
+
+
 def test_folder_of_the_command_line_overrides_that_of_the_file(config):
     assert config("data_dir: a", "b").data_dir == "b"
     assert config("data_dir: a", "b", "--data-dir", "c").data_dir == "c"
