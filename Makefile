@@ -120,7 +120,7 @@ bench-accuracy: $(VENV)/.train
 		--args --in-chans 3 --num-classes 3 --mean 0.03 0.03 0.03 --std 0.15 0.15 0.15
 	$(BENCHMARK) accuracy $(RECALL) --lrs 6e-3 --img-sizes 32 --models $(VARIANTS) --output $(EVIDENCE)/ablations
 	$(BENCHMARK) accuracy $(FIXED) --lrs 6e-3 2e-2 --img-sizes 64 --models "$(ATTENTION)=8 fc_norm=False" "2D: $(HYENA8)" \
-		--output $(EVIDENCE)/spatial_recall_fixed
+		"2D, no window: $(HYENA8) window=none" --output $(EVIDENCE)/spatial_recall_fixed
 	$(BENCHMARK) transfer --task sklearn/digits --recipe configs/digits.yaml --train-size 64 --img-sizes 96 128 --jobs 2 \
 		--models "$(ATTENTION)=8" "$(CONVOLUTIONS)" "2D relative: $(HYENA8)" "2D absolute: $(HYENA8) coords=absolute" \
 		"2D relative, short filter 1: $(HYENA8) short_kernel_size=1" \
