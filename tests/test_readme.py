@@ -24,7 +24,19 @@ def run_blocks(page: str) -> dict:
     return names
 
 
-def test_readme(capsys):
+@pytest.fixture
+def shallow(monkeypatch):
+    """Return a function that gives arguments to all models that are made: a page's own are of full size."""
+    create = timm.create_model
+
+    def shallow(**depth) -> None:
+        monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: create(name, **depth, **kwargs))
+
+    return shallow
+
+
+def test_readme(capsys, shallow):
+    shallow(depth=3)
     names = run_blocks("README.md")
     assert names["logits"].shape == (1, 10)
     assert len(names["features"]) == 3
@@ -44,8 +56,9 @@ def test_models_page(tmp_path, monkeypatch):
     ]
 
 
-def test_hyenapixel_page(tmp_path, monkeypatch):
+def test_hyenapixel_page(tmp_path, monkeypatch, shallow):
     """Its detector takes a training step."""
+    shallow(depths=[1, 1, 2, 1])
     monkeypatch.chdir(tmp_path)
     names = run_blocks("docs/hyenapixel.md")
     assert [tuple(y.shape[2:]) for y in names["maps"]] == [(16, 24), (8, 12), (4, 6), (2, 3)]

@@ -44,6 +44,7 @@ from hyena_vision.training.classes import NOTHING_KNOWN, fit_head
 from hyena_vision.training.config import parse_args
 from hyena_vision.training.errors import UserError, one_line
 from hyena_vision.training.freeze import count_parameters
+from hyena_vision.training.meta import meta_device
 from hyena_vision.training.model import create_model, data_config
 from hyena_vision.training.optim import create_optimizer
 from hyena_vision.training.report import read_results, read_summary
@@ -449,7 +450,7 @@ def count_costs(args: Arguments) -> tuple[int, float | None]:
         seen["replace"] = [{**each, "backend": "fft"} for each in args.model_kwargs["replace"]]
     elif timm.model_entrypoint(args.model.split(".")[0]).__module__.startswith("hyena_vision."):
         seen["backend"] = "fft"
-    with torch.device("meta"):
+    with meta_device():
         model, size = create_untrained(args, **seen)
         flops, _ = attempt(lambda: count_flops(model.eval(), torch.empty(1, *size)))
     return count_parameters(model), flops and flops / 1e9

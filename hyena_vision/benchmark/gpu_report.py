@@ -299,7 +299,7 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
     def operators() -> list[Step]:
         steps = []
         for grid in (3,) if dry else _GRIDS:
-            batch = ("-b", "1" if dry else str(max(1, _OP_TOKENS // grid**2)), "--dim", "2" if dry else "384")
+            batch = ("-b", "1" if dry else str(max(1, _OP_TOKENS // grid**2)), "--dim", "1" if dry else "384")
             heads = ("--heads", "1" if dry else "6")
             common = ("ops", "--grids", str(grid), *batch, *heads, *device, *dtype, *few, "--only", *_OPS)
             steps += [
@@ -319,7 +319,7 @@ def make_parts(dry: bool, folder: Path) -> list[Part]:
     steps = [Step(Path(test).stem, ("pytest", f"tests/{test}", *flags)) for test in tests]
     tune = ["tune", "--output", str(folder / "table.json"), "--go-on", "--time-limit", "380", *device]
     if dry:
-        tune += "--dtype float32 --dim 2 --tokens 1 --rounds 1 --repeats 1 --img-sizes 32".split()
+        tune += "--dtype float32 --dim 1 --tokens 1 --rounds 1 --repeats 1 --img-sizes 32".split()
         tune += ["--models", "hyena2d_vit_tiny"]
     runs = ["runs", *device, *("--cases float32 --data folder --epochs 1".split() if dry else ["--go-on"])]
     blocks = (*device, *dtype, "--train", *(("-b", "1", "--rounds", "1") if dry else ()))

@@ -27,6 +27,7 @@ from hyena_vision.benchmark.tables import markdown_table, write_csv
 from hyena_vision.benchmark.timing import FAILED, OK, attempt
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
+from hyena_vision.training.meta import meta_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,7 +155,7 @@ def _profile(name: str, img_size: int, mode: str, args: argparse.Namespace) -> l
 
 def _grid(name: str, img_size: int) -> int:
     """Side of the grid of tokens that the block has; a pyramid's third stage has patches of 16 pixels."""
-    with torch.device("meta"):
+    with meta_device():
         tokens = count_tokens(create_model(name, img_size), img_size)
     return max(1, img_size // 16 if tokens is None else math.isqrt(tokens))
 

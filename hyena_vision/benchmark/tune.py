@@ -51,6 +51,7 @@ from hyena_vision.ops.triton.half_frequency import LONGEST
 from hyena_vision.testing import TOLERANCES, relative_errors
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
+from hyena_vision.training.meta import meta_device
 
 IMG_SIZES = (224, 384, 512, 768, 1024, 2048)
 _MAX_BATCH, _TRUTH_CHANNELS = 64, 32  # channels whose float64 truth is computed at once
@@ -218,7 +219,7 @@ def sizes_of(models: Sequence[str] | None, img_sizes: Sequence[int]) -> list[tup
     for name in models or timm.list_models(module="hyena_vit") + timm.list_models(module="hyena_former"):
         if not timm.is_model(name):
             raise UserError(f"timm knows no model {name!r}")
-        with torch.device("meta"):
+        with meta_device():
             model = timm.create_model(name)
         stages = {(info["module"], info["reduction"]) for info in getattr(model, "feature_info", None) or []}
         found = {
@@ -438,7 +439,6 @@ def time_uses(shape: Shape, device: str, rounds: int) -> dict[tuple[str, str], f
 def _milliseconds(call: Callable[[], object], device: str) -> float:
     """A reading; on a GPU with its cache cleared before each call."""
     if torch.device(device).type != "cuda":
-        call()
         return 1000 * timeit.timeit(call, number=1)
     from triton.testing import do_bench
 

@@ -29,6 +29,7 @@ from hyena_vision.training.checkpoint_files import (
 )
 from hyena_vision.training.errors import ConfigError, UserError, one_line
 from hyena_vision.training.freeze import count_parameters, freeze
+from hyena_vision.training.meta import meta_device
 
 _logger = logging.getLogger("train")
 
@@ -153,7 +154,7 @@ def create_teacher(args: Arguments, num_classes: int | None) -> nn.Module:
 
 def _create_student(args: Arguments) -> nn.Module:
     """Create the teacher and put mixers in place of its attention, which stays with the model for the first stage."""
-    with torch.device("meta"):
+    with meta_device():
         # By the size of images that positions of the filters are relative to; --img-size may be another
         of_teacher = Arguments(**{**vars(args), "convert": None})
         grid = _create(of_teacher, dict(args.pretrained_cfg_overlay), pretrained=False).patch_embed.grid_size
@@ -218,7 +219,7 @@ def _create_pretrained(args: Arguments) -> tuple[nn.Module, dict[str, torch.Tens
     weights, own = {}, {}
     if path:
         try:
-            with torch.device("meta"):
+            with meta_device():
                 own = _create(args, overlay, pretrained=False).state_dict()
         except RuntimeError:
             pass  # it cannot be made without weights
@@ -274,7 +275,7 @@ def check_model(args: Arguments) -> None:
         ConfigError: The model does not exist, or refuses something; the message names the flag.
     """
     try:
-        with torch.device("meta"), torch.no_grad():
+        with meta_device(), torch.no_grad():
             model = _create(args, dict(args.pretrained_cfg_overlay), pretrained=False).eval()
             if args.eval:
                 _resize(args, model, args.trained.get("img_size"), args.trained.get("input_size"))

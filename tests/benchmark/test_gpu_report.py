@@ -2,8 +2,10 @@
 
 import multiprocessing
 import shutil
+import signal
 import subprocess
 import sys
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,18 +30,32 @@ def numbers(folder):
     return list(first.values())
 
 
+def start(target, args):
+    """Body of a fork, which is to say what it says, and to end when it is asked to, as one of a server's."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    target(*args)
+
+
 @pytest.fixture
 def forked(monkeypatch):
     """Steps, and what they start, are forks of this process, which has imported what they need."""
+    context = multiprocessing.get_context("fork")
+
+    def fork(target, args):
+        ForkingPickler.dumps((target, args))  # as a server of forks needs them
+        return context.Process(target=start, args=(target, args))
 
     def call(command):
-        assert command[:3] == [sys.executable, "-m", "pytest"]
-        return pytest.main(command[3:])
+        process = ForkedPython(command)
+        process.wait()
+        return process.returncode
 
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(gpu_report, "multiprocessing", SimpleNamespace(get_context=lambda method: fork))
+    server = SimpleNamespace(Process=fork, set_forkserver_preload=lambda names: None)
+    monkeypatch.setattr(gpu_report, "multiprocessing", SimpleNamespace(get_context={"forkserver": server}.get))
     monkeypatch.setattr(gpu_report, "subprocess", SimpleNamespace(call=call))
     monkeypatch.setattr(gpu_report.runs, "subprocess", SimpleNamespace(Popen=ForkedPython))
+    monkeypatch.setitem(gpu_report.runs._DATA, "folder", f"{gpu_report.runs._DATA['folder']} --model-kwargs depth=1")
     monkeypatch.setattr(gpu_report.torch.cuda, "_is_in_bad_fork", lambda: False)  # they need no CUDA
 
 
@@ -80,7 +96,7 @@ def test_real_parts_ask_for_what_commands_have(tmp_path):
 
 
 FAIL = Step("fails", ("ops", "--dim", "7", "--heads", "2"))
-HANG = Step("hangs", ("pytest", "hang.py"), seconds=5)
+HANG = Step("hangs", ("pytest", "hang.py"), seconds=3)
 GOOD = Step(
     "goes", ("ops", "--grids", "2", "--dim", "2", "--heads", "1", "--only", "copy", "--no-memory", "--device", "cpu")
 )
@@ -110,14 +126,14 @@ def is_running(pid):
         return False
 
 
-@pytest.mark.slow
-def test_failures_are_rows_and_the_next_step_goes_on(small, tmp_path, monkeypatch, capsys):
-    body = "pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
+def test_failures_are_rows_and_the_next_step_goes_on(small, forked, tmp_path, monkeypatch, capsys):
+    # Without files of the process that it was forked from, as a program that is started
+    body = "os.closerange(3, 256); pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
     (tmp_path / "hang.py").write_text(f"import os, time, pathlib\ndef test_hang():\n    {body}\n")
     monkeypatch.chdir(tmp_path)
     status = run(tmp_path / "report", "--part", "1")
     assert "--dim must be a multiple of --heads" in status["fails"] and "exit code 1" in status["fails"]
-    assert status["hangs"] == "failed: took longer than 5 s" and small == [tmp_path / "report" / "1-small"]
+    assert status["hangs"] == "failed: took longer than 3 s" and small == [tmp_path / "report" / "1-small"]
     assert status["goes"] == "ok"
     assert not is_running((tmp_path / "pid").read_text())
     assert "failed: fails, hangs" in capsys.readouterr().out

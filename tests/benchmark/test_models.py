@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hyena_vision.benchmark import measure, models, timing
+from hyena_vision.benchmark import measure, models
 from hyena_vision.benchmark.__main__ import main
 from hyena_vision.benchmark.measure import SpeedRow
 from hyena_vision.benchmark.step import count_flops, create_model, make_step, on_meta
@@ -17,12 +17,6 @@ TINY = dict(img_sizes=[32], batch_size=2, rounds=2, memory=False)
 
 # What is timed here need not be numbers
 pytestmark = pytest.mark.usefixtures("no_numbers")
-
-
-@pytest.fixture(autouse=True)
-def _short_readings(monkeypatch):
-    """One call each: that more of them fill a reading is a matter of test_timing.py."""
-    monkeypatch.setattr(timing, "LEAST_SECONDS", 0)
 
 
 @pytest.fixture

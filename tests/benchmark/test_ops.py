@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from hyena_vision.benchmark import measure, ops, timing
+from hyena_vision.benchmark import measure, ops
 from hyena_vision.benchmark.__main__ import main
 from hyena_vision.benchmark.check import check_ops, find_errors
 from hyena_vision.benchmark.contenders import CPU_CONTENDERS, Setting, plain_fft, sdpa
@@ -19,12 +19,6 @@ from hyena_vision.training.errors import UserError
 
 TINY = Setting(grid=5, dim=8, heads=2, batch_size=2)
 SMALL = dict(dim=8, heads=2, batch_size=2, memory=False)
-
-
-@pytest.fixture(autouse=True)
-def _short_readings(monkeypatch):
-    """One call each: that more of them fill a reading is a matter of test_timing.py."""
-    monkeypatch.setattr(timing, "LEAST_SECONDS", 0)
 
 
 @pytest.fixture

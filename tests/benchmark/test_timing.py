@@ -19,11 +19,6 @@ def calls() -> list[str]:
     return []
 
 
-@pytest.fixture(autouse=True)
-def _short_readings(monkeypatch):
-    monkeypatch.setattr(timing, "LEAST_SECONDS", 0)
-
-
 @pytest.fixture
 def contender(calls):
     """Return a function that makes a contender, which notes its calls and raises at one of them."""

@@ -14,7 +14,7 @@ from hyena_vision.ops.backends import BACKENDS
 from hyena_vision.ops.table import USES, Row, card_of, read_table
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TINY = ["--device", DEVICE, "--dtype", "float32", "--dim", "2", "--tokens", "1", "--rounds", "1", "--repeats", "2"]
+TINY = ["--device", DEVICE, "--dtype", "float32", "--dim", "1", "--tokens", "1", "--rounds", "1", "--repeats", "2"]
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(BACKENDS["triton"].missing() is not None, reason="Triton is not installed"),
