@@ -186,7 +186,7 @@ def test_an_epoch_is_not_trained_again_for_a_fault_in_its_validation(
 
 def test_a_fault_in_training_costs_no_update(run, images, tmp_path, monkeypatch, capsys):
     """With batch norms and in the middle of a group of batches, where the averages have moved on."""
-    argv = ["--model", "resnet10t", "--model-kwargs", "--img-size", "32", "-b", "4", "--grad-accum-steps", "2"]
+    argv = ["--model", "test_resnet", "--model-kwargs", "--img-size", "32", "-b", "4", "--grad-accum-steps", "2"]
     argv += ["--no-prefetcher"]  # which would meet the fault a batch earlier
     whole = run("straight", *argv, "--epochs", "1")["folder"]
     start = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run"]
@@ -228,7 +228,7 @@ def test_batch_norms_survive_what_is_skipped(run, monkeypatch):
         return model
 
     monkeypatch.setattr(train_imagenet, "create_model", create_model_that_is_given_nan)
-    argv = ["--model", "resnet10t", "--model-kwargs", "--img-size", "32", "--on-nonfinite", "skip", "--epochs", "1"]
+    argv = ["--model", "test_resnet", "--model-kwargs", "--img-size", "32", "--on-nonfinite", "skip", "--epochs", "1"]
     assert all(value.isfinite().all() for value in load(run("run", *argv)["folder"])["state_dict"].values())
 
 

@@ -28,8 +28,8 @@ def weights(folder: str | Path, name: str = "last.pth.tar") -> dict:
         ["--aug-splits", "2", "--jsd-loss", "--aa", "augmix-m3-w2", "--reprob", "0.5", "--resplit"],
         ["--save-images", "--log-interval", "1", "--synchronize-step", "--use-multi-epochs-loader"],
         ["--head-init-scale", "0.5", "--head-init-bias", "-2", "--fast-norm", "--worker-seeding", "part"],
-        ["--split-bn", "--aug-splits", "2", "--model", "resnet10t", "--model-kwargs", "--drop-block", "0.1"],
-        ["--bn-momentum", "0.2", "--bn-eps", "1e-2", "--model", "mobilenetv3_small_050", "--model-kwargs"],
+        ["--split-bn", "--aug-splits", "2", "--model", "test_resnet", "--model-kwargs", "--drop-block", "0.1"],
+        ["--bn-momentum", "0.2", "--bn-eps", "1e-2", "--model", "test_efficientnet", "--model-kwargs"],
     ],
     ids=lambda argv: " ".join(argv[:2]),
 )

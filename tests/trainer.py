@@ -31,7 +31,7 @@ ONE_UPDATE = ["--no-aug", "--opt", "momentum", "--momentum", "0", "--lr", "0.1",
 ONE_UPDATE += ["--model-kwargs", *MODEL[3:-1]]
 # Everything that draws random numbers
 RANDOM = ["--drop", "0.2", "--mixup", "0.5", "--cutmix", "0.5", "--reprob", "0.5", "--model-ema", "--hflip", "0.5"]
-RANDOM += ["--model-ema-decay", "0.9", "--aa", "rand-m9-mstd0.5-inc1", "--epochs", "3"]
+RANDOM += ["--model-ema-decay", "0.9", "--aa", "rand-m9-mstd0.5-inc1"]
 
 
 def arguments(*argv: str, **changes) -> Arguments:

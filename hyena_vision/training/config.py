@@ -27,6 +27,7 @@ from hyena_vision.training.errors import ConfigError, UserError, one_line
 from hyena_vision.training.optim import create_optimizer, create_scheduler
 
 _logger = logging.getLogger("train")
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str = "hyena_vision.train") -> argparse.Namespace:
@@ -101,7 +102,7 @@ def dump_args(args: Arguments, **recorded: Any) -> str:
     values = {name: value for name, value in {**vars(args), **recorded}.items() if name in known}
     if args.distributed:
         values["device"] = args.device.split(":")[0]  # each process has another one
-    return f"# {', '.join(versions)}, python {platform.python_version()}\n{yaml.safe_dump(values)}"
+    return f"# {', '.join(versions)}, python {platform.python_version()}\n{yaml.dump(values, Dumper=_DUMPER)}"
 
 
 def _actions(parser: Parser) -> dict[str, argparse.Action]:
