@@ -116,9 +116,9 @@ def test_a_higher_resolution(train, teacher, model, images, capsys):
 
 
 @pytest.mark.parametrize("stage", ["mixers", "model"])
-def test_a_stage_that_was_stopped_and_resumed_is_the_same_run(stage, train, teacher, monkeypatch):
-    argv = [*CONVERT, "--convert-stage", stage, "--teacher-path", str(teacher / "model_best.pth.tar")]
-    whole = train(f"whole {stage}", *argv)
+def test_a_stage_that_was_stopped_and_resumed_is_the_same_run(stage, train, request, monkeypatch):
+    whole = request.getfixturevalue(stage)
+    argv = ["-c", str(whole / "args.yaml"), "--epochs", str(len(summary(whole)))]
     with monkeypatch.context() as patch:
         signal_at(patch, 4)
         with pytest.raises(SystemExit) as stopped:
