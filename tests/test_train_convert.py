@@ -38,7 +38,7 @@ def train(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(train):
-    return train("teacher")
+    return train("teacher", "--epochs", "1")
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_images_without_classes(train, teacher, images, tmp_path):
             shutil.copy(path, tmp_path / target / path.parent.name[:1] / path.name)
     shutil.copy(tmp_path / "some" / "b" / "0.png", tmp_path / "some")
     argv = [*CONVERT, "--teacher-path", str(teacher / "model_best.pth.tar"), "--data-dir", str(tmp_path)]
-    argv += ["--unlabelled", "--train-split", "some", "--val-split", "other"]
+    argv += ["--unlabelled", "--train-split", "some", "--val-split", "other", "--epochs", "1"]
     for stage in ("mixers", "model"):
         folder = train(f"unlabelled {stage}", *argv, "--convert-stage", stage)
         row = summary(folder)[-1]

@@ -33,7 +33,7 @@ from hyena_vision.training.model import create_model, data_config
 from hyena_vision.training.pipeline import create_loaders
 from hyena_vision.training.splits import create_datasets
 
-FAULTY = ["--no-aug", "--epochs", "3"]
+FAULTY = ["--no-aug"]
 
 
 def spoil(patch: pytest.MonkeyPatch, *calls: int, gradient: bool = False) -> None:
@@ -100,7 +100,7 @@ def test_not_finite_updates_are_skipped_up_to_a_limit(run, monkeypatch, capsys, 
     with monkeypatch.context() as patch:
         spoil(patch, 2, 5, gradient=gradient)
         folder = run("run", *FAULTY, "--on-nonfinite", "skip", "--nonfinite-limit", "1", "--model-ema")["folder"]
-    assert [row["epoch"] for row in summary(folder)] == list("012")
+    assert [row["epoch"] for row in summary(folder)] == list("01")
     assert all(math.isfinite(float(value)) for row in summary(folder) for value in row.values())
     assert all(value.isfinite().all() for value in load(folder)["state_dict"].values())
     assert sum("Skipped an update: not finite" in line for line in caplog.messages) == 2

@@ -108,7 +108,7 @@ def test_distillation_adds_the_loss_of_the_teacher(run, teacher):
 def test_feature_distillation_resumes_with_its_projection(run, teacher):
     # A student of another width than its teacher has a projection, which is trained as well
     student = ["--model-kwargs", *[item.replace("embed_dim=16", "embed_dim=8") for item in MODEL[3:]]]
-    argv = ["--kd-model-name", teacher, "--kd-distill-type", "feature", *student, "--epochs", "3", "--model-ema"]
+    argv = ["--kd-model-name", teacher, "--kd-distill-type", "feature", *student, "--model-ema"]
     straight = run("straight", *argv)["folder"]
     assert "task_state" in load(straight)
     resumed = run("resumed", *argv, "--resume", f"{straight}/checkpoint-0.pth.tar")["folder"]
@@ -170,8 +170,8 @@ def test_positional_data_path_tar_and_torch_data_sets(images, tmp_path, capsys):
 def test_tensorboard(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = Path(run("run", "--log-tensorboard", "--epochs", "3")["folder"])
-    run("run", "--log-tensorboard", "--epochs", "3", "--resume", str(folder / "checkpoint-0.pth.tar"))
+    folder = Path(run("run", "--log-tensorboard")["folder"])
+    run("run", "--log-tensorboard", "--resume", str(folder / "checkpoint-0.pth.tar"))
     events = EventAccumulator(str(folder)).Reload()
     for name in ("train_loss", "eval_top1", "lr"):
         values = [(event.step, event.value) for event in events.Scalars(name)]

@@ -55,7 +55,18 @@ def stop(run, monkeypatch, code: int, *argv: str, **where) -> None:
     random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
 
 
-PLATEAU = ["--epochs", "3", "--sched", "plateau", "--patience-epochs", "0", "--eval-metric", "loss", "--lr-noise", "0.3"]
+PLATEAU = [
+    "--epochs",
+    "3",
+    "--sched",
+    "plateau",
+    "--patience-epochs",
+    "0",
+    "--eval-metric",
+    "loss",
+    "--lr-noise",
+    "0.3",
+]
 SETTINGS = {
     "plain": [],
     "accumulated": ["--grad-accum-steps", "2", "--sched-on-updates", "--no-prefetcher"],
@@ -173,21 +184,21 @@ def test_ctrl_c_saves_and_a_second_one_does_not_wait(run, monkeypatch):
 
 
 def test_resume_from_an_earlier_checkpoint_keeps_the_later_rows(run):
-    folder = Path(run("run", "--epochs", "3")["folder"])
+    folder = Path(run("run")["folder"])
     before = summary(folder)
-    outcome = run("run", "--epochs", "3", "--resume", str(folder / "checkpoint-0.pth.tar"))
-    assert [row["epoch"] for row in summary(folder)] == list("012")
+    outcome = run("run", "--resume", str(folder / "checkpoint-0.pth.tar"))
+    assert [row["epoch"] for row in summary(folder)] == list("01")
     assert summary(folder) == before  # the same again, since resuming is exact
-    assert len((folder / "summary-before-epoch-1.csv").read_text().splitlines()) == 4
+    assert len((folder / "summary-before-epoch-1.csv").read_text().splitlines()) == 3
     assert (folder / "args-epoch-1.yaml").exists() and (folder / "args.yaml").exists()
     assert outcome["best_metric"] == max(float(row["eval_top1"]) for row in before)
 
 
 def test_a_row_cut_short_by_a_crash_is_written_again(run):
-    folder = Path(run("run", "--epochs", "3")["folder"])
+    folder = Path(run("run")["folder"])
     whole = (folder / "summary.csv").read_bytes()
     (folder / "summary.csv").write_bytes(whole.splitlines(keepends=True)[0] + b"0,0.5")
-    run("run", "--epochs", "3", "--resume", str(folder / "checkpoint-0.pth.tar"))
+    run("run", "--resume", str(folder / "checkpoint-0.pth.tar"))
     assert (folder / "summary.csv").read_bytes().splitlines()[1:] == whole.splitlines()[2:]
 
 
