@@ -38,7 +38,7 @@ def train(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(train):
-    return train("teacher")
+    return train("teacher", "--epochs", "1")
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +116,9 @@ def test_a_higher_resolution(train, teacher, model, images, capsys):
 
 
 @pytest.mark.parametrize("stage", ["mixers", "model"])
-def test_a_stage_that_was_stopped_and_resumed_is_the_same_run(stage, train, teacher, monkeypatch):
-    argv = [*CONVERT, "--convert-stage", stage, "--teacher-path", str(teacher / "model_best.pth.tar")]
-    whole = train(f"whole {stage}", *argv)
+def test_a_stage_that_was_stopped_and_resumed_is_the_same_run(stage, train, request, monkeypatch):
+    whole = request.getfixturevalue(stage)
+    argv = ["-c", str(whole / "args.yaml"), "--epochs", str(len(summary(whole)))]
     with monkeypatch.context() as patch:
         signal_at(patch, 4)
         with pytest.raises(SystemExit) as stopped:
@@ -134,7 +134,7 @@ def test_images_without_classes(train, teacher, images, tmp_path):
             shutil.copy(path, tmp_path / target / path.parent.name[:1] / path.name)
     shutil.copy(tmp_path / "some" / "b" / "0.png", tmp_path / "some")
     argv = [*CONVERT, "--teacher-path", str(teacher / "model_best.pth.tar"), "--data-dir", str(tmp_path)]
-    argv += ["--unlabelled", "--train-split", "some", "--val-split", "other"]
+    argv += ["--unlabelled", "--train-split", "some", "--val-split", "other", "--epochs", "1"]
     for stage in ("mixers", "model"):
         folder = train(f"unlabelled {stage}", *argv, "--convert-stage", stage)
         row = summary(folder)[-1]

@@ -66,7 +66,7 @@ def free_port() -> int:
 @pytest.fixture
 def runs(images, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("runs")
-    argv = [*QUICK, "--data-dir", str(images), *RANDOM, "-b", "4", "--epochs", "2"]
+    argv = [*QUICK, "--data-dir", str(images), *RANDOM, "-b", "4"]
     # As torchrun starts them, but for the import of torch
     start_processes(train_on_two, (str(output), argv, free_port()), 2, start_method="fork")
     return output
@@ -98,7 +98,7 @@ def check_shards_and_copies(runs):
 
 
 def check_that_one_goes_on(runs, images, caplog):
-    argv = [*QUICK, "--data-dir", str(images), *RANDOM, "-b", "4", "--epochs", "2", "--output", str(runs)]
+    argv = [*QUICK, "--data-dir", str(images), *RANDOM, "-b", "4", "--output", str(runs)]
     outcome = train_imagenet.main([*argv, "--experiment", "alone", "--resume", "auto"])
     assert "from the middle of epoch 0 on 2 processes, now there are 1" in caplog.text
     assert [result["epoch"] for result in outcome["results"]] == [0, 1]

@@ -33,7 +33,7 @@ from hyena_vision.training.model import create_model, data_config
 from hyena_vision.training.pipeline import create_loaders
 from hyena_vision.training.splits import create_datasets
 
-FAULTY = ["--no-aug", "--epochs", "3"]
+FAULTY = ["--no-aug"]
 
 
 def spoil(patch: pytest.MonkeyPatch, *calls: int, gradient: bool = False) -> None:
@@ -100,7 +100,7 @@ def test_not_finite_updates_are_skipped_up_to_a_limit(run, monkeypatch, capsys, 
     with monkeypatch.context() as patch:
         spoil(patch, 2, 5, gradient=gradient)
         folder = run("run", *FAULTY, "--on-nonfinite", "skip", "--nonfinite-limit", "1", "--model-ema")["folder"]
-    assert [row["epoch"] for row in summary(folder)] == list("012")
+    assert [row["epoch"] for row in summary(folder)] == list("01")
     assert all(math.isfinite(float(value)) for row in summary(folder) for value in row.values())
     assert all(value.isfinite().all() for value in load(folder)["state_dict"].values())
     assert sum("Skipped an update: not finite" in line for line in caplog.messages) == 2
@@ -186,7 +186,7 @@ def test_an_epoch_is_not_trained_again_for_a_fault_in_its_validation(
 
 def test_a_fault_in_training_costs_no_update(run, images, tmp_path, monkeypatch, capsys):
     """With batch norms and in the middle of a group of batches, where the averages have moved on."""
-    argv = ["--model", "resnet10t", "--model-kwargs", "--img-size", "32", "-b", "4", "--grad-accum-steps", "2"]
+    argv = ["--model", "test_resnet", "--model-kwargs", "--img-size", "32", "-b", "4", "--grad-accum-steps", "2"]
     argv += ["--no-prefetcher"]  # which would meet the fault a batch earlier
     whole = run("straight", *argv, "--epochs", "1")["folder"]
     start = [*QUICK, "--data-dir", str(images), "--output", str(tmp_path), "--experiment", "run"]
@@ -228,7 +228,7 @@ def test_batch_norms_survive_what_is_skipped(run, monkeypatch):
         return model
 
     monkeypatch.setattr(train_imagenet, "create_model", create_model_that_is_given_nan)
-    argv = ["--model", "resnet10t", "--model-kwargs", "--img-size", "32", "--on-nonfinite", "skip", "--epochs", "1"]
+    argv = ["--model", "test_resnet", "--model-kwargs", "--img-size", "32", "--on-nonfinite", "skip", "--epochs", "1"]
     assert all(value.isfinite().all() for value in load(run("run", *argv)["folder"])["state_dict"].values())
 
 

@@ -28,8 +28,8 @@ def weights(folder: str | Path, name: str = "last.pth.tar") -> dict:
         ["--aug-splits", "2", "--jsd-loss", "--aa", "augmix-m3-w2", "--reprob", "0.5", "--resplit"],
         ["--save-images", "--log-interval", "1", "--synchronize-step", "--use-multi-epochs-loader"],
         ["--head-init-scale", "0.5", "--head-init-bias", "-2", "--fast-norm", "--worker-seeding", "part"],
-        ["--split-bn", "--aug-splits", "2", "--model", "resnet10t", "--model-kwargs", "--drop-block", "0.1"],
-        ["--bn-momentum", "0.2", "--bn-eps", "1e-2", "--model", "mobilenetv3_small_050", "--model-kwargs"],
+        ["--split-bn", "--aug-splits", "2", "--model", "test_resnet", "--model-kwargs", "--drop-block", "0.1"],
+        ["--bn-momentum", "0.2", "--bn-eps", "1e-2", "--model", "test_efficientnet", "--model-kwargs"],
     ],
     ids=lambda argv: " ".join(argv[:2]),
 )
@@ -108,7 +108,7 @@ def test_distillation_adds_the_loss_of_the_teacher(run, teacher):
 def test_feature_distillation_resumes_with_its_projection(run, teacher):
     # A student of another width than its teacher has a projection, which is trained as well
     student = ["--model-kwargs", *[item.replace("embed_dim=16", "embed_dim=8") for item in MODEL[3:]]]
-    argv = ["--kd-model-name", teacher, "--kd-distill-type", "feature", *student, "--epochs", "3", "--model-ema"]
+    argv = ["--kd-model-name", teacher, "--kd-distill-type", "feature", *student, "--model-ema"]
     straight = run("straight", *argv)["folder"]
     assert "task_state" in load(straight)
     resumed = run("resumed", *argv, "--resume", f"{straight}/checkpoint-0.pth.tar")["folder"]
@@ -170,8 +170,8 @@ def test_positional_data_path_tar_and_torch_data_sets(images, tmp_path, capsys):
 def test_tensorboard(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = Path(run("run", "--log-tensorboard", "--epochs", "3")["folder"])
-    run("run", "--log-tensorboard", "--epochs", "3", "--resume", str(folder / "checkpoint-0.pth.tar"))
+    folder = Path(run("run", "--log-tensorboard")["folder"])
+    run("run", "--log-tensorboard", "--resume", str(folder / "checkpoint-0.pth.tar"))
     events = EventAccumulator(str(folder)).Reload()
     for name in ("train_loss", "eval_top1", "lr"):
         values = [(event.step, event.value) for event in events.Scalars(name)]

