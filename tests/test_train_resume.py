@@ -55,18 +55,7 @@ def stop(run, monkeypatch, code: int, *argv: str, **where) -> None:
     random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
 
 
-PLATEAU = [
-    "--epochs",
-    "3",
-    "--sched",
-    "plateau",
-    "--patience-epochs",
-    "0",
-    "--eval-metric",
-    "loss",
-    "--lr-noise",
-    "0.3",
-]
+PLATEAU = "--epochs 3 --sched plateau --patience-epochs 0 --eval-metric loss --lr-noise 0.3".split()
 SETTINGS = {
     "plain": [],
     "accumulated": ["--grad-accum-steps", "2", "--sched-on-updates", "--no-prefetcher"],
@@ -82,7 +71,9 @@ SETTINGS = {
         ("plain", dict(call=5)),
         ("plain", dict(call=2, function="validate", number=signal.SIGUSR1)),  # in that of the average
         ("accumulated", dict(call=4)),
+        ("accumulated", dict(call=6)),
         ("workers", dict(call=4)),
+        ("plateau", dict(call=3)),
         ("plateau", dict(call=8)),
         ("lookahead", dict(call=5)),
     ],

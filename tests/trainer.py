@@ -25,20 +25,7 @@ ROOT = Path(__file__).parents[1]
 MODEL = ["--model", "hyena2d_iso_tiny", "--model-kwargs", "img_size=16", "patch_size=4", "embed_dim=16", "depth=1"]
 MODEL += ["filter_dim=8", "drop_path_rate=0.1"]
 QUICK = ["--device", "cpu", *MODEL, "--num-classes", "3", "-b", "8", "-j", "0", "--opt", "adamw", "--lr", "1e-2"]
-QUICK += [
-    "--epochs",
-    "2",
-    "--warmup-epochs",
-    "0",
-    "--mean",
-    "0.5",
-    "--std",
-    "0.5",
-    "--hflip",
-    "0",
-    "--color-jitter",
-    "0",
-]
+QUICK += "--epochs 2 --warmup-epochs 0 --mean 0.5 --std 0.5 --hflip 0 --color-jitter 0".split()
 # One update of plain SGD over all 24 images: the change of the weights is the gradient of the whole set
 ONE_UPDATE = ["--no-aug", "--opt", "momentum", "--momentum", "0", "--lr", "0.1", "--epochs", "1", "--sched-on-updates"]
 ONE_UPDATE += ["--model-kwargs", *MODEL[3:-1]]

@@ -20,7 +20,7 @@ from PIL import ImageMode
 
 import hyena_vision
 from hyena_vision.data import IMAGE_MODES, target_channels
-from hyena_vision.training import arguments, fast_yaml
+from hyena_vision.training import arguments
 from hyena_vision.training.arguments import Arguments, KeyValues, Parser, create_parser, literal, nearest
 from hyena_vision.training.checkpoint_files import find_weights, has_checkpoints, read_checkpoint, read_exported
 from hyena_vision.training.errors import ConfigError, UserError, one_line
@@ -101,7 +101,7 @@ def dump_args(args: Arguments, **recorded: Any) -> str:
     values = {name: value for name, value in {**vars(args), **recorded}.items() if name in known}
     if args.distributed:
         values["device"] = args.device.split(":")[0]  # each process has another one
-    return f"# {', '.join(versions)}, python {platform.python_version()}\n{fast_yaml.dump(values)}"
+    return f"# {', '.join(versions)}, python {platform.python_version()}\n{yaml.safe_dump(values)}"
 
 
 def _actions(parser: Parser) -> dict[str, argparse.Action]:
@@ -112,7 +112,7 @@ def _read_yaml(parser: Parser, path: str) -> dict[str, Any]:
     """Return the values of a YAML file by argument name, converted by the type of each argument."""
     try:
         with open(path, encoding="utf-8") as file:
-            values = fast_yaml.load(file) or {}
+            values = yaml.safe_load(file) or {}
     except OSError as error:
         parser.error(f"cannot read config {path}: {error.strerror}")
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -8,7 +8,6 @@ import yaml
 from timm.models import safe_model_name
 from timm.utils import is_primary
 
-from hyena_vision.training import fast_yaml
 from hyena_vision.training.arguments import Arguments
 from hyena_vision.training.checkpoint_files import EXTENSION, newest_checkpoint, read_checkpoint, replace_file
 from hyena_vision.training.distributed import gather_objects
@@ -93,7 +92,7 @@ def open_folder(folder: str, settings: str, start_epoch: int, resumed: bool) -> 
     before = _read_yaml(path) if resumed else None
     if before is not None:
         replace_file(os.path.join(folder, f"args-epoch-{start_epoch}.yaml"), settings.encode())
-    if before is None or not same_settings(before, fast_yaml.load(settings)):
+    if before is None or not same_settings(before, yaml.safe_load(settings)):
         if before is not None:
             os.replace(path, os.path.join(folder, f"args-before-epoch-{start_epoch}.yaml"))
         replace_file(path, settings.encode())
@@ -115,7 +114,7 @@ def _read_yaml(path: str) -> dict | None:
     """Return the content of args.yaml, or None where it is missing or cut short."""
     try:
         with open(path, encoding="utf-8") as file:
-            values = fast_yaml.load(file)
+            values = yaml.safe_load(file)
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return None
     return values if isinstance(values, dict) else None
