@@ -302,11 +302,11 @@ def test_functional_call_gets_the_result_of_its_weights(name):
         assert torch.equal(mixer(x), before) and not torch.equal(y, before)
 
 
-@pytest.mark.parametrize(("name", "cache_limit"), [("1d", 2**25), ("2d", 0)])
-def test_compiled_mixer_sees_changes(name, cache_limit):
+@pytest.mark.parametrize(("name", "cache_limit", "compiler"), [("1d", 2**25, "eager"), ("2d", 0, "aot_eager")])
+def test_compiled_mixer_sees_changes(name, cache_limit, compiler):
     torch._dynamo.reset()
     mixer = MIXERS[name](order=3, cache_limit=cache_limit).eval()
-    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(mixer, fullgraph=True, backend=compiler)
     x = tokens()
     for _ in range(2):
         with torch.no_grad():
@@ -432,10 +432,12 @@ def test_timm_reparameterizes_a_copy_of_a_model():
     assert reparameterized == [[False, False], [True, True]]
 
 
-@pytest.mark.parametrize(("name", "backend", "compiler"), [("1d", "fft", "eager"), ("2d", None, "aot_eager")])
-def test_compiled_reparameterized_mixer(name, backend, compiler):
+@pytest.mark.parametrize(
+    ("name", "order", "backend", "compiler"), [("1d", 2, "fft", "eager"), ("2d", 3, None, "aot_eager")]
+)
+def test_compiled_reparameterized_mixer(name, order, backend, compiler):
     torch._dynamo.reset()
-    mixer = MIXERS[name](order=3, cache_limit=0, backend=backend).eval()
+    mixer = MIXERS[name](order=order, cache_limit=0, backend=backend).eval()
     compiled = torch.compile(mixer, fullgraph=True, backend=compiler)
     x, other = tokens(), tokens(2, 3, 7, 6)
     with torch.no_grad():
