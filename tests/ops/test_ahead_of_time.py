@@ -11,8 +11,9 @@ from hyena_vision.ops.triton.long_conv import LARGE_SHARED_MEMORY, shared_memory
 
 # Bytes per thread; docs/gpu.md says which kernels need them.
 SPILLED = {("sm_90", "bf16"): 192, ("sm_80", "bf16"): 512, ("sm_89", "fp32"): 1024}
-# Parts of tiles, and whole ones: the largest, in chunks, and kept. A kernel takes a second, so each where it needs most:
-# on older cards, and whole tiles in the backward pass. `ahead_of_time.py` compiles what docs/gpu.md lists.
+# Parts of tiles, and whole ones: the largest, in chunks, and kept. A kernel takes a second, so each where it needs
+# most: on older cards, and of whole tiles the backward pass, which convolves as the other does.
+# `ahead_of_time.py` compiles what docs/gpu.md lists.
 SIZES = {
     ("sm_90", "bf16"): ["32x32"],
     ("sm_80", "bf16"): ["65536", "128x128"],
@@ -28,11 +29,10 @@ COUNTS = {("sm_90", "bf16"): 1, ("sm_80", "bf16"): 6, ("sm_89", "fp32"): 5}
 
 @pytest.mark.slow
 def test_kernels_fit(tmp_path):
-    environment = dict(TRITON_CACHE_DIR=str(tmp_path), TRITON_DISABLE_LINE_INFO="1")
     program, reports = Path(__file__).with_name("ahead_of_time.py"), {}
     for target, sizes in SIZES.items():
         given = (target, sizes, WITHOUT[target], False)
-        lines = run_for_a_gpu(program, [given], tmp_path, **environment)
+        lines = run_for_a_gpu(program, [given], tmp_path, TRITON_CACHE_DIR=str(tmp_path))
         reports[target] = [json.loads(line) for line in lines]
     for target, found in reports.items():
         assert len(found) == COUNTS[target]
