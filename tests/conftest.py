@@ -21,6 +21,8 @@ def _set_up():
     if not torch.cuda.is_available():
         # Before anything imports Triton: kernels then run on the CPU
         os.environ["TRITON_INTERPRET"] = "1"
+        if find_spec("triton") is not None:
+            _patch_once_a_launch()
     # The first backward pass of a process decides whether its forks may have one; after a compilation it says no
     torch.ones(1, requires_grad=True).sum().backward()
     # The process waits so long, 5 seconds, for workers of a loader that a test has broken off
@@ -28,6 +30,28 @@ def _set_up():
     from hyena_vision.training import report
 
     report.plot_curves = functools.partial(draw_once, report.plot_curves, set())
+
+
+def _patch_once_a_launch():
+    """Triton's interpreter patches its language for a launch, and again, to no avail, for each call in a kernel.
+
+    The calls take as long as all else that it does.
+    """
+    from triton.runtime import interpreter
+
+    patch_lang, execute, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+
+    def patch(function):
+        if function.__module__ in patched:
+            return None
+        patched.add(function.__module__)
+        return patch_lang(function)
+
+    def call(self, *args, **kwargs):
+        patched.clear()
+        return execute(self, *args, **kwargs)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch, call
 
 
 def pytest_collection_finish():

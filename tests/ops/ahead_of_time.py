@@ -139,8 +139,11 @@ def compile_kernel(kernel, given, target, turns, **options):
     return report | ({"instructions": compiled.metadata.num_warps * executed(assembly, turns)} if turns else {})
 
 
-def main(target, sizes=(), short_filters=True, instructions=True):
-    """Print one line of JSON per kernel and size; kernels that work on parts of a tile come with the first one only."""
+def main(target, sizes=(), without=(), instructions=True):
+    """Print one line of JSON per kernel and size; kernels that work on parts of a tile come with the first one only.
+
+    Kernels whose names begin as one of `without` are left out.
+    """
     architecture, dtype = target
     target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     exact, parts = dtype == "fp32", set()
@@ -150,7 +153,7 @@ def main(target, sizes=(), short_filters=True, instructions=True):
         launches = ["whole"] if is_whole else ["transform_w", "convolve_h"]
         launches += ["spectrum"] if max(plan.tile_h, plan.tile_w) <= 64 else ["transform_w", "spectrum_w"]
         for kernel, launch in KERNELS.items():
-            if launch not in launches or kernel in parts:
+            if launch not in launches or kernel in parts or kernel.startswith(tuple(without)):
                 continue
             if launch not in ("whole", "spectrum"):
                 parts.add(kernel)
@@ -164,7 +167,9 @@ def main(target, sizes=(), short_filters=True, instructions=True):
             report = compile_kernel(getattr(module, kernel), given, target, instructions and turns, **options)
             print(json.dumps({"kernel": kernel, "size": size, **report}), flush=True)
     names = "_short_filter_fwd_kernel", "_short_filter_bwd_signals_kernel", "_short_filter_bwd_inputs_kernel"
-    for kernel in names if short_filters else ():
+    for kernel in names:
+        if kernel.startswith(tuple(without)):
+            continue
         given = short_filter_arguments(exact, backward="inputs" in kernel)
         report = compile_kernel(
             getattr(short_filter_kernels, kernel), given, target, int(instructions), num_warps=short_filter_triton.WARPS

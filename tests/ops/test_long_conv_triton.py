@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("nan_filled_empties")]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16)
 CASES = [
-    ("causal", Problem((1,), (1,))),
+    ("causal", Problem((1,), (1,), batch=1, channels=2)),
     ("causal", Problem((12,), (30,), channels=2, per_sample=True, layout="slice")),
     ("causal", Problem((37,), (37,), layout="channels_last")),
     ("centred", Problem((37,), (73,), batch=3, channels=2, layout="slice")),
@@ -31,7 +31,7 @@ CASES = [
     ("linear", Problem((5, 33), (9, 65), batch=1, channels=2, layout="slice")),
     ("circular", Problem((1, 1), (2, 5), channels=2)),
     ("circular", Problem((5, 8), (3, 40), channels=2, per_sample=True, layout="slice")),
-    ("circular", Problem((15, 16), (29, 31), layout="channels_last")),
+    ("circular", Problem((15, 16), (29, 31), channels=2, layout="channels_last")),
     ("circular", Problem((31, 12), (61, 23), batch=1, channels=2, skip=False)),
 ]
 NAMES = ("y", "dx", "dgate", "dout_gate", "dkernel", "dskip")

@@ -163,9 +163,9 @@ def test_kernels_in_float32(nan_filled_empties, size, taps, signals, channels, c
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize(
-    ("size", "taps", "signals", "channels", "causal", "layout", "bias"), [CASES[i] for i in (2, 4, 9)]
+    ("dtype", "size", "taps", "signals", "channels", "causal", "layout", "bias"),
+    [(torch.float16, *CASES[2]), *((torch.bfloat16, *CASES[i]) for i in (2, 4, 9))],
 )
 def test_kernels_in_16_bits(nan_filled_empties, dtype, size, taps, signals, channels, causal, layout, bias):
     tensors = draw(size, taps, signals, channels, layout, bias, dtype=dtype)

@@ -111,10 +111,10 @@ def detour(picture: numpy.ndarray, pitch: int = 7, dashes: int = 14) -> float:
 
 
 def test_labels_follow_from_pictures_of_64_pixels():
-    """The images are others than those that the limit was found on; by chance 24 of 30 are right in 0.1 % of cases."""
+    """The images are others than those that the limit was found on; by chance 17 of 20 are right in 0.1 % of cases."""
     dataset = create_dataset("hyena/pathfinder", split="validation", img_size=64)
-    samples = [dataset[index] for index in range(30)]
-    assert sum((detour(numpy.asarray(image)) < 0.06) == label for image, label in samples) >= 24
+    samples = [dataset[index] for index in range(20)]
+    assert sum((detour(numpy.asarray(image)) < 0.06) == label for image, label in samples) >= 17
 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 256])
