@@ -49,7 +49,6 @@ def main() -> None:
     """Compile in training and inference, for a fixed size and for free ones, with the backend by name and chosen."""
     for layer, backend, training, dynamic in (
         (Hyena2d, None, True, True),
-        (Hyena2d, None, False, False),
         (Hyena1d, None, False, True),
         (Hyena1d, "triton", True, False),
     ):

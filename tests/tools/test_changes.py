@@ -10,10 +10,10 @@ from torch import nn
 
 TWO_STAGES = dict(depths=(1, 1), dims=(8, 16), filter_emb_dims=(4, 4), res_scale_init_values=(None, 1.0))
 SETTINGS = {
-    "hyena_vit": dict(depth=1),
-    "hyena2d_vit": dict(depth=1),
-    "hpx_former": dict(token_mixers=("hyena2d",) * 2, **TWO_STAGES),
-    "hb_former": dict(token_mixers=("hyena1d",) * 2, **TWO_STAGES),
+    "hyena_vit": dict(depth=1, num_inner_layers=1),
+    "hyena2d_vit": dict(depth=1, num_inner_layers=1),
+    "hpx_former": dict(token_mixers=("sep_conv", "hyena2d"), **TWO_STAGES),
+    "hb_former": dict(token_mixers=("sep_conv", "hyena1d"), **TWO_STAGES),
 }
 
 

@@ -7,6 +7,8 @@ import threading
 import pytest
 import torch
 from families import FAMILIES, ONE_BLOCK, blocks_of, gradients, images, small
+from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from hyena_vision.layers import Hyena1d, Hyena2d
 
@@ -97,7 +99,7 @@ def test_eager_threads_while_another_compiles():
     thread.start()
     torch._dynamo.reset()
     with torch.no_grad():
-        torch.compile(small("hyena2d_vit", depth=1), backend="aot_eager")(x)
+        torch.compile(small("hyena2d_vit", depth=1), backend="eager")(x)
     done.set()
     thread.join()
     assert not wrong
@@ -124,7 +126,7 @@ def test_compiled_training_with_checkpointing():
 def test_compiled_models_follow_changes_and_settings(family):
     torch._dynamo.reset()
     model, x = small(family, **ONE_BLOCK[family]), images(1, 3, 32, 32)
-    compiled = torch.compile(model, backend="aot_eager" if "vit" in family else "eager")  # the same mixers
+    compiled = torch.compile(model, backend="eager")
     mixer = blocks_of(model)[-1]
     mixer = mixer.mixer if hasattr(mixer, "mixer") else mixer.token_mixer
 
@@ -147,6 +149,25 @@ def test_compiled_models_follow_changes_and_settings(family):
             assert not torch.equal(after, before), change.__name__
             close(after, model(x))
             before = after
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 1.3 * weight
+
+
+@pytest.mark.parametrize("family", BOTH_RANKS)
+def test_parametrized_filters(family):
+    torch._dynamo.reset()
+    model, made, x = *(small(family, **ONE_BLOCK[family]) for _ in range(2)), images(1, 3, 32, 32)
+    with torch.no_grad():
+        model(x)
+        for module, twin in list(zip(model.modules(), made.modules(), strict=True)):
+            if type(module).__name__ in ("FilterLinear", "Sine"):
+                name = next(name for name, _ in module.named_parameters())
+                getattr(twin, name).mul_(1.3)
+                register_parametrization(module, name, Doubled())
+        close(torch.compile(model, backend="eager")(x), made(x))
 
 
 @pytest.mark.slow

@@ -59,6 +59,7 @@ def test_weights_on_the_meta_device_first(family):
     with accelerate.init_empty_weights():
         model = small(family)
     assert all(parameter.is_meta for parameter in model.parameters())
+    assert all(torch.equal(buffer, small(family).get_buffer(name)) for name, buffer in model.named_buffers())
     model.load_state_dict(small(family).state_dict(), assign=True)
     assert torch.equal(infer(model), infer(small(family)))
 
