@@ -24,8 +24,6 @@ class GridAttention(Attention):
 
     def reset_parameters(self) -> None:
         """Draw the projections as timm's ViT does."""
-        if self.qkv.weight.is_meta:
-            return  # numbers that nobody sees, drawn in slow Python
         for linear in (self.qkv, self.proj):
             trunc_normal_(linear.weight, std=0.02)
             if linear.bias is not None:

@@ -247,8 +247,6 @@ class _Hyena(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the projections and skips; the short filter keeps torch's default, the filter draws its own."""
-        if self.qkv.weight.is_meta:
-            return  # numbers that nobody sees, drawn in slow Python
         # The gates multiply order + 1 signals: with timm's std of 0.02 their product all but vanishes in small models.
         nn.init.normal_(self.qkv.weight, std=self.dim**-0.5)
         trunc_normal_(self.proj.weight, std=0.02)

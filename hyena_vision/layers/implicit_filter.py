@@ -235,9 +235,6 @@ class ImplicitFilter(nn.Module):
 
         Hidden layers follow SIREN (Sitzmann et al. 2020, arXiv:2006.09661): activations keep their spread with depth.
         """
-        self._reset_window()
-        if self.out.weight.is_meta:
-            return  # numbers that nobody sees, drawn in slow Python
         for index, (linear, sine) in enumerate(self._network()):
             raw_coordinates = index == 0 and self.features == "coords"
             bound = 2 * math.pi / self.rank if raw_coordinates else math.sqrt(6 / linear.in_features)
@@ -248,16 +245,6 @@ class ImplicitFilter(nn.Module):
             # Not zero: FiLM that begins as the identity was seen to stay there (nvSubquadratic, with LAMB).
             nn.init.trunc_normal_(self.film.weight, std=0.02)
             nn.init.zeros_(self.film.bias)
-        if self.z is not None:
-            axes = self._axes(self.table_size, self.base_size, self.z.device)
-            self.z.copy_(self._position_features(axes).movedim(-1, 0))
-        nn.init.normal_(self.out.weight, std=math.sqrt(2 / self.out.in_features))
-        values = self._window(self._distances(self.base_size, self.base_size, self.out.weight.device), self._dtype)
-        energy = torch.ones_like(self.out.weight[:, 0]) if values is None else values.square().sum(0)
-        self.out.weight.div_(energy.sqrt()[:, None].clamp_min(1e-12))
-
-    def _reset_window(self) -> None:
-        """Of buffers also where all parameters are on the meta device, as `accelerate` puts them."""
 
         def ramp(like: Tensor) -> Tensor:
             return torch.linspace(0, 1, self.dim, dtype=torch.float32, device=like.device).repeat(self.num_filters)
@@ -272,6 +259,15 @@ class ImplicitFilter(nn.Module):
                 sigma.copy_(math.log(per_unit) + math.log(size) * (ramp(sigma) - 1))
         if self.shift is not None:
             nn.init.constant_(self.shift, self.window_shift)
+        if self.z is not None:
+            axes = self._axes(self.table_size, self.base_size, self.z.device)
+            self.z.copy_(self._position_features(axes).movedim(-1, 0))
+        nn.init.normal_(self.out.weight, std=math.sqrt(2 / self.out.in_features))
+        # Where the window is: `accelerate` may have put parameters elsewhere than buffers
+        device = next((t.device for t in (self.decay, self.log_sigma) if t is not None), self.out.weight.device)
+        values = self._window(self._distances(self.base_size, self.base_size, device), self._dtype)
+        energy = torch.ones_like(self.out.weight[:, 0]) if values is None else values.square().sum(0)
+        self.out.weight.div_(energy.sqrt()[:, None].clamp_min(1e-12))
 
     def forward(
         self, size: int | tuple[int, ...], cond: Tensor | None = None, device: torch.device | None = None

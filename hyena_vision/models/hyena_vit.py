@@ -240,8 +240,6 @@ class HyenaViT(nn.Module):
                 reset = getattr(module, "reset_parameters", None)
                 if reset is not None:
                     reset()
-        if self.patch_embed.proj.weight.is_meta:
-            return  # numbers that nobody sees, drawn in slow Python
         mlps = [m for block in self.blocks for m in block.get_submodule("mlp").modules()]
         for linear in [*mlps, self.head]:
             if isinstance(linear, nn.Linear):

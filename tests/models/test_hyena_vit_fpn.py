@@ -175,7 +175,7 @@ def test_patch_size_and_strides_go_together():
 
 
 def test_compiles_whole_and_exports_with_free_sizes():
-    """The pyramid; of the mixers test_hyena_vit.py asks the same."""
+    """Of the pyramid; of Hyena blocks test_hyena_vit.py asks the same."""
     model = pyramid(depth=1, attn_blocks="all", num_heads=2)
     height, width = (torch.export.Dim(d, min=2, max=64) for d in ("height", "width"))
     shapes = ({2: 16 * height, 3: 16 * width},)
