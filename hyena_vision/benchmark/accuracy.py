@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
 from hyena_vision.benchmark.measure import SpeedRow, measure
+from hyena_vision.benchmark.processes import pass_sigterm_on
 from hyena_vision.benchmark.program import DTYPES, add_measurement_arguments
 from hyena_vision.benchmark.step import count_flops
 from hyena_vision.benchmark.study import is_finished, train_run
@@ -168,6 +169,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--args", nargs=argparse.REMAINDER, default=[], help="what follows goes to all runs")
 
 
+@pass_sigterm_on()
 def run(args: argparse.Namespace) -> list[AccuracyRow]:
     """Train what is missing, time all, print the table, and write trials.csv, accuracy.csv, accuracy.md and figures.
 

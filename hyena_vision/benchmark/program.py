@@ -6,7 +6,6 @@ from types import ModuleType
 
 import torch
 
-from hyena_vision.benchmark.processes import pass_sigterm_on
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
 
@@ -21,8 +20,7 @@ def run_command(commands: Sequence[ModuleType], argv: Sequence[str] | None = Non
         command.add_command(group)
     args = parser.parse_args(argv)
     try:
-        with pass_sigterm_on():
-            args.run(args)
+        args.run(args)
     except UserError as error:
         parser.exit(error.exit_code, f"{parser.prog}: error: {error}\n")
 

@@ -19,7 +19,6 @@ from hyena_vision.benchmark.program import DTYPES
 from hyena_vision.benchmark.timing import attempt
 from hyena_vision.ops.flops import FFT_FORMULAS
 from hyena_vision.training.errors import UserError
-from hyena_vision.training.meta import meta_device
 
 TRITON = "triton:"
 
@@ -50,7 +49,7 @@ def create_model(name: str, img_size: int, **hyena_kwargs: Any) -> nn.Module:
 
 def on_meta(name: str, img_size: int) -> nn.Module | None:
     """A model without memory, to count in, with mixers that torch sees through; None if none can be made of a size."""
-    with meta_device():
+    with torch.device("meta"):
         return attempt(lambda: create_model(name, img_size, backend="fft").eval())[0]
 
 

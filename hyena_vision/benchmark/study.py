@@ -32,7 +32,7 @@ import yaml
 
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
-from hyena_vision.benchmark.processes import call, last_line
+from hyena_vision.benchmark.processes import call, last_line, pass_sigterm_on
 from hyena_vision.benchmark.tables import markdown_table, write_csv
 from hyena_vision.training.arguments import positive_int
 from hyena_vision.training.errors import UserError
@@ -96,6 +96,7 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+@pass_sigterm_on()
 def run(args: argparse.Namespace) -> list[Result]:
     """Train what is missing, print the table, and write curves.csv, results.md and curves.png.
 

@@ -30,7 +30,7 @@ from hyena_vision.benchmark.accuracy import (
 )
 from hyena_vision.benchmark.figures import require_matplotlib, save_figure
 from hyena_vision.benchmark.machine import describe_machine
-from hyena_vision.benchmark.processes import call, last_line
+from hyena_vision.benchmark.processes import call, last_line, pass_sigterm_on
 from hyena_vision.benchmark.study import is_finished, train_run
 from hyena_vision.benchmark.tables import markdown_table, write_csv
 from hyena_vision.training.arguments import positive_int
@@ -82,6 +82,7 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+@pass_sigterm_on()
 def run(args: argparse.Namespace) -> list[TransferRow]:
     """Train and validate what is missing, print the table, and write trials.csv, transfer.csv, .md and .png.
 
