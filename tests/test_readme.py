@@ -43,9 +43,15 @@ def test_readme(capsys, shallow):
     assert "hyena2d_vit_small" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not hasattr(timm.models._hub, "get_model_args"), reason="timm before 1.0.31 keeps no arguments")
 def test_models_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if not hasattr(timm.models._hub, "get_model_args"):  # timm before 1.0.31: the page says what to add
+        save = timm.models.save_for_hf
+
+        def save_with_arguments(model, folder):
+            save(model, folder, model_args=dict(base=model.base, replace=model.replacements, num_classes=10))
+
+        monkeypatch.setattr(timm.models, "save_for_hf", save_with_arguments)
     names = run_blocks("docs/models.md")
     model = names["model"]
     assert model.blocks[0].mixer.order == 3 and model.blocks[0].mixer.short_filter.kernel_size == (5, 5)

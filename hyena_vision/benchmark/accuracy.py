@@ -5,7 +5,7 @@ trained with the first seed, and the one with the best last validation is taken 
 of timm and, in the same quotes, its arguments: "hyena2d_vit_tiny depth=4". A word with a colon before them is what
 tables call it: "shallow: hyena2d_vit_tiny depth=4". "{size/8}" is the side of the images over 8, as for base_grid of
 patches of 8; where a model is validated at other sizes (`transfer`) it stays that of training, and "{at/8}" is of the
-images at hand.
+images at hand. Models are timed in the precision that the recipe trains in (`amp`), or in `--dtype`.
 
 A call that was ended goes on where it was when it is repeated. trials.csv is the record: what stands there is not
 trained again, even where the folders of its runs are gone.

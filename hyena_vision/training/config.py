@@ -313,7 +313,7 @@ def _say_what_no_aug_ends(args: argparse.Namespace) -> None:
         if given and given != defaults.get_default(dest):
             lost.append(f"--{name} {given}")
     if lost:
-        _warn(f"--no-aug: no effect have {', '.join(lost)}.")
+        _warn(f"Without effect, because of --no-aug: {', '.join(lost)}.")
 
 
 def has_bfloat16_instructions() -> bool:

@@ -5,18 +5,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _DRAWING = {Tensor.clamp_, Tensor.erfinv_, Tensor.normal_, Tensor.uniform_}
+_DRAWING |= {nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}  # which torch hands over whole
 
 
 class _NothingDrawn(TorchFunctionMode):
     """Leaves out what draws weights: on the meta device that is Python, slower than to draw them."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in _DRAWING and args[0].is_meta:
-            return args[0]
+        if function in _DRAWING:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
         return function(*args, **(kwargs or {}))
 
 

@@ -268,7 +268,9 @@ def test_augmentations_that_no_aug_ends_are_a_warning(config, caplog):
     assert not caplog.records
     config("{no_aug: true, aa: rand-m9, hflip: 0.3, scale: [0.5, 1.0]}")
     (record,) = caplog.records
-    assert record.getMessage() == "--no-aug: no effect have --scale [0.5, 1.0], --hflip 0.3, --aa rand-m9."
+    assert record.getMessage() == (
+        "Without effect, because of --no-aug: --scale [0.5, 1.0], --hflip 0.3, --aa rand-m9."
+    )
 
 
 def test_folder_of_the_command_line_overrides_that_of_the_file(config):
