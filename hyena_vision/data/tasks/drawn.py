@@ -35,7 +35,7 @@ class DrawnDataset(torch.utils.data.Dataset, ABC):
     default_size: ClassVar[int]
     counts: ClassVar[dict[str, int]]
     settings: ClassVar[dict[str, Any]] = {}  # with their defaults; `seed` is one of every task
-    class_to_idx: ClassVar[dict[str, int] | None] = None
+    class_to_idx: dict[str, int] | None = None
 
     def __init__(
         self,

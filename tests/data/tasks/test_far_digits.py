@@ -43,18 +43,28 @@ def known():
     return numpy.stack([ink(numpy.asarray(side)) for side in sides]), digits.target
 
 
-@pytest.mark.parametrize(("size", "settings"), [(256, ""), (600, ":unit=16")])
-def test_sums_follow_from_the_pictures(known, size, settings):
+@pytest.mark.parametrize(
+    ("size", "settings", "fewest", "most"),
+    [(256, "", 3, 5), (600, ":unit=16", 3, 5), (256, ":fewest=1,most=1", 1, 1), (256, ":fewest=2,most=3", 2, 3)],
+)
+def test_sums_follow_from_the_pictures(known, size, settings, fewest, most):
     """What hangs together is a digit, and the most alike of scikit-learn's says which."""
     dataset = create_dataset(f"hyena/far_digits{settings}", split="train", img_size=size)
+    assert len(dataset.class_to_idx) == 9 * fewest + 1
     right = 0
     for picture, label in (dataset[index] for index in range(40)):
         pixels = numpy.asarray(picture)
         parts = ndimage.find_objects(ndimage.label(pixels > 5, numpy.ones((3, 3)))[0])
-        assert 3 <= len(parts) <= 6
+        assert fewest <= len(parts) <= most + 1
         seen = [known[1][((known[0] - ink(pixels[part])) ** 2).sum(1).argmin()] for part in parts]
         right += sum(seen) == label
     assert right >= 38
+
+
+@pytest.mark.parametrize("given", ["fewest=4,most=3", "fewest=0", "most=6", "most=2"])
+def test_numbers_of_digits_that_there_are_not(given):
+    with pytest.raises(ValueError, match=r"expected 1 <= fewest <= most <= 5, got fewest=\d, most=\d"):
+        create_dataset(f"hyena/far_digits:{given}", split="train")
 
 
 @pytest.mark.parametrize("size", [256, 2048])
@@ -73,7 +83,7 @@ def test_digits_lie_apart(size):
 def test_digits_of_a_sum_are_drawn_evenly():
     rng = numpy.random.default_rng(0)
     for total in (0, 4, 27):
-        drawn = [tuple(far_digits._digits_of_sum(rng, total)) for _ in range(600)]
+        drawn = [tuple(far_digits._digits_of_sum(rng, total, 3, 5)) for _ in range(600)]
         assert all(sum(digits) == total and set(digits) <= set(range(10)) for digits in drawn)
         counts = Counter(map(len, drawn))
         assert set(counts) == {3, 4, 5} and min(counts.values()) > 150
