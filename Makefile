@@ -99,7 +99,8 @@ HYENA = hyena2d_iso_tiny patch_size=4 base_grid={size/4}
 CONTENDERS = "$(ATTENTION)=4 fc_norm=False" "1D causal: $(HYENA) mixer_layer=hyena1d causal=True" "1D: $(HYENA) mixer_layer=hyena1d" \
 	"2D: $(HYENA)" "hybrid: $(HYENA) attn_blocks=[1,3] num_heads=4"
 # One far digit: patches of 16 pixels, and the largest of all tokens in place of their mean, which hides a few with ink
-FAR = $(subst patch_size=4,patch_size=16 global_pool=max,$(subst {size/4},{size/16},$(subst global_pool=avg ,,$(CONTENDERS))))
+FAR = $(subst fc_norm=False,,$(subst global_pool=avg ,,$(subst patch_size=4,patch_size=16 global_pool=max fc_norm=True,\
+	$(subst {size/4},{size/16},$(CONTENDERS)))))
 IN_VIT = hyena_replaced base=vit_tiny_patch16_224 replace=[{"mixer":"hyena2d","blocks":"all","filter_dim":32,"base_grid":{size/4}}] \
 	patch_size=4 embed_dim=64 depth=4 num_heads=1 class_token=False global_pool=avg fc_norm=False
 VARIANTS = "2D: $(HYENA)" "no softcap: $(HYENA) softcap=0" "softcap 1: $(HYENA) softcap=1.0" \
@@ -120,7 +121,7 @@ bench-accuracy: $(VENV)/.train
 	$(BENCHMARK) accuracy $(RECALL) --lrs 6e-3 --img-sizes 32 --models $(VARIANTS) --output $(EVIDENCE)/ablations
 	$(BENCHMARK) accuracy $(FIXED) --lrs 6e-3 2e-2 --img-sizes 64 --models "$(ATTENTION)=8 fc_norm=False" "2D: $(HYENA8)" \
 		"2D, no window: $(HYENA8) window=none" --output $(EVIDENCE)/spatial_recall_fixed
-	$(BENCHMARK) accuracy --task hyena/far_digits:fewest=1,most=1 --recipe configs/far_digit.yaml --jobs 2 --lrs 2e-3 6e-3 \
+	$(BENCHMARK) accuracy --task hyena/far_digits:fewest=1,most=1 --recipe configs/far_digit.yaml --jobs 2 --lrs 3e-3 6e-3 \
 		--img-sizes 256 --models $(FAR) --output $(EVIDENCE)/far_digit
 	$(BENCHMARK) transfer --task sklearn/digits --recipe configs/digits.yaml --train-size 64 --img-sizes 96 128 --jobs 2 \
 		--models "$(ATTENTION)=8" "$(CONVOLUTIONS)" "2D relative: $(HYENA8)" "2D absolute: $(HYENA8) coords=absolute" \

@@ -122,6 +122,8 @@ class HyenaViT(nn.Module):
         dynamic_img_pad: Whether other sizes are padded at the right and bottom.
         act_layer: Activation of the MLPs, a timm name or a class.
         norm_layer: Norm, a timm name or a class; LayerNorm with eps 1e-6 by default.
+        fc_norm: Whether the final norm is that of the pooled token, after pooling, as timm's ViT has it by default where
+            it pools. `forward_features` then gives tokens without a norm.
         mixer_norm_layer: Norm inside the mixers, where `value_norm`, `gate_norm` or `out_norm` ask for one.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -160,6 +162,7 @@ class HyenaViT(nn.Module):
         dynamic_img_pad: bool = False,
         act_layer: str | type[nn.Module] | None = None,
         norm_layer: str | type[nn.Module] | None = None,
+        fc_norm: bool = False,
         mixer_norm_layer: str | type[nn.Module] | None = None,
         device=None,
         dtype=None,
@@ -221,7 +224,8 @@ class HyenaViT(nn.Module):
         )
         reduction = self.patch_embed.feat_ratio()
         self.feature_info = [dict(module=f"blocks.{i}", num_chs=embed_dim, reduction=reduction) for i in range(depth)]
-        self.norm = norm(embed_dim, **dd)
+        self.norm = nn.Identity() if fc_norm else norm(embed_dim, **dd)
+        self.fc_norm = norm(embed_dim, **dd) if fc_norm else nn.Identity()
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
         self.init_weights(needs_reset=False)
@@ -351,7 +355,7 @@ class HyenaViT(nn.Module):
         Args:
             indices: Blocks to keep the features of, as in `forward_intermediates`.
             prune_norm: Whether the final norm goes.
-            prune_head: Whether pooling and head go.
+            prune_head: Whether pooling, the norm after it, and head go.
 
         Returns:
             The indices of the blocks taken.
@@ -361,11 +365,12 @@ class HyenaViT(nn.Module):
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
+            self.fc_norm = nn.Identity()
             self.reset_classifier(0, "")
         return take_indices
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised tokens (B, H', W', C) of images (B, in_chans, H, W)."""
+        """Normalised tokens (B, H', W', C) of images (B, in_chans, H, W); with `fc_norm` they are not yet."""
         x = self.patch_embed(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.blocks, x)
@@ -375,7 +380,7 @@ class HyenaViT(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) of tokens (B, H', W', C); what comes before the last layer if `pre_logits`."""
-        x = self.head_drop(self.pool(x))
+        x = self.head_drop(self.fc_norm(self.pool(x)))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -389,7 +394,7 @@ _UNUSED_OF_VIT = r"^(cls_token|dist_token|reg_token|mask_token|pos_embed|head_di
 _FRESH_OF_MIXER = r"\.mixer\.(short_filter|filter|skip|value_norm|gate_norms|out_norm)\b"
 
 # What a pyramid adds, and what may be gone where its maps are all that is used.
-_ABOVE_TRUNK = ("fpn.", "norm.")
+_ABOVE_TRUNK = ("fpn.", "norm.", "fc_norm.")
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HyenaViT) -> dict[str, Tensor]:
@@ -412,10 +417,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HyenaViT) -> dict
     state_dict = cast(dict[str, Tensor], state_dict.get("model", state_dict))
     own = model.state_dict()
     is_vit = not any(".mixer." in key for key in state_dict)
+    final_norm = "fc_norm." if "fc_norm.weight" in own else "norm."
     renamed = {}
     for key, value in state_dict.items():
         if is_vit:
-            key = re.sub(r"^(blocks\.\d+)\.attn\.", r"\1.mixer.", re.sub(r"^fc_norm\.", "norm.", key))
+            key = re.sub(r"^(blocks\.\d+)\.attn\.", r"\1.mixer.", re.sub(r"^(fc_)?norm\.", final_norm, key))
         key = rename_omega(key)
         if key == "patch_embed.proj.weight" and value.ndim == 4 and value.shape[-2:] != own[key].shape[-2:]:
             value = resample_patch_embed(value, list(own[key].shape[-2:]), verbose=True)

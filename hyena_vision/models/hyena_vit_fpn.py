@@ -99,7 +99,7 @@ class HyenaViTFPN(HyenaViT):
         Args:
             indices: Maps to keep, as in `forward_intermediates`.
             prune_norm: Whether the final norm goes.
-            prune_head: Whether pooling and head go.
+            prune_head: Whether pooling, the norm after it, and head go.
 
         Returns:
             The indices of the maps taken.
@@ -110,6 +110,7 @@ class HyenaViTFPN(HyenaViT):
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
+            self.fc_norm = nn.Identity()
             self.reset_classifier(0, "")
         return take_indices
 

@@ -213,6 +213,19 @@ def test_gradient_checkpointing_changes_nothing(name):
     torch.testing.assert_close(results[0], results[1])
 
 
+def test_norm_after_pooling_is_that_of_the_pooled_token(name):
+    model, x = small_model(name, fc_norm=True, global_pool="max"), images()
+    nn.init.uniform_(model.fc_norm.weight, 0.5, 1.5)
+    tokens = model.blocks(model.patch_embed(x))
+    assert torch.equal(model.forward_features(x), tokens)
+    assert torch.equal(model(x), model.head(model.fc_norm(tokens.amax((1, 2)))))
+    layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    assert layers["fc_norm.weight"] == layers["head.weight"]
+    model.prune_intermediate_layers([1])
+    model.forward_features(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_reset_classifier_keeps_device_dtype_mode_and_pooling(name):
     model = small_model(name, global_pool="max").double().train()
     expected = model.forward_head(model.forward_features(images().double()), pre_logits=True).shape

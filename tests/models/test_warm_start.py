@@ -57,10 +57,14 @@ def test_reports_what_is_fresh_and_what_is_unused(tmp_path, caplog):
     assert "cls_token" in unused and "pos_embed" in unused
 
 
-def test_average_pooled_vit_gives_its_last_norm(tmp_path):
-    source = vit(class_token=False, global_pool="avg")
-    torch.nn.init.normal_(source.fc_norm.weight)
-    assert torch.equal(load(save(tmp_path, source)).norm.weight, source.fc_norm.weight)
+@pytest.mark.parametrize("pooled", [dict(class_token=False, global_pool="avg"), dict()])
+def test_last_norm_of_a_vit_goes_where_ours_is(pooled, tmp_path):
+    source = vit(**pooled)
+    norm = source.fc_norm if pooled else source.norm
+    torch.nn.init.normal_(norm.weight)
+    path = save(tmp_path, source)
+    assert torch.equal(load(path).norm.weight, norm.weight)
+    assert torch.equal(load(path, fc_norm=True).fc_norm.weight, norm.weight)
 
 
 def test_other_head_patch_size_and_channels_are_adapted(tmp_path):

@@ -83,8 +83,12 @@ def test_all_shipped_configs_are_tested():
     assert {path.stem for path in CONFIGS} >= {"digits", "digits_vit", "hyena_vit_base_in1k", "hpx_former_b36_in1k"}
 
 
-def test_digits_baseline_differs_in_the_model_alone():
-    hyena, vit = (yaml.safe_load(next(p for p in CONFIGS if p.stem == n).read_text()) for n in ("digits", "digits_vit"))
+@pytest.mark.parametrize("recipe", ["digits", "far_digit"])
+def test_baseline_differs_in_the_model_alone(recipe):
+    hyena, vit = (
+        yaml.safe_load(next(path for path in CONFIGS if path.stem == name).read_text())
+        for name in (recipe, f"{recipe}_vit")
+    )
     assert {key for key in hyena.keys() | vit.keys() if hyena.get(key) != vit.get(key)} == {"model", "model_kwargs"}
 
 
