@@ -107,8 +107,8 @@ class ImplicitFilter(nn.Module):
             fixed for "exponential", learnt for "radial" and "gaussian".
         window_shift: Initial shift s of the exponential and radial windows, a constant unless they are learnt.
         slow_decay: Distance in units of u at which the exponential of the first channel reaches 0.01. None is 1.5 in 1D
-            and 3 in 2D, where HyenaPixel counts in kernel extents.
-        fast_decay: The same for the last channel, 0.3 and 0.6; those between are spaced linearly in $\delta$.
+            and 10 in 2D, where a window begins nearly flat.
+        fast_decay: The same for the last channel, 0.3 and 2; those between are spaced linearly in $\delta$.
         coords: "relative" or "absolute", see the module's text.
         base_size: Tokens per axis (one number, or one per axis) of the base grid, usually that of the training
             images. It sets no shape unless `learn_features`, and like all settings it is not in the state dict: weights
@@ -586,7 +586,7 @@ class ImplicitFilter2d(ImplicitFilter):
 
     rank = 2
     default_window = "radial"
-    default_decay = (3.0, 0.6)
+    default_decay = (10.0, 2.0)
 
 
 # Modules whose arithmetic `implicit_kernel` knows

@@ -86,7 +86,7 @@ def test_defaults_are_the_published_ones():
     torch.testing.assert_close(hyena.decay[[0, -1]], -math.log(0.01) / torch.tensor([1.5, 0.3]))
     pixel = ImplicitFilter2d(4)
     assert (pixel.filter_emb_dim, len(pixel.hidden), pixel.omega_0, pixel.window) == (34, 3, 1.0, "radial")
-    torch.testing.assert_close(pixel.decay[[0, -1]], -math.log(0.01) / torch.tensor([3.0, 0.6]))
+    torch.testing.assert_close(pixel.decay[[0, -1]], -math.log(0.01) / torch.tensor([10.0, 2.0]))
     siren = ImplicitFilter2d(4, features="coords", filter_dim=512)
     assert siren.omega_0 == 10.0 and siren.sine[0].omega[0] == 10.0 and siren.sine[1].omega[0] == 1.0
     # SIREN: uniform within pi on two raw coordinates, within sqrt(6 / width) in the layers after them.
@@ -277,7 +277,7 @@ def test_parameters_do_not_depend_on_the_base_grid():
         (dict(coords="pixels"), "coords must be one of .*, got 'pixels'"),
         (dict(base_size=0), r"at least 1 token, got \(0, 0\)"),
         (dict(base_size=(1, 2, 3)), r"size must have 2 axes, got \(1, 2, 3\)"),
-        (dict(slow_decay=0.0), "must be positive, got 0.0 and 0.6"),
+        (dict(slow_decay=0.0), "must be positive, got 0.0 and 2.0"),
     ],
 )
 def test_bad_arguments_are_refused(kwargs, message):
