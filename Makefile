@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A new folder for every `make train`: nothing that was saved is written over.
 RUN := $(shell date +%Y%m%d-%H%M%S)
-OUTPUT ?= output/digits-$(RUN)
+OUTPUT ?= output/far-digit-$(RUN)
 
 .PHONY: help train test test-interop faults test-floor test-gpu test-gpu-env gpu-report bench bench-accuracy lint clean
 
 help:
-	@echo "make train       train Hyena and the attention ViT on real images, print the comparison"
+	@echo "make train       train Hyena and the attention ViT on images of 256 pixels, print the comparison"
 	@echo "make test        lint and all tests"
 	@echo "make test-floor  the tests with the oldest supported versions (Python 3.10)"
 	@echo "make test-interop  the tests with libraries that take the models as backbones (docs/libraries.md)"
@@ -32,8 +32,8 @@ $(VENV)/.test: $(VENV)/.train
 	touch $@
 
 train: $(VENV)/.train
-	$(BIN)/python train_imagenet.py -c configs/digits.yaml --output $(OUTPUT) --experiment hyena2d
-	$(BIN)/python train_imagenet.py -c configs/digits_vit.yaml --output $(OUTPUT) --experiment attention
+	$(BIN)/python train_imagenet.py -c configs/far_digit.yaml --output $(OUTPUT) --experiment hyena2d
+	$(BIN)/python train_imagenet.py -c configs/far_digit_vit.yaml --output $(OUTPUT) --experiment attention
 	$(BIN)/python -m hyena_vision.training.report $(OUTPUT)/hyena2d $(OUTPUT)/attention
 
 lint: $(VENV)/.test
@@ -94,14 +94,18 @@ BENCHMARK = OMP_NUM_THREADS=1 $(BIN)/python -m hyena_vision.benchmark
 RECALL = --task hyena/spatial_recall --recipe configs/spatial_recall.yaml --jobs 2
 FIXED = $(subst spatial_recall ,spatial_recall:fixed=true ,$(RECALL))
 ATTENTION = attention: vit_tiny_patch16_224 embed_dim=64 depth=4 num_heads=4 class_token=False global_pool=avg patch_size
-HYENA = hyena2d_iso_tiny patch_size=4 base_grid={size/4}
+# What was measured before filters began with a wider window; the default was this then.
+NARROW = slow_decay=3.0 fast_decay=0.6
+NARROW_JSON = ,"slow_decay":3.0,"fast_decay":0.6
+DEFAULT = hyena2d_iso_tiny patch_size=4 base_grid={size/4}
+HYENA = $(DEFAULT) $(NARROW)
 # fc_norm=False: a norm after the last block, as the others have. By default timm puts it behind the pooling.
-CONTENDERS = "$(ATTENTION)=4 fc_norm=False" "1D causal: $(HYENA) mixer_layer=hyena1d causal=True" "1D: $(HYENA) mixer_layer=hyena1d" \
+CONTENDERS = "$(ATTENTION)=4 fc_norm=False" "1D causal: $(DEFAULT) mixer_layer=hyena1d causal=True" "1D: $(DEFAULT) mixer_layer=hyena1d" \
 	"2D: $(HYENA)" "hybrid: $(HYENA) attn_blocks=[1,3] num_heads=4"
 # One far digit: patches of 16 pixels, and the largest of all tokens in place of their mean, which hides a few with ink
 FAR = $(subst fc_norm=False,,$(subst global_pool=avg ,,$(subst patch_size=4,patch_size=16 global_pool=max fc_norm=True,\
-	$(subst {size/4},{size/16},$(CONTENDERS)))))
-IN_VIT = hyena_replaced base=vit_tiny_patch16_224 replace=[{"mixer":"hyena2d","blocks":"all","filter_dim":32,"base_grid":{size/4}}] \
+	$(subst {size/4},{size/16},$(subst $(NARROW),,$(CONTENDERS))))))
+IN_VIT = hyena_replaced base=vit_tiny_patch16_224 replace=[{"mixer":"hyena2d","blocks":"all","filter_dim":32,"base_grid":{size/4}$(NARROW_JSON)}] \
 	patch_size=4 embed_dim=64 depth=4 num_heads=1 class_token=False global_pool=avg fc_norm=False
 VARIANTS = "2D: $(HYENA)" "no softcap: $(HYENA) softcap=0" "softcap 1: $(HYENA) softcap=1.0" \
 	"order 3: $(HYENA) order=3" "gates SiLU: $(HYENA) gate_act=silu" \
@@ -111,7 +115,8 @@ VARIANTS = "2D: $(HYENA)" "no softcap: $(HYENA) softcap=0" "softcap 1: $(HYENA) 
 	"omega_0 3: $(HYENA) omega_0=3.0" "omega_0 30: $(HYENA) omega_0=30.0" "circular: $(HYENA) padding=circular" \
 	"short filter 1: $(HYENA) short_kernel_size=1" "short filter 5: $(HYENA) short_kernel_size=5" \
 	'ViT, no positions: $(IN_VIT) pos_embed=none' 'ViT, learnt positions: $(IN_VIT) pos_embed=learn'
-HYENA8 = hyena2d_iso_tiny patch_size=8 base_grid={size/8}
+DEFAULT8 = hyena2d_iso_tiny patch_size=8 base_grid={size/8}
+HYENA8 = $(DEFAULT8) $(NARROW)
 HYENAPIXEL = hpx_former_s18 depths=[1,1,2,1] dims=[16,32,64,96] base_img_size={size/1}
 CONVOLUTIONS = convolutions: convnext_atto patch_size=4 output_stride=8 depths=[1,1,1,1] dims=[64,64,64,64]
 bench-accuracy: $(VENV)/.train
@@ -120,13 +125,15 @@ bench-accuracy: $(VENV)/.train
 		--output $(EVIDENCE)/spatial_recall_64
 	$(BENCHMARK) accuracy $(RECALL) --lrs 6e-3 --img-sizes 32 --models $(VARIANTS) --output $(EVIDENCE)/ablations
 	$(BENCHMARK) accuracy $(FIXED) --lrs 6e-3 2e-2 --img-sizes 64 --models "$(ATTENTION)=8 fc_norm=False" "2D: $(HYENA8)" \
-		"2D, no window: $(HYENA8) window=none" --output $(EVIDENCE)/spatial_recall_fixed
+		"2D, no window: $(HYENA8) window=none" "2D, wider window: $(DEFAULT8)" --output $(EVIDENCE)/spatial_recall_fixed
+	$(BENCHMARK) accuracy $(RECALL) --lrs 6e-3 --img-sizes 32 64 --models "2D, wider window: $(DEFAULT)" --output $(EVIDENCE)/wider_window
 	$(BENCHMARK) accuracy --task hyena/far_digits:fewest=1,most=1 --recipe configs/far_digit.yaml --jobs 2 --lrs 3e-3 6e-3 \
 		--img-sizes 256 --models $(FAR) --output $(EVIDENCE)/far_digit
 	$(BENCHMARK) transfer --task sklearn/digits --recipe configs/digits.yaml --train-size 64 --img-sizes 96 128 --jobs 2 \
 		--models "$(ATTENTION)=8" "$(CONVOLUTIONS)" "2D relative: $(HYENA8)" "2D absolute: $(HYENA8) coords=absolute" \
 		"2D relative, short filter 1: $(HYENA8) short_kernel_size=1" \
-		"2D relative, dilated: $(HYENA8) short_dilation={at/64}" "1D relative: $(HYENA8) mixer_layer=hyena1d" \
+		"2D relative, dilated: $(HYENA8) short_dilation={at/64}" "1D relative: $(DEFAULT8) mixer_layer=hyena1d" \
+		"2D relative, dilated, wider window: $(DEFAULT8) short_dilation={at/64}" \
 		"HyenaPixel relative: $(HYENAPIXEL)" "HyenaPixel absolute: $(HYENAPIXEL) coords=absolute" \
 		--more "--epochs 1 --warmup-epochs 0 --lr 3e-4" --output $(EVIDENCE)/transfer --args --epochs 10 --warmup-epochs 1
 	$(BENCHMARK) stability --task hyena/far_digits --recipe configs/stability.yaml --img-size 256 \

@@ -1,4 +1,4 @@
-"""The first losses of `make train` are those that they were, on any machine: nothing that decides them may change."""
+"""The first losses of a recipe are those that they were, on any machine: nothing that decides them may change."""
 
 import signal
 
@@ -16,7 +16,7 @@ LOSSES = """
 """
 
 
-def test_first_losses_of_make_train(tmp_path, monkeypatch):
+def test_first_losses_of_a_recipe(tmp_path, monkeypatch):
     losses = []
 
     def create_watched_loss(*args, create=task.create_loss):

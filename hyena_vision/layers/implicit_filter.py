@@ -106,9 +106,10 @@ class ImplicitFilter(nn.Module):
         learn_window: Whether $\delta$ and the shift s, or $\log \sigma$, are parameters. None does as the papers do:
             fixed for "exponential", learnt for "radial" and "gaussian".
         window_shift: Initial shift s of the exponential and radial windows, a constant unless they are learnt.
-        slow_decay: Distance in units of u at which the exponential of the first channel reaches 0.01. None is 1.5 in 1D
-            and 10 in 2D, where a window begins nearly flat.
-        fast_decay: The same for the last channel, 0.3 and 2; those between are spaced linearly in $\delta$.
+        slow_decay: Distance in units of u at which the exponential of the first channel reaches 0.01. Hyena begins at
+            1.5, and HyenaPixel at 3 (1.5 kernel extents); with wider windows what lies far away is learnt better.
+        fast_decay: The same for the last channel; those between are spaced linearly in $\delta$. Hyena begins at 0.3,
+            and HyenaPixel at 0.6.
         coords: "relative" or "absolute", see the module's text.
         base_size: Tokens per axis (one number, or one per axis) of the base grid, usually that of the training
             images. It sets no shape unless `learn_features`, and like all settings it is not in the state dict: weights
@@ -127,7 +128,6 @@ class ImplicitFilter(nn.Module):
 
     rank: int  # number of axes of the signal
     default_window: str
-    default_decay: tuple[float, float]
 
     def __init__(
         self,
@@ -145,8 +145,8 @@ class ImplicitFilter(nn.Module):
         window: str | None = None,
         learn_window: bool | None = None,
         window_shift: float = 0.0,
-        slow_decay: float | None = None,
-        fast_decay: float | None = None,
+        slow_decay: float = 10.0,
+        fast_decay: float = 2.0,
         coords: str = "relative",
         base_size: int | tuple[int, ...] = 14,
         cond_dim: int = 0,
@@ -155,8 +155,6 @@ class ImplicitFilter(nn.Module):
     ) -> None:
         super().__init__()
         window = self.default_window if window is None else window
-        slow_decay = self.default_decay[0] if slow_decay is None else slow_decay
-        fast_decay = self.default_decay[1] if fast_decay is None else fast_decay
         for name, value, known in (("features", features, FEATURES), ("window", window, WINDOWS)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
@@ -568,7 +566,6 @@ class ImplicitFilter1d(ImplicitFilter):
 
     rank = 1
     default_window = "exponential"
-    default_decay = (1.5, 0.3)
 
 
 class ImplicitFilter2d(ImplicitFilter):
@@ -586,7 +583,6 @@ class ImplicitFilter2d(ImplicitFilter):
 
     rank = 2
     default_window = "radial"
-    default_decay = (10.0, 2.0)
 
 
 # Modules whose arithmetic `implicit_kernel` knows

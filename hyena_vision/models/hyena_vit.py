@@ -122,8 +122,8 @@ class HyenaViT(nn.Module):
         dynamic_img_pad: Whether other sizes are padded at the right and bottom.
         act_layer: Activation of the MLPs, a timm name or a class.
         norm_layer: Norm, a timm name or a class; LayerNorm with eps 1e-6 by default.
-        fc_norm: Whether the final norm is that of the pooled token, after pooling, as timm's ViT has it by default where
-            it pools. `forward_features` then gives tokens without a norm.
+        fc_norm: Whether the final norm comes after pooling, as timm's ViT has it by default where it pools.
+            `forward_features` then gives tokens without a norm.
         mixer_norm_layer: Norm inside the mixers, where `value_norm`, `gate_norm` or `out_norm` ask for one.
         device: Device of the parameters.
         dtype: Dtype of the parameters.

@@ -9,7 +9,11 @@ from hyena_vision.data.tasks import TASKS, create_task
 from hyena_vision.data.tasks.__main__ import main
 
 SMALL = {"pathfinder": 32, "far_digits": 256, "spatial_recall": 32}
-SETTINGS = {"pathfinder": "dashes, cue", "far_digits": "unit, fewest, most, digits", "spatial_recall": "color, fixed, digits"}
+SETTINGS = {
+    "pathfinder": "dashes, cue",
+    "far_digits": "unit, fewest, most, digits",
+    "spatial_recall": "color, fixed, digits",
+}
 
 
 def pixels(dataset: DrawnDataset, index: int) -> bytes:
