@@ -94,17 +94,18 @@ BENCHMARK = OMP_NUM_THREADS=1 $(BIN)/python -m hyena_vision.benchmark
 RECALL = --task hyena/spatial_recall --recipe configs/spatial_recall.yaml --jobs 2
 FIXED = $(subst spatial_recall ,spatial_recall:fixed=true ,$(RECALL))
 ATTENTION = attention: vit_tiny_patch16_224 embed_dim=64 depth=4 num_heads=4 class_token=False global_pool=avg patch_size
-# What was measured before filters began with a wider window; the default was this then.
+# What was measured before filters began with a wider window; these were the defaults in 2D and 1D.
 NARROW = slow_decay=3.0 fast_decay=0.6
+NARROW_1D = mixer_layer=hyena1d slow_decay=1.5 fast_decay=0.3
 NARROW_JSON = ,"slow_decay":3.0,"fast_decay":0.6
 DEFAULT = hyena2d_iso_tiny patch_size=4 base_grid={size/4}
 HYENA = $(DEFAULT) $(NARROW)
 # fc_norm=False: a norm after the last block, as the others have. By default timm puts it behind the pooling.
-CONTENDERS = "$(ATTENTION)=4 fc_norm=False" "1D causal: $(DEFAULT) mixer_layer=hyena1d causal=True" "1D: $(DEFAULT) mixer_layer=hyena1d" \
+CONTENDERS = "$(ATTENTION)=4 fc_norm=False" "1D causal: $(DEFAULT) $(NARROW_1D) causal=True" "1D: $(DEFAULT) $(NARROW_1D)" \
 	"2D: $(HYENA)" "hybrid: $(HYENA) attn_blocks=[1,3] num_heads=4"
 # One far digit: patches of 16 pixels, and the largest of all tokens in place of their mean, which hides a few with ink
 FAR = $(subst fc_norm=False,,$(subst global_pool=avg ,,$(subst patch_size=4,patch_size=16 global_pool=max fc_norm=True,\
-	$(subst {size/4},{size/16},$(subst $(NARROW),,$(CONTENDERS))))))
+	$(subst {size/4},{size/16},$(subst $(NARROW),,$(subst $(NARROW_1D),mixer_layer=hyena1d,$(CONTENDERS)))))))
 IN_VIT = hyena_replaced base=vit_tiny_patch16_224 replace=[{"mixer":"hyena2d","blocks":"all","filter_dim":32,"base_grid":{size/4}$(NARROW_JSON)}] \
 	patch_size=4 embed_dim=64 depth=4 num_heads=1 class_token=False global_pool=avg fc_norm=False
 VARIANTS = "2D: $(HYENA)" "no softcap: $(HYENA) softcap=0" "softcap 1: $(HYENA) softcap=1.0" \
@@ -126,13 +127,14 @@ bench-accuracy: $(VENV)/.train
 	$(BENCHMARK) accuracy $(RECALL) --lrs 6e-3 --img-sizes 32 --models $(VARIANTS) --output $(EVIDENCE)/ablations
 	$(BENCHMARK) accuracy $(FIXED) --lrs 6e-3 2e-2 --img-sizes 64 --models "$(ATTENTION)=8 fc_norm=False" "2D: $(HYENA8)" \
 		"2D, no window: $(HYENA8) window=none" "2D, wider window: $(DEFAULT8)" --output $(EVIDENCE)/spatial_recall_fixed
-	$(BENCHMARK) accuracy $(RECALL) --lrs 6e-3 --img-sizes 32 64 --models "2D, wider window: $(DEFAULT)" --output $(EVIDENCE)/wider_window
+	$(BENCHMARK) accuracy $(RECALL) --lrs 6e-3 --img-sizes 32 64 --models "2D, wider window: $(DEFAULT)" \
+		"1D, wider window: $(DEFAULT) mixer_layer=hyena1d" --output $(EVIDENCE)/wider_window
 	$(BENCHMARK) accuracy --task hyena/far_digits:fewest=1,most=1 --recipe configs/far_digit.yaml --jobs 2 --lrs 3e-3 6e-3 \
 		--img-sizes 256 --models $(FAR) --output $(EVIDENCE)/far_digit
 	$(BENCHMARK) transfer --task sklearn/digits --recipe configs/digits.yaml --train-size 64 --img-sizes 96 128 --jobs 2 \
 		--models "$(ATTENTION)=8" "$(CONVOLUTIONS)" "2D relative: $(HYENA8)" "2D absolute: $(HYENA8) coords=absolute" \
 		"2D relative, short filter 1: $(HYENA8) short_kernel_size=1" \
-		"2D relative, dilated: $(HYENA8) short_dilation={at/64}" "1D relative: $(DEFAULT8) mixer_layer=hyena1d" \
+		"2D relative, dilated: $(HYENA8) short_dilation={at/64}" "1D relative: $(DEFAULT8) $(NARROW_1D)" \
 		"2D relative, dilated, wider window: $(DEFAULT8) short_dilation={at/64}" \
 		"HyenaPixel relative: $(HYENAPIXEL)" "HyenaPixel absolute: $(HYENAPIXEL) coords=absolute" \
 		--more "--epochs 1 --warmup-epochs 0 --lr 3e-4" --output $(EVIDENCE)/transfer --args --epochs 10 --warmup-epochs 1
