@@ -202,9 +202,16 @@ FAULTS = [
     Fault(
         "warm start: last norm of an average-pooled ViT",
         VIT,
-        r"""re.sub(r"^fc_norm\.", "norm.", key)""",
+        r"""re.sub(r"^(fc_)?norm\.", final_norm, key)""",
         "key",
-        ("models/test_warm_start.py::test_average_pooled_vit_gives_its_last_norm",),
+        ("models/test_warm_start.py::test_last_norm_of_a_vit_goes_where_ours_is",),
+    ),
+    Fault(
+        "vit: no norm after pooling",
+        VIT,
+        "self.head_drop(self.fc_norm(self.pool(x)))",
+        "self.head_drop(self.pool(x))",
+        ("models/test_hyena_vit.py::test_norm_after_pooling_is_that_of_the_pooled_token",),
     ),
     Fault(
         "warm start: blocks that the model does not have are left out",
@@ -286,7 +293,7 @@ FAULTS = [
     Fault(
         "fpn: weights of a backbone without its norm do not come back",
         VIT,
-        '_ABOVE_TRUNK = ("fpn.", "norm.")',
+        '_ABOVE_TRUNK = ("fpn.", "norm.", "fc_norm.")',
         '_ABOVE_TRUNK = ("fpn.",)',
         ("models/test_hyena_vit_fpn.py::test_own_weights_come_back_whole",),
     ),
